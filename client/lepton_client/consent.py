@@ -1,0 +1,59 @@
+"""The site's veto: a request is held against the site's own policy before any data is read."""
+
+from lepton_client.site import SiteFile
+from lepton_common.errors import ConsentRefused
+from lepton_common.messages import TrainRequest
+from lepton_common.models.catalog import MODELS
+from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.tasks.catalog import TASKS
+
+
+def check(request: TrainRequest, site: SiteFile) -> PrivacyPlan | None:
+    """Returns the privacy plan under which the site will train, or None for no DP.
+
+    The plan joins what the run asks for with what only the site decides: the privacy unit from
+    its own schema, and the denominator from its own public size class.
+
+    Raises:
+        ConsentRefused: naming the first bound that the request breaks.
+    """
+    policy = site.policy
+    if request.task not in TASKS or (policy.tasks is not None and request.task not in policy.tasks):
+        raise ConsentRefused(f"This site does not serve the task '{request.task}'.")
+    if TASKS[request.task].dataset != site.data.dataset:
+        raise ConsentRefused(f"This site holds no data for the task '{request.task}'.")
+    if request.prepare != site.data.prepare:
+        raise ConsentRefused(f"This site's data is prepared by {site.data.prepare}.")
+    if request.model not in MODELS:
+        raise ConsentRefused(f"No model '{request.model}' is installed at this site.")
+    if request.cohort < policy.min_cohort:
+        raise ConsentRefused(
+            f"A cohort of {request.cohort} is below this site's floor of {policy.min_cohort}."
+        )
+    asked = request.privacy
+    if asked is None:
+        if not policy.allow_unprotected:
+            raise ConsentRefused("This site trains with differential privacy only.")
+        return None
+    if asked.delta > policy.max_delta:
+        raise ConsentRefused(f"delta {asked.delta} exceeds this site's {policy.max_delta}.")
+    if asked.noise_multiplier < policy.min_noise_multiplier:
+        raise ConsentRefused(
+            f"A noise multiplier of {asked.noise_multiplier:.4g} is below this site's floor of "
+            f"{policy.min_noise_multiplier}."
+        )
+    if asked.clipping_norm > policy.max_clipping_norm:
+        raise ConsentRefused(
+            f"A clipping norm of {asked.clipping_norm} exceeds this site's "
+            f"{policy.max_clipping_norm}."
+        )
+    return PrivacyPlan(
+        unit=site.data.unit,
+        delta=asked.delta,
+        sample_rate=asked.sample_rate,
+        noise_multiplier=asked.noise_multiplier,
+        clipping_norm=asked.clipping_norm,
+        steps_per_round=asked.steps_per_round,
+        max_steps=asked.max_steps,
+        denominator=asked.sample_rate * site.public_size,
+    )

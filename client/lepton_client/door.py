@@ -1,0 +1,157 @@
+"""The one way out of a site: allow-list, provenance, log, and only then a reply.
+
+Nothing else in a site constructs Flower replies (a test over the syntax tree sees to it). Each
+item that leaves is on the list below with the protections that it may carry. With DP on, each
+item computed from records must be covered by the event that was charged for this very release.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+
+from lepton_client.ledger import Charge, Ledger
+from lepton_common.arrays import Vector, digest_of, pack
+from lepton_common.audit import AuditLog
+from lepton_common.errors import DoorRefused
+from lepton_common.messages import Receipt, SiteFacts
+from lepton_common.policy import SitePolicy
+from lepton_common.privacy.provenance import Protection, Provenance
+from lepton_common.strict import to_json
+
+_REFUSED = 100  # error code of a named refusal; Flower's own codes end at 8
+
+_COMPUTED = frozenset({Protection.DP, Protection.SECAGG, Protection.UNPROTECTED})
+_ALLOWED: dict[str, tuple[type, frozenset[Protection]]] = {
+    "update": (np.ndarray, _COMPUTED),
+    "loss": (float, _COMPUTED),
+    "site": (SiteFacts, frozenset({Protection.PUBLIC})),
+    "receipt": (Receipt, frozenset({Protection.PROTOCOL})),
+}
+
+
+@dataclass(frozen=True)
+class Outbound:
+    """Something that is about to leave.
+
+    Attributes:
+        name: a name on the door's list.
+        value: the value, of the type that the list gives.
+        provenance: what protects it.
+    """
+
+    name: str
+    value: Vector | float | SiteFacts | Receipt
+    provenance: Provenance
+
+
+class Door:
+    """A site's door."""
+
+    def __init__(self, audit: AuditLog, ledger: Ledger, policy: SitePolicy) -> None:
+        self._audit, self._ledger, self._policy = audit, ledger, policy
+
+    def release(
+        self,
+        message: Message,
+        items: list[Outbound],
+        about: Mapping[str, str | int],
+        charge: Charge | None = None,
+    ) -> Message:
+        """Checks, logs and then builds the reply to ``message``.
+
+        Args:
+            message: what is being answered.
+            items: what shall leave.
+            about: the run and the round it belongs to, for the log.
+            charge: the ledger's charge for this release; with it, DP is on.
+
+        Raises:
+            DoorRefused: an item is not on the list, not of its type, without the protection it
+                needs, or the charge is used up; nothing has left and nothing is logged.
+        """
+        for item in items:
+            self._check(item, charge)
+        if charge is not None:
+            self._ledger.redeem(charge)
+        contents = {item.name: _encode(item.value) for item in items}
+        record = self._audit.append(
+            "release",
+            {
+                **about,
+                "reply_to": message.metadata.message_id,
+                "charge": charge.id if charge else None,
+                "items": [
+                    {
+                        "name": item.name,
+                        "bytes": len(contents[item.name]),
+                        "sha256": digest_of(contents[item.name]),
+                        "provenance": item.provenance.record(),
+                    }
+                    for item in items
+                ],
+            },
+        )
+        return Message(_records(items, record.hash), reply_to=message)
+
+    def refuse(self, message: Message, error: BaseException) -> Message:
+        """Logs a failure and answers with its name; its text stays at the site."""
+        try:
+            self._audit.append(
+                "refusal",
+                {"reply_to": message.metadata.message_id, "error": type(error).__name__},
+            )
+        except OSError:
+            return refuse_without_site(message, OSError())
+        return refuse_without_site(message, error)
+
+    def _check(self, item: Outbound, charge: Charge | None) -> None:
+        kind, protections = _ALLOWED.get(item.name, (type(None), frozenset[Protection]()))
+        protection = item.provenance.protection
+        if not isinstance(item.value, kind):
+            raise DoorRefused(f"'{item.name}' is not on the door's list with that type.")
+        if isinstance(item.value, np.ndarray) and (
+            item.value.dtype != np.float32 or item.value.ndim != 1
+        ):
+            raise DoorRefused(f"'{item.name}' should be one flat float32 vector.")
+        if protection not in protections:
+            raise DoorRefused(f"'{item.name}' may not leave as {protection.value}.")
+        if protections is not _COMPUTED:
+            return
+        if charge is not None and item.provenance.event != charge.event:
+            raise DoorRefused(f"With DP on, '{item.name}' needs the event charged for it.")
+        if charge is None and protection is Protection.DP:
+            raise DoorRefused(f"'{item.name}' claims DP, but nothing was charged for it.")
+        if protection is Protection.UNPROTECTED and not self._policy.allow_unprotected:
+            raise DoorRefused(f"This site's policy keeps '{item.name}' from leaving unprotected.")
+
+
+def refuse_without_site(message: Message, error: BaseException) -> Message:
+    """Answers with the name of an error where no site could be opened to log it."""
+    return Message(Error(_REFUSED, type(error).__name__), reply_to=message)
+
+
+def _encode(value: Vector | float | SiteFacts | Receipt) -> bytes:
+    if isinstance(value, np.ndarray):
+        return pack(value).data
+    if isinstance(value, float):
+        return np.float64(value).tobytes()
+    return to_json(value).encode()
+
+
+def _records(items: list[Outbound], head: str) -> RecordDict:
+    content = RecordDict()
+    losses: dict[str, int | float | list[int] | list[float]] = {}
+    for item in items:
+        if isinstance(item.value, np.ndarray):
+            content[item.name] = ArrayRecord({"vector": pack(item.value)})
+            content["metrics"] = MetricRecord()
+        elif isinstance(item.value, float):
+            losses[item.name] = item.value
+        else:
+            stamped = replace(item.value, audit_head=head)
+            content[item.name] = ConfigRecord({"json": to_json(stamped)})
+    if losses:
+        content["metrics"] = MetricRecord(losses)
+    return content

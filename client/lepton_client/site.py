@@ -1,0 +1,118 @@
+"""A site as its folder: site file, signing key, audit log and ledger, and its data."""
+
+import threading
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from lepton_client.door import Door
+from lepton_client.ledger import Ledger
+from lepton_common.audit import AuditLog
+from lepton_common.datasets.catalog import load_dataset
+from lepton_common.datasets.records import Dataset, Records
+from lepton_common.errors import DataMissing, SettingsError
+from lepton_common.identity.keys import SigningKey
+from lepton_common.policy import SitePolicy
+from lepton_common.strict import Count, Name, parse, record
+
+SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
+
+
+@record
+class SiteData:
+    """Which records are the site's.
+
+    Attributes:
+        dataset: a name in the catalog of data sets.
+        root: folder that holds it; None for the user's cache.
+        prepare: how it is prepared.
+        unit: what the data protects as one.
+        rows: file in the site's folder that lists the site's rows (``.npy``, int64).
+    """
+
+    dataset: Name
+    root: str | None
+    prepare: str
+    unit: Name
+    rows: str
+
+
+@record
+class SiteFile:
+    """What the site operator decides, as written in ``site.yaml``.
+
+    Attributes:
+        name: the site's name.
+        public_size: size class of its data in privacy units; public by the operator's decision.
+        data: see `SiteData`.
+        policy: see `lepton_common.policy.SitePolicy`.
+    """
+
+    name: Name
+    public_size: Count
+    data: SiteData
+    policy: SitePolicy
+
+
+class Site:
+    """A site opened for work; one request at a time, under `lock`."""
+
+    def __init__(self, folder: Path) -> None:
+        """Opens a site's folder.
+
+        Raises:
+            SettingsError: the site file is missing or has faults.
+            AuditError: the audit log does not verify.
+        """
+        self.folder = folder
+        self.file = read_site_file(folder / SITE_FILE)
+        self.key = SigningKey.load(folder / KEY_FILE)
+        self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.file.name)
+        self.ledger = Ledger(self.audit)
+        self.door = Door(self.audit, self.ledger, self.file.policy)
+        self.lock = threading.Lock()
+
+    def dataset(self) -> Dataset:
+        """Returns the data set that the site's records belong to, checked."""
+        data = self.file.data
+        return load_dataset(data.dataset, data.root, data.prepare)
+
+    def records(self) -> Records:
+        """Returns the site's own records.
+
+        Raises:
+            DataMissing: the list of rows is not there or does not fit.
+        """
+        train = self.dataset().train
+        path = self.folder / self.file.data.rows
+        try:
+            rows = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataMissing(f"Cannot read the list of rows {path}; create it again.") from error
+        if rows.dtype != np.int64 or rows.ndim != 1 or (len(rows) and rows.max() >= len(train)):
+            raise DataMissing(f"The list of rows {path} does not fit its data set.")
+        return train.take(rows)
+
+
+@lru_cache(maxsize=4096)
+def open_site(folder: str) -> Site:
+    """Returns the site in a folder; opened once per process, so that its log has one writer."""
+    return Site(Path(folder))
+
+
+def read_site_file(path: Path) -> SiteFile:
+    """Reads ``site.yaml``.
+
+    Raises:
+        SettingsError: it is missing, or all its faults at once.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SettingsError(f"Cannot read the site file {path}; create the site again.") from error
+    file, faults = parse(SiteFile, values)
+    if file is None:
+        raise SettingsError([f"{path}: {fault}" for fault in faults])
+    return file

@@ -1,0 +1,1 @@
+"""Local training: plain, and private with per-unit clipping and secret noise."""

@@ -1,0 +1,74 @@
+"""Training without privacy: mini-batches in an order drawn from a public seed."""
+
+from collections.abc import Iterator
+
+import torch
+
+from lepton_client.training.resident import ResidentModel, new_optimizer
+from lepton_common.arrays import Vector
+from lepton_common.datasets.records import Records
+from lepton_common.errors import UpdateInvalid
+from lepton_common.messages import Recipe
+from lepton_common.tasks.catalog import Task
+
+
+def train_plain(
+    model: ResidentModel, task: Task, records: Records, received: Vector, recipe: Recipe, seed: int
+) -> tuple[Vector, float]:
+    """Trains from ``received`` and returns the update, float32, shape [d], and the mean loss.
+
+    Raises:
+        UpdateInvalid: training diverged to values that are not finite.
+    """
+    start = model.load(received)
+    optimizer = new_optimizer(
+        model.module,
+        name=recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    features, labels = records.features.to(model.device), records.labels.to(model.device)
+    autocast = torch.autocast(
+        model.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"
+    )
+    total, steps = torch.zeros((), device=model.device), 0
+    for rows in _batches(len(records), recipe, seed):
+        batch = rows.to(model.device)
+        optimizer.zero_grad(set_to_none=True)
+        with autocast:
+            loss = task.losses(model.module(features[batch]), labels[batch]).mean()
+        loss.backward()
+        if recipe.proximal_mu:
+            pull_towards(start, model, recipe.proximal_mu)
+        optimizer.step()
+        total += loss.detach()
+        steps += 1
+    update = (model.flat - start).cpu()
+    if not bool(torch.isfinite(update).all()):
+        raise UpdateInvalid("Training diverged; lower train.learning_rate.")
+    return update.numpy(), float(total) / steps
+
+
+def pull_towards(start: torch.Tensor, model: ResidentModel, strength: float) -> None:
+    """Adds FedProx' term (Li et al. 2020), strength * (w - w_received), to the gradients."""
+    offset = 0
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            stop = offset + parameter.numel()
+            reference = start[offset:stop].view(parameter.shape)
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter - reference, alpha=strength)
+            offset = stop
+
+
+def _batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
+    """Yields row numbers: whole epochs, or exactly ``local_steps`` batches over as many epochs."""
+    generator = torch.Generator().manual_seed(seed)
+    left = recipe.local_steps
+    for _ in range(recipe.local_epochs or recipe.local_steps or 0):
+        for rows in torch.randperm(count, generator=generator).split(recipe.batch_size):
+            if left == 0:
+                return
+            yield rows
+            left = None if left is None else left - 1

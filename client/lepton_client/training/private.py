@@ -1,0 +1,148 @@
+"""DP-SGD (Abadi et al. 2016) under a frozen plan: per-unit clipping, secret sampling and noise.
+
+Opacus computes the gradient of each record and nothing else: sampling, clipping, noise and the
+denominator are read from the plan here, because Opacus' own noise follows ``torch.manual_seed``,
+its samplers and denominators depend on the private number of records, and its accountant
+forgets across rounds. The function is total: an empty sample is pure noise, and a record whose
+gradient is not finite counts as zero, so that neither shows from outside.
+"""
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from opacus.grad_sample import GradSampleModule
+
+from lepton_client.training.plain import pull_towards
+from lepton_client.training.resident import ResidentModel, new_optimizer
+from lepton_common.arrays import Vector
+from lepton_common.datasets.records import Records, Rows
+from lepton_common.errors import UpdateInvalid
+from lepton_common.messages import Recipe
+from lepton_common.privacy.noise import SecretRandom
+from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.tasks.catalog import Task
+
+# Opacus registers its hooks on modules whose input needs no gradient, as a first layer's.
+warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+
+
+def train_private(
+    model: ResidentModel,
+    task: Task,
+    records: Records,
+    received: Vector,
+    recipe: Recipe,
+    plan: PrivacyPlan,
+) -> Vector:
+    """Takes ``plan.steps_per_round`` private steps and returns the update, float32, shape [d].
+
+    Raises:
+        UpdateInvalid: the steps diverged; decided by the noised model alone.
+    """
+    secret = SecretRandom()
+    start = model.load(received)
+    optimizer = new_optimizer(
+        model.module,
+        name=recipe.optimizer,
+        learning_rate=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    rows_of_unit = _rows_by_unit(records)
+    for _ in range(plan.steps_per_round):
+        sample = secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
+        gradient = clipped_sum(
+            model, task, records, [rows_of_unit[unit] for unit in sample], recipe.batch_size, plan
+        )
+        noise = secret.gaussian(len(gradient), plan.noise_multiplier * plan.clipping_norm)
+        gradient += torch.from_numpy(noise).to(gradient)
+        gradient /= plan.denominator
+        _assign(model, gradient)
+        if recipe.proximal_mu:
+            pull_towards(start, model, recipe.proximal_mu)
+        optimizer.step()
+    update = (model.flat - start).cpu()
+    if not bool(torch.isfinite(update).all()):
+        raise UpdateInvalid("Training diverged; lower train.learning_rate.")
+    return update.numpy()
+
+
+def clipped_sum(
+    model: ResidentModel,
+    task: Task,
+    records: Records,
+    units: list[Rows],
+    batch_size: int,
+    plan: PrivacyPlan,
+) -> torch.Tensor:
+    """Returns the sum over units of their clipped gradients, float64 where there is, shape [d].
+
+    A unit's gradient is the sum over its records, scaled to an L2 norm of at most
+    ``plan.clipping_norm``. Records go through the model about ``batch_size`` at a time, whole
+    units together; the split changes nothing but the memory needed.
+    """
+    # Apple's GPUs have no float64.
+    precision = torch.float32 if model.device.type == "mps" else torch.float64
+    total = torch.zeros(model.layout.size, dtype=precision, device=model.device)
+    for rows, unit_of_row, count in _chunks(units, batch_size):
+        per_record = _record_gradients(model, task, records, rows)
+        if count == len(rows):
+            per_unit = per_record
+        else:
+            per_unit = per_record.new_zeros(count, per_record.shape[1])
+            per_unit.index_add_(0, torch.from_numpy(unit_of_row).to(model.device), per_record)
+        norms = torch.linalg.vector_norm(per_unit, dim=1)
+        finite = torch.isfinite(norms)
+        per_unit[~finite] = 0.0
+        factors = torch.where(finite, plan.clipping_norm / norms.clamp(min=1e-12), 0.0)
+        total += factors.clamp(max=1.0) @ per_unit
+    return total
+
+
+def _record_gradients(
+    model: ResidentModel, task: Task, records: Records, rows: Rows
+) -> torch.Tensor:
+    """Returns each record's gradient of its own loss, float32, shape [len(rows), d]."""
+    if model.per_sample is None:
+        model.per_sample = GradSampleModule(model.module, loss_reduction="sum", strict=True)
+    index = torch.from_numpy(rows)
+    features = records.features[index].to(model.device)
+    labels = records.labels[index].to(model.device)
+    task.losses(model.per_sample(features), labels).sum().backward()
+    pieces = []
+    for parameter in model.module.parameters():
+        pieces.append(parameter.grad_sample.flatten(1))
+        parameter.grad_sample = None
+        parameter.grad = None
+    return torch.cat(pieces, dim=1)
+
+
+def _rows_by_unit(records: Records) -> list[Rows]:
+    if records.units is None:
+        return list(np.arange(len(records)).reshape(-1, 1))
+    order = np.argsort(records.units, kind="stable")
+    _, first = np.unique(records.units[order], return_index=True)
+    return np.split(order, first[1:])
+
+
+def _chunks(units: list[Rows], batch_size: int) -> Iterator[tuple[Rows, Rows, int]]:
+    """Yields (rows, position of each row's unit in the chunk, number of units in the chunk)."""
+    chunk: list[Rows] = []
+    filled = 0
+    for index, rows in enumerate(units):
+        chunk.append(rows)
+        filled += len(rows)
+        if filled >= batch_size or index == len(units) - 1:
+            sizes = [len(part) for part in chunk]
+            yield np.concatenate(chunk), np.repeat(np.arange(len(chunk)), sizes), len(chunk)
+            chunk, filled = [], 0
+
+
+def _assign(model: ResidentModel, gradient: torch.Tensor) -> None:
+    offset = 0
+    for parameter in model.module.parameters():
+        stop = offset + parameter.numel()
+        parameter.grad = gradient[offset:stop].view(parameter.shape).to(parameter.dtype)
+        offset = stop

@@ -1,0 +1,122 @@
+"""A model as one flat float32 vector: layout, flattening, and the array it travels in."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from flwr.app import Array
+from numpy.typing import NDArray
+from torch import nn
+
+from lepton_common.errors import BuffersNotAllowed, MalformedMessage
+
+Vector = NDArray[np.float32]
+_STYPE = "lepton.vector.f32le"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names and shapes of a model's parameters, in order.
+
+    Attributes:
+        names: parameter names as in ``named_parameters``.
+        shapes: their shapes.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Layout":
+        """Returns the layout of a module that consists of float32 parameters only.
+
+        Raises:
+            BuffersNotAllowed: the module holds buffers (running statistics, say), which would
+                carry private records past the clipping and the noise.
+        """
+        if buffers := [name for name, _ in module.named_buffers()]:
+            raise BuffersNotAllowed(
+                f"The model holds buffers ({', '.join(buffers[:3])}), which would leave the site "
+                "unclipped; use a normalisation without running statistics, such as GroupNorm."
+            )
+        parameters = list(module.named_parameters())
+        return cls(
+            tuple(name for name, _ in parameters),
+            tuple(tuple(parameter.shape) for _, parameter in parameters),
+        )
+
+    @property
+    def sizes(self) -> list[int]:
+        """Number of elements of each parameter."""
+        return [int(np.prod(shape, dtype=np.int64)) for shape in self.shapes]
+
+    @property
+    def size(self) -> int:
+        """Number of elements of the whole vector."""
+        return sum(self.sizes)
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of names and shapes."""
+        return hashlib.sha256(json.dumps([self.names, self.shapes]).encode()).hexdigest()
+
+    def split(self, vector: Vector) -> dict[str, Vector]:
+        """Returns the parameters by name, as views into ``vector``."""
+        pieces = np.split(vector, np.cumsum(self.sizes)[:-1])
+        return {
+            name: piece.reshape(shape)
+            for name, shape, piece in zip(self.names, self.shapes, pieces, strict=True)
+        }
+
+    def join(self, arrays: Sequence[NDArray[np.generic]]) -> Vector:
+        """Returns one vector of the parameters, given in layout order."""
+        return np.concatenate([np.asarray(array, np.float32).ravel() for array in arrays])
+
+
+def flatten_into_one(module: nn.Module) -> torch.Tensor:
+    """Moves the parameters of ``module`` into one contiguous tensor and returns it.
+
+    The parameters become views, so that writing the returned tensor (float32, shape [d])
+    writes the model, and reading a model costs one copy.
+    """
+    Layout.of(module)
+    parameters = list(module.parameters())
+    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters]).float()
+    start = 0
+    for parameter in parameters:
+        stop = start + parameter.numel()
+        parameter.data = flat[start:stop].view(parameter.shape)
+        start = stop
+    return flat
+
+
+def pack(vector: Vector) -> Array:
+    """Returns a vector as a Flower array of raw little-endian float32."""
+    data = np.ascontiguousarray(vector, dtype="<f4").tobytes()
+    return Array(dtype="float32", shape=(len(vector),), stype=_STYPE, data=data)
+
+
+def unpack(array: Array, size: int) -> Vector:
+    """Returns the read-only vector in ``array``.
+
+    Raises:
+        MalformedMessage: not a packed vector of ``size`` elements.
+    """
+    expected = ("float32", (size,), _STYPE, 4 * size)
+    came = (array.dtype, tuple(array.shape), array.stype, len(array.data))
+    if came != expected:
+        raise MalformedMessage(
+            f"Expected a packed float32 vector of {size} elements; got {array.stype} of shape "
+            f"{tuple(array.shape)}. Are both sides on the same version and model?"
+        )
+    return np.frombuffer(array.data, dtype="<f4")
+
+
+@lru_cache(maxsize=4)
+def digest_of(data: bytes) -> str:
+    """Returns the hexadecimal SHA-256 of ``data``; the last few are remembered."""
+    return hashlib.sha256(data).hexdigest()

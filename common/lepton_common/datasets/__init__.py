@@ -1,0 +1,1 @@
+"""Data sets by name, and how a simulation splits one over sites."""

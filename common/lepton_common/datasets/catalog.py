@@ -1,0 +1,38 @@
+"""The catalog of data sets: name -> loader."""
+
+from collections.abc import Callable
+from functools import lru_cache
+
+from lepton_common.datasets import embedded, heart, images
+from lepton_common.datasets.records import Dataset, check
+from lepton_common.names import look_up
+
+Loader = Callable[[str | None, str], Dataset]
+
+DATASETS: dict[str, Loader] = {
+    "digits": embedded.digits,
+    "breast_cancer": embedded.breast_cancer,
+    "mnist": images.mnist,
+    "fashion_mnist": images.fashion_mnist,
+    "cifar10": images.cifar10,
+    "heart_disease": heart.heart_disease,
+}
+
+
+@lru_cache(maxsize=2)
+def load_dataset(name: str, root: str | None, prepare: str) -> Dataset:
+    """Returns a checked data set; the last two stay in memory, shared by all sites of a process.
+
+    Args:
+        name: a name in the catalog.
+        root: folder that holds the data set's folder; None to download into the user's cache.
+        prepare: ``public_ranges`` or, where the data set offers it, ``site_statistics``.
+
+    Raises:
+        UnknownName: no such data set.
+        DataError: the data is missing, altered or invalid.
+    """
+    dataset = look_up(DATASETS, name, "data set")(root, prepare)
+    check(dataset.train, dataset)
+    check(dataset.test, dataset)
+    return dataset

@@ -1,0 +1,48 @@
+"""Data sets that come with scikit-learn: real data with no download."""
+
+import numpy as np
+import torch
+from sklearn import datasets as bundled
+from sklearn.model_selection import train_test_split
+
+from lepton_common.datasets.records import Dataset, Records
+
+# Public ranges of the 30 measurements, from the description that ships with the data set.
+_CANCER_RANGES = """
+6.981 28.11   9.71 39.28    43.79 188.5   143.5 2501.0  0.053 0.163   0.019 0.345
+0.0 0.427     0.0 0.201     0.106 0.304   0.05 0.097    0.112 2.873   0.36 4.885
+0.757 21.98   6.802 542.2   0.002 0.031   0.002 0.135   0.0 0.396     0.0 0.053
+0.008 0.079   0.001 0.03    7.93 36.04    12.02 49.54   50.41 251.2   185.2 4254.0
+0.071 0.223   0.027 1.058   0.0 1.252     0.0 0.291     0.156 0.664   0.055 0.208
+"""
+
+
+def digits(root: str | None, prepare: str) -> Dataset:
+    """UCI handwritten digits, 8x8: 1,437 training and 360 test images, split once for all."""
+    del root, prepare
+    data = bundled.load_digits()
+    images = (data.images / 16.0).astype(np.float32)[:, None]
+    return _split("digits", images, data.target, classes=10)
+
+
+def breast_cancer(root: str | None, prepare: str) -> Dataset:
+    """Wisconsin diagnostic breast cancer: 455 training and 114 test rows of 30 measurements."""
+    del root, prepare
+    data = bundled.load_breast_cancer()
+    low, high = np.array(_CANCER_RANGES.split(), dtype=np.float64).reshape(30, 2).T
+    scaled = np.clip(2.0 * (data.data - low) / (high - low) - 1.0, -1.0, 1.0).astype(np.float32)
+    return _split("breast_cancer", scaled, data.target, classes=2)
+
+
+def _split(name: str, features: np.ndarray, labels: np.ndarray, *, classes: int) -> Dataset:
+    train, test = train_test_split(
+        np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
+    )
+    everything = Records(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)))
+    return Dataset(
+        name=name,
+        train=everything.take(np.sort(train)),
+        test=everything.take(np.sort(test)),
+        input_shape=tuple(features.shape[1:]),
+        classes=classes,
+    )

@@ -1,0 +1,79 @@
+"""Finds the files of a data set under a folder, or downloads them, and checks their sums."""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from lepton_common.durable import write_atomic
+from lepton_common.errors import ChecksumMismatch, DataMissing
+
+_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set is published.
+
+    Attributes:
+        folder: its folder under ``data.root``.
+        address: published address, ending in a slash; each file's name is appended.
+        files: file name -> hexadecimal SHA-256.
+    """
+
+    folder: str
+    address: str
+    files: Mapping[str, str]
+
+    def fetch(self, root: str | None) -> dict[str, Path]:
+        """Returns the checked files, by name.
+
+        Args:
+            root: folder that holds ``folder``; None for the user's cache, filled by download.
+
+        Raises:
+            DataMissing: a file is neither there nor to be had.
+            ChecksumMismatch: a file differs from the published one.
+        """
+        folder = (Path(root) if root is not None else cache_folder()) / self.folder
+        paths = {name: folder / name for name in self.files}
+        for name, path in paths.items():
+            if not path.is_file():
+                if root is not None:
+                    raise DataMissing(
+                        f"Expected {name} at {path}, and it is not there; set data.root to the "
+                        f"folder that holds '{self.folder}/', or leave it out to download."
+                    )
+                self._download(name, path)
+            self._check(name, path.read_bytes(), path)
+        return paths
+
+    def _check(self, name: str, data: bytes, where: object) -> None:
+        came = hashlib.sha256(data).hexdigest()
+        if came != self.files[name]:
+            raise ChecksumMismatch(
+                f"{where} is not the published {name}: SHA-256 {came[:12]}… instead of "
+                f"{self.files[name][:12]}…; delete it and fetch it again."
+            )
+
+    def _download(self, name: str, path: Path) -> None:
+        try:
+            # The address is a constant of ours, and the content is checked against its sum.
+            with urllib.request.urlopen(self.address + name, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+                data: bytes = answer.read()
+        except (urllib.error.URLError, OSError) as error:
+            raise DataMissing(
+                f"Cannot download {self.address}{name}; go online, or set data.root to a folder "
+                f"that holds '{self.folder}/{name}'."
+            ) from error
+        self._check(name, data, self.address + name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, data)
+
+
+def cache_folder() -> Path:
+    """Returns the user's cache for downloaded data: ``LEPTON_CACHE`` or ``~/.cache/lepton``."""
+    return Path(os.environ.get("LEPTON_CACHE") or Path.home() / ".cache" / "lepton")

@@ -1,0 +1,23 @@
+"""Which device a site trains on."""
+
+import torch
+
+from lepton_common.errors import SettingsError
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Returns the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        SettingsError: this machine has no such device.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if wanted == "auto":
+        wanted = "cuda" if cuda else "mps" if mps else "cpu"
+    device = torch.device(wanted)
+    missing = (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()) or (
+        device.type == "mps" and not mps
+    )
+    if missing:
+        raise SettingsError(f"train.device={wanted}: this machine has none; choose auto or cpu.")
+    return device

@@ -1,0 +1,1 @@
+"""Who a site is: its long-term signing key."""

@@ -1,0 +1,243 @@
+"""Typed requests and replies, and their one form inside Flower's records.
+
+A request is the ConfigRecord ``request`` with one JSON text, and for training the ArrayRecord
+``model`` with one packed vector. A reply to training is the ArrayRecord ``update``, the
+MetricRecord ``metrics`` and the ConfigRecord ``receipt``. Parsing is strict: any other record,
+field or type is refused. Replies are built in the site's door only.
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from pydantic import Field
+
+from lepton_common.arrays import Vector, digest_of, pack, unpack
+from lepton_common.errors import MalformedMessage, ModelMismatch
+from lepton_common.strict import (
+    Count,
+    Digest,
+    Fraction,
+    Name,
+    Natural,
+    NotNegative,
+    OpenFraction,
+    Positive,
+    parse_json,
+    record,
+    to_json,
+)
+
+HELLO = "query.hello"
+TRAIN = "train"
+
+T = TypeVar("T")
+
+
+@record
+class HelloRequest:
+    """Asks a site for its public facts."""
+
+    run: Name
+
+
+@record
+class SiteFacts:
+    """What a site says about itself; all of it public.
+
+    Attributes:
+        name: the site's name.
+        public_key: hexadecimal Ed25519 key that signs its audit log.
+        public_size: its public size class in privacy units, not its true size.
+        unit: what its data protects as one.
+        audit_head: newest hash of its audit log.
+    """
+
+    name: Name
+    public_key: Digest
+    public_size: Count
+    unit: Name
+    audit_head: Digest
+
+
+@record
+class Recipe:
+    """How to train locally in this round; see `lepton_common.settings.TrainSettings`.
+
+    Attributes:
+        seed: of the batch order without privacy; with privacy nothing uses it.
+        proximal_mu: strength of FedProx' term (Li et al. 2020), 0 for none.
+    """
+
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: Positive
+    momentum: NotNegative
+    weight_decay: NotNegative
+    batch_size: Count
+    local_epochs: Count | None
+    local_steps: Count | None
+    precision: Literal["float32", "bfloat16"]
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
+    proximal_mu: NotNegative
+    seed: Natural
+
+
+@record
+class PrivacyRequest:
+    """The part of a privacy plan that the run asks for; the site adds unit and denominator."""
+
+    delta: OpenFraction
+    sample_rate: Fraction
+    noise_multiplier: Positive
+    clipping_norm: Positive
+    steps_per_round: Count
+    max_steps: Count
+
+
+@record
+class TrainRequest:
+    """Asks a site for one round of training.
+
+    Attributes:
+        run: name of the run.
+        round: from 1.
+        task: a name in the site's catalog.
+        model: a name in the site's catalog.
+        prepare: how the data must have been prepared.
+        cohort: how many sites this round asks.
+        layout: digest of the model's layout.
+        model_digest: SHA-256 of the model's vector.
+        recipe: how to train.
+        privacy: None for training without DP.
+    """
+
+    run: Name
+    round: Count
+    task: Name
+    model: Name
+    prepare: Literal["public_ranges", "site_statistics"]
+    cohort: Count
+    layout: Digest
+    model_digest: Digest
+    recipe: Recipe
+    privacy: PrivacyRequest | None
+
+
+@record
+class Receipt:
+    """What a site says about a release; protocol fields, none computed from records.
+
+    Attributes:
+        run: echoed.
+        round: echoed.
+        plan: digest of the privacy plan in force, or None.
+        steps: private steps charged so far for this run.
+        epsilon: spent so far on the site's data, at the plan's delta.
+        audit_head: newest hash of the site's audit log, which holds this release.
+    """
+
+    run: Name
+    round: Count
+    plan: Digest | None
+    steps: Natural
+    epsilon: NotNegative
+    audit_head: Digest
+
+
+def hello_content(request: HelloRequest) -> RecordDict:
+    """Returns the records of a hello."""
+    return RecordDict({"request": ConfigRecord({"json": to_json(request)})})
+
+
+def train_content(request: TrainRequest, model: Vector) -> RecordDict:
+    """Returns the records of a training request; one object can serve all sites of a round."""
+    return RecordDict(
+        {
+            "request": ConfigRecord({"json": to_json(request)}),
+            "model": ArrayRecord({"vector": pack(model)}),
+        }
+    )
+
+
+def read_hello(content: RecordDict) -> HelloRequest:
+    """Parses a hello.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    _only(content, {"request"})
+    return _text(HelloRequest, content, "request")
+
+
+def read_train(content: RecordDict) -> TrainRequest:
+    """Parses the header of a training request.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    _only(content, {"request", "model"})
+    return _text(TrainRequest, content, "request")
+
+
+def read_model(content: RecordDict, request: TrainRequest, size: int) -> Vector:
+    """Returns the model in a training request, float32, shape [size], read-only.
+
+    Raises:
+        MalformedMessage: not a vector of that size.
+        ModelMismatch: not the model that the request names.
+    """
+    array = _vector(content, "model")
+    model = unpack(array, size)
+    if digest_of(array.data) != request.model_digest:
+        raise ModelMismatch("The model that came is not the one the request names; ask again.")
+    return model
+
+
+def read_facts(content: RecordDict) -> SiteFacts:
+    """Parses the reply to a hello.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    _only(content, {"site"})
+    return _text(SiteFacts, content, "site")
+
+
+def read_update(content: RecordDict, size: int) -> tuple[Vector, dict[str, float], Receipt]:
+    """Parses the reply to a training request: update (shape [size]), metrics, receipt.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    _only(content, {"update", "metrics", "receipt"})
+    update = unpack(_vector(content, "update"), size)
+    metrics = content.metric_records.get("metrics", MetricRecord())
+    losses = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    if set(metrics) - {"loss"} or len(losses) != len(metrics):
+        raise MalformedMessage("A reply may hold no metric but 'loss'; update the site.")
+    return update, losses, _text(Receipt, content, "receipt")
+
+
+def _only(content: RecordDict, names: set[str]) -> None:
+    if set(content) != names:
+        raise MalformedMessage(
+            f"Expected the records {sorted(names)}, got {len(content)} others; "
+            "are both sides on the same version?"
+        )
+
+
+def _text(cls: type[T], content: RecordDict, name: str) -> T:
+    fields = content.config_records.get(name)
+    text = fields.get("json") if fields is not None and len(fields) == 1 else None
+    if not isinstance(text, str):
+        raise MalformedMessage(f"The record '{name}' should hold one JSON text.")
+    try:
+        return parse_json(cls, text)
+    except ValueError as error:
+        raise MalformedMessage(f"The record '{name}' is {error}.") from None
+
+
+def _vector(content: RecordDict, name: str) -> Array:
+    arrays = content.array_records.get(name)
+    if arrays is None or set(arrays) != {"vector"}:
+        raise MalformedMessage(f"The record '{name}' should hold one array, 'vector'.")
+    return arrays["vector"]

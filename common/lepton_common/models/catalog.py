@@ -1,0 +1,49 @@
+"""The catalog of models: name -> builder."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from lepton_common.errors import SettingsError
+from lepton_common.models import cnn, linear, mlp
+from lepton_common.names import look_up
+
+Shape = tuple[int, ...]
+Builder = Callable[[Shape, int], nn.Module]
+
+MODELS: dict[str, Builder] = {
+    "logistic": linear.logistic,
+    "mlp": mlp.mlp,
+    "cnn": cnn.cnn,
+    "cnn_small": cnn.cnn_small,
+    "cnn_reference": cnn.cnn_reference,
+}
+
+
+def build_model(name: str, input_shape: Shape, outputs: int) -> nn.Module:
+    """Returns an uninitialised-by-us model: PyTorch's own initialisation, global generator.
+
+    Args:
+        name: a name in the catalog.
+        input_shape: shape of one record, channels first for images.
+        outputs: number of logits.
+
+    Raises:
+        UnknownName: no such model.
+        SettingsError: a network for images was named for records that are none.
+    """
+    build = look_up(MODELS, name, "model")
+    if name.startswith("cnn") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
+        raise SettingsError(
+            f"model={name} needs images of at least 8x8, not records of shape {input_shape}; "
+            "choose model=mlp or model=logistic."
+        )
+    return build(input_shape, outputs)
+
+
+def initial_model(name: str, input_shape: Shape, outputs: int, seed: int) -> nn.Module:
+    """Returns a model whose weights depend on ``seed`` alone; the global generator is restored."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build_model(name, input_shape, outputs)

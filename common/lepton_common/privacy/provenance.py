@@ -1,0 +1,59 @@
+"""Where a value that leaves a site comes from, and therefore what protects it."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from lepton_common.privacy.accounting import GaussianEvent
+
+
+class Protection(Enum):
+    """What protects a value that leaves."""
+
+    PUBLIC = "public"
+    PROTOCOL = "protocol"
+    DP = "dp"
+    SECAGG = "secagg"
+    UNPROTECTED = "unprotected"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """A protection with its proof.
+
+    Attributes:
+        protection: which of the five.
+        event: for ``dp``, the accounting event that was charged for the value.
+        spec: for ``secagg``, the hash of the round specification it was masked under.
+    """
+
+    protection: Protection
+    event: GaussianEvent | None = None
+    spec: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses a protection without its proof.
+
+        Raises:
+            ValueError: ``dp`` without event, ``secagg`` without specification, or either on
+                another protection.
+        """
+        if (self.protection is Protection.DP) != (self.event is not None) or (
+            self.protection is Protection.SECAGG
+        ) != (self.spec is not None):
+            raise ValueError(f"{self.protection.value} provenance with the wrong proof.")
+
+    def record(self) -> str | dict[str, object]:
+        """Returns the provenance as plain values for the audit log."""
+        if self.event is not None:
+            return {self.protection.value: self.event.record()}
+        return {self.protection.value: self.spec} if self.spec else self.protection.value
+
+
+PUBLIC = Provenance(Protection.PUBLIC)
+PROTOCOL = Provenance(Protection.PROTOCOL)
+UNPROTECTED = Provenance(Protection.UNPROTECTED)
+
+
+def protected_by_dp(event: GaussianEvent) -> Provenance:
+    """Returns the provenance of a value released by the mechanism ``event``."""
+    return Provenance(Protection.DP, event=event)

@@ -1,0 +1,287 @@
+"""The whole configuration of a run, checked at once: every fault in one report."""
+
+import math
+from typing import Any, Literal
+
+from lepton_common.errors import SettingsError
+from lepton_common.models.catalog import MODELS
+from lepton_common.names import unknown
+from lepton_common.policy import SitePolicy
+from lepton_common.strict import (
+    Count,
+    Fraction,
+    Natural,
+    NotNegative,
+    OpenFraction,
+    Positive,
+    parse,
+    record,
+)
+from lepton_common.tasks.catalog import TASKS
+
+ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
+LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox")
+
+
+@record
+class DataSettings:
+    """Where the data lies and how a simulation splits it.
+
+    Attributes:
+        root: folder that holds the data set's folder; None: downloaded into the user's cache.
+        prepare: ``public_ranges``, or ``site_statistics`` where a data set offers it.
+        partition: ``iid``, ``dirichlet``, ``shard`` or ``natural``.
+        alpha: Dirichlet concentration.
+        shards_per_site: for ``shard``.
+        min_records: fewest records a site may hold.
+    """
+
+    root: str | None
+    prepare: Literal["public_ranges", "site_statistics"]
+    partition: Literal["iid", "dirichlet", "shard", "natural"]
+    alpha: Positive
+    shards_per_site: Count
+    min_records: Count
+
+
+@record
+class TrainSettings:
+    """What a site does in a round.
+
+    Attributes:
+        optimizer: ``sgd`` or ``adam``, fresh every round.
+        learning_rate: at the first round.
+        schedule: ``constant``, or ``cosine`` to a tenth at the last round.
+        momentum: for ``sgd``.
+        weight_decay: L2.
+        batch_size: records a step; with privacy, records held in memory at once.
+        local_epochs: passes over the site's data a round, or None.
+        local_steps: steps a round, or None; exactly one of the two is set. Privacy needs steps.
+        precision: ``float32``, or ``bfloat16`` for matrix products.
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, at each site.
+    """
+
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: Positive
+    schedule: Literal["constant", "cosine"]
+    momentum: NotNegative
+    weight_decay: NotNegative
+    batch_size: Count
+    local_epochs: Count | None
+    local_steps: Count | None
+    precision: Literal["float32", "bfloat16"]
+    device: str
+
+    def learning_rate_at(self, round_: int, rounds: int) -> float:
+        """Returns the learning rate of a round, counted from 1."""
+        if self.schedule == "constant":
+            return self.learning_rate
+        share = (round_ - 1) / max(rounds - 1, 1)
+        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * share))
+
+
+@record
+class StrategySettings:
+    """How the server turns updates into the next model; parameters named as in Flower.
+
+    Attributes:
+        name: a strategy in the catalog.
+        server_learning_rate: for fedavgm, fedadam, fedyogi, fedadagrad.
+        server_momentum: for fedavgm.
+        beta_1: first moment, for fedadam and fedyogi.
+        beta_2: second moment, for fedadam and fedyogi.
+        tau: adaptivity of fedadam, fedyogi, fedadagrad.
+        proximal_mu: strength of fedprox' term at the sites.
+        beta: share trimmed at each end by fedtrimmedavg.
+        num_malicious_nodes: tolerated by krum, multikrum, bulyan.
+        num_nodes_to_select: kept by multikrum.
+    """
+
+    name: str
+    server_learning_rate: Positive
+    server_momentum: NotNegative
+    beta_1: NotNegative
+    beta_2: NotNegative
+    tau: Positive
+    proximal_mu: NotNegative
+    beta: NotNegative
+    num_malicious_nodes: Natural
+    num_nodes_to_select: Count
+
+
+@record
+class PrivacySettings:
+    """What privacy the run asks for; each site's own policy has the last word.
+
+    Attributes:
+        mode: ``none`` or ``record`` (DP-SGD at each site).
+        epsilon: target over the whole run.
+        delta: of the guarantee; must be set.
+        clipping_norm: L2 bound on one privacy unit's gradient.
+        sample_rate: Poisson rate a unit and step; 1 uses all records in each step.
+        spare_rounds: rounds that crashes may cost without breaking the target.
+    """
+
+    mode: Literal["none", "record"]
+    epsilon: Positive | None
+    delta: OpenFraction | None
+    clipping_norm: Positive
+    sample_rate: Fraction
+    spare_rounds: Natural
+
+
+@record
+class EngineSettings:
+    """What a simulation runs on.
+
+    Attributes:
+        name: ``inprocess``: one process, several threads.
+        workers: sites that train at the same time; 0: one per core.
+        threads_per_site: threads inside one site's tensor operations; fixed, so that results
+            are the same bit for bit whatever the workers.
+        serialise: send every message through Flower's wire format, as in deployment.
+    """
+
+    name: Literal["inprocess"]
+    workers: Natural
+    threads_per_site: Count
+    serialise: bool
+
+
+@record
+class FederationSettings:
+    """Whom a round asks, and how long it waits.
+
+    Attributes:
+        cohort: sites asked in each round; None: all.
+        quorum: share of the asked sites that must answer, or the run fails.
+        round_timeout_s: longest wait for a round's answers, in seconds.
+        weights: ``equal``, or ``public_size``: each site's public size class.
+    """
+
+    cohort: Count | None
+    quorum: Fraction
+    round_timeout_s: Positive
+    weights: Literal["equal", "public_size"]
+
+
+@record
+class Settings:
+    """Everything that decides a run.
+
+    Attributes:
+        task: a task in the catalog.
+        model: a model in the catalog.
+        sites: number of simulated sites.
+        rounds: number of rounds.
+        seed: of initial weights, partition and batch order; never of privacy noise.
+        baselines: whether to train local-only and pooled models beside, for comparison.
+        runs: folder for run folders.
+        data: see `DataSettings`.
+        train: see `TrainSettings`.
+        strategy: see `StrategySettings`.
+        privacy: see `PrivacySettings`.
+        engine: see `EngineSettings`.
+        federation: see `FederationSettings`.
+        policy: the `SitePolicy` of each simulated site.
+    """
+
+    task: str
+    model: str
+    sites: Count
+    rounds: Count
+    seed: Natural
+    baselines: bool
+    runs: str
+    data: DataSettings
+    train: TrainSettings
+    strategy: StrategySettings
+    privacy: PrivacySettings
+    engine: EngineSettings
+    federation: FederationSettings
+    policy: SitePolicy
+
+    @property
+    def cohort(self) -> int:
+        """Number of sites asked in each round."""
+        return self.federation.cohort or self.sites
+
+    @property
+    def private(self) -> bool:
+        """Whether the run trains with differential privacy."""
+        return self.privacy.mode == "record"
+
+
+def parse_settings(values: Any) -> Settings:  # noqa: ANN401
+    """Returns the settings in plain nested values.
+
+    Raises:
+        SettingsError: with every fault found, one sentence each.
+    """
+    settings, faults = parse(Settings, values)
+    if settings is not None:
+        faults = _contradictions(settings)
+    if faults or settings is None:
+        raise SettingsError(faults)
+    return settings
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    privacy, train, strategy = settings.privacy, settings.train, settings.strategy
+    robust = strategy.name in ROBUST
+    spread = 2 * strategy.num_malicious_nodes + 3
+    rules = {
+        unknown("task", settings.task, TASKS): settings.task not in TASKS,
+        unknown("model", settings.model, MODELS): settings.model not in MODELS,
+        unknown("strategy", strategy.name, LINEAR + ROBUST): (
+            strategy.name not in LINEAR + ROBUST
+        ),
+        "Set exactly one of train.local_epochs and train.local_steps, the other to null.": (
+            (train.local_epochs is None) == (train.local_steps is None)
+        ),
+        f"train.device={train.device!r}: choose auto, cpu, cuda, cuda:N or mps.": (
+            train.device not in ("auto", "cpu", "cuda", "mps")
+            and not train.device.removeprefix("cuda:").isdigit()
+        ),
+        f"federation.cohort={settings.cohort} exceeds sites={settings.sites}.": (
+            settings.cohort > settings.sites
+        ),
+        "privacy.epsilon is set but privacy=none; choose privacy=record or drop it.": (
+            privacy.mode == "none" and privacy.epsilon is not None
+        ),
+        "privacy=record needs privacy.epsilon, the target over the whole run.": (
+            settings.private and privacy.epsilon is None
+        ),
+        "An epsilon without a delta means nothing: set privacy.delta (1e-5 is the default).": (
+            settings.private and privacy.delta is None
+        ),
+        "privacy=record counts steps: set train.local_steps and train.local_epochs=null.": (
+            settings.private and train.local_steps is None
+        ),
+        "data.prepare=site_statistics uses private statistics that privacy=record does not "
+        "charge for: choose data.prepare=public_ranges.": (
+            settings.private and settings.data.prepare == "site_statistics"
+        ),
+        "train.precision=bfloat16 is not offered with privacy=record: choose float32.": (
+            settings.private and train.precision == "bfloat16"
+        ),
+        f"strategy={strategy.name} with num_malicious_nodes={strategy.num_malicious_nodes} needs "
+        f"a cohort of at least {spread}, not {settings.cohort}.": (
+            strategy.name in ("krum", "multikrum") and settings.cohort < spread
+        ),
+        f"strategy=bulyan with num_malicious_nodes={strategy.num_malicious_nodes} needs a cohort "
+        f"of at least {spread + 2 * strategy.num_malicious_nodes}, not {settings.cohort}.": (
+            strategy.name == "bulyan"
+            and settings.cohort < spread + 2 * strategy.num_malicious_nodes
+        ),
+        f"strategy={strategy.name} treats all sites alike: set federation.weights=equal.": (
+            robust and settings.federation.weights != "equal"
+        ),
+        f"strategy.beta={strategy.beta} trims everything: keep it below 0.5.": (
+            strategy.beta >= 0.5
+        ),
+        "strategy.beta_1 and strategy.beta_2 must be below 1.": (
+            strategy.beta_1 >= 1 or strategy.beta_2 >= 1
+        ),
+    }
+    return [fault for fault, holds in rules.items() if holds]

@@ -1,0 +1,83 @@
+"""Frozen records, strictly parsed: no unknown field, wrong type or non-finite number passes."""
+
+import json
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as _dataclass
+
+from lepton_common.names import did_you_mean
+
+T = TypeVar("T")
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Makes a class a frozen dataclass with strict types, finite numbers and no unknown fields."""
+    decorate: Callable[[type[T]], type[T]] = _dataclass(
+        frozen=True,
+        kw_only=True,
+        config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
+    )
+    return decorate(cls)
+
+
+def parse(cls: type[T], value: Any) -> tuple[T | None, list[str]]:  # noqa: ANN401
+    """Returns the record, or every fault as one sentence with the nearest valid name.
+
+    Args:
+        cls: a class made by `record`.
+        value: plain values, as from YAML.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(value)), []
+    except ValidationError as error:
+        return None, [_sentence(cls, dict(fault)) for fault in error.errors()]
+
+
+def parse_json(cls: type[T], text: str) -> T:
+    """Returns the record in a JSON text.
+
+    Raises:
+        ValueError: the text is not exactly such a record; says where, not what came.
+    """
+    try:
+        return TypeAdapter(cls).validate_json(text)
+    except ValidationError as error:
+        places = {".".join(map(str, fault["loc"])) or "text" for fault in error.errors()}
+        raise ValueError(f"not a valid {cls.__name__}: {', '.join(sorted(places))}") from None
+
+
+def to_json(value: object) -> str:
+    """Returns a record as JSON text."""
+    return TypeAdapter(type(value)).dump_json(value).decode()
+
+
+def field_names(cls: type, prefix: str = "") -> list[str]:
+    """Returns the dotted names of all settings in a record class, nested ones included."""
+    names = []
+    for name, kind in cls.__annotations__.items():
+        names.append(prefix + name)
+        if hasattr(kind, "__pydantic_fields__"):
+            names += field_names(kind, f"{prefix}{name}.")
+    return names
+
+
+def _sentence(cls: type, fault: dict[str, Any]) -> str:
+    name = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"Unknown setting '{name}'{did_you_mean(name, field_names(cls)) or '.'}"
+    if fault["type"] == "missing":
+        return f"The setting '{name}' is missing."
+    problem = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+    return f"{name}={fault['input']!r}: {problem}."

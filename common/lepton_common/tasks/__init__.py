@@ -1,0 +1,1 @@
+"""Tasks by name: what is learnt from which data, by which loss, judged by which metrics."""

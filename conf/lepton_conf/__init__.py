@@ -1,0 +1,1 @@
+"""Every setting of a run, as Hydra groups; `lepton config` prints what they compose to."""

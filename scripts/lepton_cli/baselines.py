@@ -1,0 +1,106 @@
+"""Models to compare with, in simulation only: each site alone, and all data in one place.
+
+They read what no federation may read, so they exist only as labelled baselines.
+"""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from lepton_cli.compose import compose_settings
+from lepton_client.training.plain import train_plain
+from lepton_client.training.private import train_private
+from lepton_client.training.resident import resident_model
+from lepton_common.arrays import flatten_into_one
+from lepton_common.datasets.records import Dataset, Records, Rows
+from lepton_common.device import pick_device
+from lepton_common.models.catalog import initial_model
+from lepton_common.privacy.plan import PrivacyPlan, public_size_class
+from lepton_common.settings import Settings
+from lepton_common.tasks.catalog import find_task
+from lepton_server.rounds.request import privacy_request, recipe
+
+
+def train_baselines(
+    settings: Settings, dataset: Dataset, sites: dict[str, Rows]
+) -> dict[str, Any]:
+    """Returns the test accuracy of models trained without a federation.
+
+    ``local`` maps each site to the accuracy of a model trained on its data alone, ``pooled`` is
+    that of one trained on all data in one place, both with the run's own recipe and privacy;
+    with privacy, ``pooled_without_privacy`` is trained with the task's recipe without it.
+    """
+    jobs: dict[str, Callable[[], float]] = {
+        "pooled": lambda: _accuracy(settings, dataset, dataset.train, "pooled")
+    }
+    if settings.private:
+        plain = _without_privacy(settings)
+        jobs["pooled_without_privacy"] = lambda: _accuracy(
+            plain, dataset, dataset.train, "pooled"
+        )
+    for name, rows in sites.items():
+        jobs[f"local/{name}"] = lambda name=name, rows=rows: _accuracy(
+            settings, dataset, dataset.train.take(rows), name
+        )
+    with ThreadPoolExecutor(
+        settings.engine.workers or os.cpu_count() or 1,
+        initializer=torch.set_num_threads,
+        initargs=(settings.engine.threads_per_site,),
+    ) as pool:
+        accuracies = dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
+    local = {
+        name.removeprefix("local/"): accuracy
+        for name, accuracy in accuracies.items()
+        if name.startswith("local/")
+    }
+    return {**{k: v for k, v in accuracies.items() if "/" not in k}, "local": local}
+
+
+def _without_privacy(settings: Settings) -> Settings:
+    root = f"data.root='{settings.data.root}'" if settings.data.root else "data.root=null"
+    return compose_settings(
+        [
+            f"task={settings.task}",
+            "privacy=none",
+            f"sites={settings.sites}",
+            f"seed={settings.seed}",
+            "data.prepare=public_ranges",
+            root,
+        ]
+    )
+
+
+def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str) -> float:
+    task = find_task(settings.task)
+    outputs = task.outputs(dataset.classes)
+    device = pick_device(settings.train.device)
+    seeded = initial_model(settings.model, dataset.input_shape, outputs, settings.seed)
+    vector = flatten_into_one(seeded).numpy()
+    model = resident_model(settings.model, dataset.input_shape, outputs, device)
+    asked = privacy_request(settings)
+    for round_ in range(1, settings.rounds + 1):
+        how = recipe(settings, round_)
+        if asked is None:
+            seed = int.from_bytes(f"{how.seed}{name}".encode()) % 2**53
+            update, _ = train_plain(model, task, records, vector, how, seed)
+        else:
+            plan = PrivacyPlan(
+                unit=dataset.unit,
+                delta=asked.delta,
+                sample_rate=asked.sample_rate,
+                noise_multiplier=asked.noise_multiplier,
+                clipping_norm=asked.clipping_norm,
+                steps_per_round=asked.steps_per_round,
+                max_steps=asked.max_steps,
+                denominator=asked.sample_rate * public_size_class(records.unit_count),
+            )
+            update = train_private(model, task, records, vector, how, plan)
+        vector = (vector + update).astype(np.float32)
+    model.load(vector)
+    test = dataset.test
+    metrics = task.evaluate(model.module, test.features.to(device), test.labels.to(device))
+    return metrics["accuracy"]

@@ -1,0 +1,5 @@
+"""Benchmarks: ``./scripts/bench NAME``."""
+
+import typer
+
+app = typer.Typer()

@@ -1,0 +1,57 @@
+"""``lepton runs`` and ``lepton report``: what has been run, and how it went."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_RUNS = typer.Option("--runs", help="Folder of run folders.")
+_JSON = typer.Option("--json", help="Print one JSON document.")
+
+
+def list_command(
+    runs: Annotated[str, _RUNS] = "runs", as_json: Annotated[bool, _JSON] = False
+) -> None:
+    """List all runs, oldest first."""
+    from lepton_cli.run import list_runs
+
+    found = list_runs(runs)
+    if as_json:
+        rows = [{"run": run.name, "status": run.status, **run.metrics} for run in found]
+        print(json.dumps(rows))
+        return
+    table = Table("run", "status", "task", "privacy", "rounds", "accuracy", title=f"Runs in {runs}")
+    for run in found:
+        privacy = run.settings.privacy
+        table.add_row(
+            run.name,
+            run.status,
+            run.settings.task,
+            f"epsilon {privacy.epsilon:g}" if privacy.epsilon else "[bold red]none[/]",
+            f"{len(run.rounds)}/{run.settings.rounds}",
+            f"{run.metrics['accuracy']:.3f}" if run.metrics else "-",
+        )
+    Console(highlight=False).print(table)
+
+
+def show_command(
+    run: Annotated[str, typer.Argument(help="Name or path of a run, or 'last'.")] = "last",
+    runs: Annotated[str, _RUNS] = "runs",
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Print one run's tables, from its verified logs, and write its report anew."""
+    from lepton_cli.report import write_report
+    from lepton_cli.run import find_run
+    from lepton_cli.summary import as_json_document, print_summary
+    from lepton_common.errors import RunNotFound
+
+    found = find_run(run, runs)
+    if not found.rounds:
+        raise RunNotFound(f"The run {found.name} has no finished round yet.")
+    if as_json:
+        print(json.dumps(as_json_document(found)))
+        return
+    write_report(found)
+    print_summary(found)

@@ -1,0 +1,87 @@
+"""``lepton simulate``: one run, a resumed run, or a sweep of runs."""
+
+import json
+import signal
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from lepton_cli.compose import groups
+from lepton_common.errors import SettingsError
+
+_RESUME = "resume="
+
+
+def _help() -> str:
+    choices = "\n\n".join(f"  [cyan]{name}[/]: {', '.join(c)}" for name, c in groups().items())
+    return f"""Run a federation on this machine: the same apps that real sites run.
+
+    Overrides are [cyan]group=choice[/] or [cyan]section.setting=value[/];
+    'lepton config' shows all settings.
+
+    [bold]Groups[/]
+
+    {choices}
+
+    [bold]Examples[/]
+
+      lepton simulate task=breast_cancer privacy.epsilon=2 baselines=true
+
+      lepton simulate task=fashion_mnist data.root=DATA data.partition=dirichlet rounds=20
+
+      lepton simulate -m privacy.epsilon=1,3,8 seed=1,2   (a sweep: six runs, one table)
+
+    After a crash or Ctrl-C: lepton simulate resume=RUN (or resume=last).
+    """
+
+
+HELP = _help()
+
+
+def command(
+    overrides: Annotated[list[str] | None, typer.Argument(help="Settings of the run.")] = None,
+    multirun: Annotated[
+        bool, typer.Option("--multirun", "-m", help="Sweep: one run for each combination.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON document, and nothing else.")
+    ] = False,
+) -> int:
+    """Runs what the overrides say; `HELP` is what the user reads."""
+    from lepton_cli.compose import compose_settings
+    from lepton_cli.live import observer_for, prepare_console
+    from lepton_cli.run import find_run
+    from lepton_cli.simulation import resume, start
+    from lepton_cli.summary import as_json_document, print_summary
+    from lepton_cli.sweep import run_sweep
+
+    words = overrides or []
+    prepare_console()
+    if multirun:
+        return run_sweep(words, as_json=as_json)
+    observer = observer_for(quiet=as_json)
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        if observer.stop_requested:
+            raise KeyboardInterrupt
+        observer.stop_requested = True
+        observer.say("Stopping after this round; press Ctrl-C again to stop at once.")
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    with observer:
+        if any(word.startswith(_RESUME) for word in words):
+            others = [word for word in words if not word.startswith((_RESUME, "runs="))]
+            if others:
+                raise SettingsError(
+                    f"A resumed run keeps its settings: drop {', '.join(others)}."
+                )
+            named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+            run = resume(find_run(named["resume"], named.get("runs", "runs")), observer)
+        else:
+            run = start(compose_settings(words), observer)
+    if as_json:
+        print(json.dumps(as_json_document(run)))
+    else:
+        print_summary(run)
+    return 0

@@ -1,0 +1,121 @@
+"""From words on a command line to checked settings, with all faults in one report."""
+
+import itertools
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from hydra import compose, initialize_config_module
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lepton_common.errors import SettingsError
+from lepton_common.names import did_you_mean, unknown
+from lepton_common.settings import Settings, parse_settings
+from lepton_common.strict import field_names
+
+_VERSION_BASE = "1.3"
+
+
+@cache
+def groups() -> dict[str, list[str]]:
+    """Returns the configuration groups and their choices."""
+    root = resources.files("lepton_conf")
+    return {
+        folder.name: sorted(
+            file.name.removesuffix(".yaml")
+            for file in folder.iterdir()
+            if file.name.endswith(".yaml")
+        )
+        for folder in sorted(root.iterdir(), key=lambda item: item.name)
+        if folder.is_dir() and not folder.name.startswith("_")
+    }
+
+
+def compose_values(overrides: list[str]) -> dict[str, Any]:
+    """Returns the composed configuration as plain values, unchecked.
+
+    Raises:
+        SettingsError: a group, choice or setting does not exist, or cannot be parsed.
+    """
+    faults = [fault for override in overrides for fault in _name_faults(override)]
+    if faults:
+        raise SettingsError(faults)
+    try:
+        with initialize_config_module("lepton_conf", version_base=_VERSION_BASE):
+            config = compose("config", overrides=overrides)
+        values = OmegaConf.to_container(config, resolve=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SettingsError(f"Cannot compose the configuration: {error}") from error
+    assert isinstance(values, dict)
+    values.pop("experiment", None)
+    return {str(name): value for name, value in values.items()}
+
+
+def compose_settings(overrides: list[str]) -> Settings:
+    """Returns checked settings.
+
+    Raises:
+        SettingsError: with every fault: unknown names, wrong values, contradictions.
+    """
+    faults = [fault for override in overrides for fault in _name_faults(override)]
+    known = [override for override in overrides if not _name_faults(override)]
+    try:
+        settings = parse_settings(compose_values(known))
+    except SettingsError as error:
+        raise SettingsError(faults + error.faults) from None
+    if faults:
+        raise SettingsError(faults)
+    return settings
+
+
+def expand_sweep(overrides: list[str]) -> list[list[str]]:
+    """Returns the override lists that a sweep stands for: ``seed=1,2`` becomes two.
+
+    Raises:
+        SettingsError: an override cannot be parsed.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise SettingsError(f"Cannot read the overrides: {error}") from error
+    choices = []
+    for text, override in zip(overrides, parsed, strict=True):
+        if override.is_sweep_override():
+            name = override.get_key_element()
+            choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([text])
+    return [list(combination) for combination in itertools.product(*choices)]
+
+
+def as_overrides(settings: Mapping[str, object], prefix: str = "") -> list[str]:
+    """Returns keyword settings as overrides; nested dictionaries become dotted names."""
+    overrides = []
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            overrides += as_overrides(value, f"{prefix}{name}.")
+        elif value is None:
+            overrides.append(f"{prefix}{name}=null")
+        elif isinstance(value, str) and "=" in value:
+            overrides.append(f"{prefix}{name}='{value}'")
+        else:
+            overrides.append(f"{prefix}{name}={value}")
+    return overrides
+
+
+def _name_faults(override: str) -> list[str]:
+    name, equals, value = override.partition("=")
+    if not equals:
+        return [f"Expected name=value, got '{override}'{did_you_mean(name, groups())}"]
+    if name in groups():
+        if value in groups()[name]:
+            return []
+        return [unknown(name, value, groups()[name])]
+    names = [known for known in field_names(Settings) if known not in groups()]
+    if name in names and not hasattr(Settings.__annotations__.get(name), "__pydantic_fields__"):
+        return []
+    return [f"Unknown setting '{name}'{did_you_mean(name, [*names, *groups()]) or '.'}"]

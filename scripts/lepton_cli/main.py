@@ -1,0 +1,69 @@
+"""The `lepton` command: subcommands, and how errors become exit codes."""
+
+import json
+import sys
+from typing import NoReturn
+
+import click
+import typer
+from rich.console import Console
+
+from lepton_cli.commands import audit, config, reports, simulate
+from lepton_common.errors import LeptonError, SettingsError
+
+_EXIT_CODES = """
+Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
+5 a run failed or was not found · 6 an audit log does not verify · 130 stopped by Ctrl-C.
+"""
+
+app = typer.Typer(
+    name="lepton",
+    help="Federated, privacy-preserving training: simulate here what real sites will run.",
+    epilog=_EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+app.command("simulate", help=simulate.HELP, epilog=_EXIT_CODES)(simulate.command)
+app.command("config")(config.command)
+app.command("runs")(reports.list_command)
+app.command("report")(reports.show_command)
+app.add_typer(audit.app, name="audit")
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: bool = typer.Option(False, "--version", help="Show the version and exit."),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"lepton {installed('lepton-fl')}")
+        raise typer.Exit
+
+
+def main() -> NoReturn:
+    """Runs the command line; every known error is one sentence and its own exit code."""
+    try:
+        result = app(standalone_mode=False)
+    except LeptonError as error:
+        _complain(error)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        Console(stderr=True).print("Stopped at once; the last finished round is kept.")
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _complain(error: LeptonError) -> None:
+    faults = error.faults if isinstance(error, SettingsError) else [str(error)]
+    if "--json" in sys.argv:
+        print(json.dumps({"error": type(error).__name__, "faults": faults}))
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    for fault in faults:
+        console.print(f"[bold red]{type(error).__name__}:[/] ", end="")
+        console.print(fault, markup=False)

@@ -1,0 +1,66 @@
+"""The report of a run: one HTML file that opens offline, and a model card beside the model."""
+
+import base64
+import json
+from importlib import resources
+
+import jinja2
+import yaml
+
+from lepton_cli.pictures import draw_all
+from lepton_cli.run import Run
+from lepton_cli.summary import comparison, next_command, statement
+from lepton_common.datasets.catalog import load_dataset
+from lepton_common.durable import write_atomic
+from lepton_common.tasks.catalog import find_task
+
+_BEST_NOTE = (
+    "The best model is the round with the highest accuracy on the server's test set; chosen on "
+    "it, its figure is optimistic. Figures in tables are the last round's."
+)
+
+
+def write_report(run: Run) -> None:
+    """Writes ``report.html``, the pictures and ``model_card.md`` into the run folder.
+
+    Raises:
+        AuditError: the run's logs do not verify.
+    """
+    settings = run.settings
+    task = find_task(settings.task)
+    dataset = load_dataset(task.dataset, settings.data.root, settings.data.prepare)
+    facts = {
+        "run": run,
+        "task": task,
+        "notes": dataset.notes,
+        "status": run.status,
+        "rows": comparison(run),
+        "statement": statement(run),
+        "red": any(site.unprotected for site in run.evidence.sites.values()),
+        "sites": list(run.evidence.sites.values()),
+        "evidence": run.evidence,
+        "about": json.loads(run.folder.about.read_text()),
+        "best": max(run.rounds, key=lambda report: report.metrics["accuracy"]),
+        "best_note": _BEST_NOTE,
+        "next": next_command(run),
+        "config": yaml.safe_dump(yaml.safe_load(run.folder.config.read_text()), sort_keys=False),
+    }
+    pictures = {
+        title: base64.b64encode(path.read_bytes()).decode()
+        for title, path in draw_all(run).items()
+    }
+    templates = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_template),
+        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    html = templates.get_template("report.html.j2").render(pictures=pictures, **facts)
+    card = templates.get_template("model_card.md.j2").render(**facts)
+    write_atomic(run.report, html.encode())
+    write_atomic(run.folder.path / "model_card.md", card.encode())
+
+
+def _template(name: str) -> str:
+    return resources.files("lepton_cli").joinpath("templates", name).read_text(encoding="utf-8")

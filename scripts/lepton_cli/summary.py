@@ -1,0 +1,123 @@
+"""What a run came to, in one table each for accuracy and for privacy."""
+
+import statistics
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lepton_cli.evidence import SiteEvidence
+from lepton_cli.run import Run
+
+_MOST_SITES = 12
+
+
+def comparison(run: Run) -> list[tuple[str, float, str]]:
+    """Returns rows (what, accuracy, remark) of the federated model and its baselines."""
+    privacy = run.settings.privacy
+    how = f"epsilon {privacy.epsilon:g} at each site" if privacy.epsilon else "no privacy"
+    rows = [("Federated", run.metrics["accuracy"], how)]
+    baselines = run.baselines
+    if not baselines:
+        return rows
+    local = list(baselines["local"].values())
+    rows.append(
+        (
+            "Each site alone",
+            statistics.mean(local),
+            f"{how}; mean of {len(local)} sites, {min(local):.3f} to {max(local):.3f}",
+        )
+    )
+    rows.append(("Pooled in one place", baselines["pooled"], how.replace(" at each site", "")))
+    if "pooled_without_privacy" in baselines:
+        rows.append(("Pooled, no privacy", baselines["pooled_without_privacy"], "the ceiling"))
+    return rows
+
+
+def statement(run: Run) -> str:
+    """Returns the privacy statement of a run, as its evidence proves it."""
+    sites = run.evidence.sites.values()
+    if any(site.unprotected for site in sites):
+        return (
+            "NOT PRIVATE: updates left the sites without differential privacy. "
+            "Do not use this setting with real people's data."
+        )
+    units = sorted({unit for site in sites for unit in site.units})
+    unit = ", ".join(units) or "row"
+    person = (
+        "Protected per row, not per person: the data names no person."
+        if unit == "row"
+        else f"Protected per {unit}."
+    )
+    worst = max((site.epsilon or 0.0 for site in sites), default=0.0)
+    return (
+        f"({worst:.2f}, {run.settings.privacy.delta:g})-differential privacy at each site, "
+        f"add-or-remove-one, record-level DP-SGD, PLD accounting over all rounds. {person} "
+        "Who has data at several sites adds up their epsilons."
+    )
+
+
+def print_summary(run: Run) -> None:
+    """Prints the tables, where things lie, and the next command to try."""
+    console = Console(highlight=False)
+    accuracy = Table(title=f"{run.settings.task}: accuracy on the server's test set")
+    for heading, side in (("model", "left"), ("accuracy", "right"), ("how", "left")):
+        accuracy.add_column(heading, justify=side)  # type: ignore[arg-type]
+    for what, value, remark in comparison(run):
+        accuracy.add_row(what, f"{value:.3f}", remark)
+    console.print(accuracy)
+    console.print(_site_table(list(run.evidence.sites.values())))
+    red = any(site.unprotected for site in run.evidence.sites.values())
+    console.print(f"[bold red]{statement(run)}[/]" if red else statement(run))
+    count = run.evidence.server_records + sum(s.records for s in run.evidence.sites.values())
+    console.print(f"Audit log verified: {count} signed records, {run.evidence.witnessed} witnessed.")
+    console.print(f"Run folder:     {run.folder.path}", soft_wrap=True)
+    console.print(f"Learning curve: {run.folder.path / 'learning_curve.png'}", soft_wrap=True)
+    console.print(f"Report:         {run.report}", soft_wrap=True)
+    console.print(f"Next: [bold]{next_command(run)}[/]", soft_wrap=True)
+
+
+def next_command(run: Run) -> str:
+    """Returns the one command to try next."""
+    if run.settings.private:
+        return f"lepton simulate -m task={run.settings.task} privacy.epsilon=1,3,8"
+    return f"lepton simulate task={run.settings.task} privacy=record privacy.epsilon=3"
+
+
+def as_json_document(run: Run) -> dict[str, Any]:
+    """Returns the same for scripts."""
+    return {
+        "run": str(run.folder.path),
+        "status": run.status,
+        "rounds": len(run.rounds),
+        "metrics": run.metrics,
+        "baselines": run.baselines,
+        "statement": statement(run),
+        "sites": {
+            site.name: {
+                "epsilon": site.epsilon,
+                "delta": site.delta,
+                "bytes_left": site.bytes_left,
+                "refusals": site.refusals,
+            }
+            for site in run.evidence.sites.values()
+        },
+    }
+
+
+def _site_table(sites: list[SiteEvidence]) -> Table:
+    table = Table(title="What each site spent and what left it, from its own signed log")
+    for heading in ("site", "epsilon spent", "delta", "bytes left", "of these protected by"):
+        right = heading in ("epsilon spent", "bytes left")
+        table.add_column(heading, justify="right" if right else "left")
+    for site in sites[:_MOST_SITES]:
+        spent = "-" if site.epsilon is None else f"{site.epsilon:.3f}"
+        delta = "-" if site.delta is None else f"{site.delta:g}"
+        parts = ", ".join(
+            f"[bold red]nothing {size:,}[/]" if name == "unprotected" else f"{name} {size:,}"
+            for name, size in sorted(site.bytes_left.items())
+        )
+        table.add_row(site.name, spent, delta, f"{site.total_bytes:,}", parts)
+    if len(sites) > _MOST_SITES:
+        table.add_row(f"… {len(sites) - _MOST_SITES} more", "", "", "", "see report.html")
+    return table

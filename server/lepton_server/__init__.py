@@ -1,0 +1,1 @@
+"""What runs at the coordinator; read `lepton_server.rounds.loop` first."""

@@ -1,0 +1,24 @@
+"""The Flower ServerApp: settings -> parts -> loop; the same object in simulation and deployment."""
+
+import json
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from lepton_common.settings import parse_settings
+from lepton_server.rounds.loop import run_rounds
+from lepton_server.run_folder import RunFolder
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs a federation.
+
+    The run's configuration holds ``settings``, the whole configuration as JSON, and
+    ``run_folder``, where results land and where a broken run is continued from.
+    """
+    settings = parse_settings(json.loads(str(context.run_config["settings"])))
+    run_rounds(grid, settings, RunFolder(Path(str(context.run_config["run_folder"]))))

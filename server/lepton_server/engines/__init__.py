@@ -1,0 +1,1 @@
+"""Grounds for simulation: Flower Grids that need no network."""

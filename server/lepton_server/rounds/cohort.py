@@ -1,0 +1,55 @@
+"""Who takes part: the sites that introduced themselves, and each round's cohort of them."""
+
+import hashlib
+
+from flwr.serverapp import Grid
+
+from lepton_common.audit import AuditLog
+from lepton_common.errors import MalformedMessage, QuorumNotMet
+from lepton_common.messages import HELLO, HelloRequest, SiteFacts, hello_content, read_facts
+from lepton_server.rounds.collect import collect
+
+
+def introduce(grid: Grid, run: str, timeout_s: float, audit: AuditLog) -> dict[int, SiteFacts]:
+    """Asks every node for its public facts; returns them by node, in order of the sites' names.
+
+    Raises:
+        QuorumNotMet: no node answered.
+        MalformedMessage: two nodes claim one name.
+    """
+    sites: dict[int, SiteFacts] = {}
+    failed: list[str] = []
+    content = hello_content(HelloRequest(run=run))
+    for node, answer in collect(grid, list(grid.get_node_ids()), content, HELLO, timeout_s):
+        try:
+            if isinstance(answer, str):
+                failed.append(answer)
+            else:
+                sites[node] = read_facts(answer)
+        except MalformedMessage:
+            failed.append(MalformedMessage.__name__)
+    if not sites:
+        raise QuorumNotMet(f"No site introduced itself: {', '.join(sorted(set(failed)))}.")
+    names = [facts.name for facts in sites.values()]
+    if len(set(names)) < len(names):
+        raise MalformedMessage("Two nodes claim the same site name; each site runs one node.")
+    ordered = dict(sorted(sites.items(), key=lambda item: item[1].name))
+    keys = {facts.name: facts.public_key for facts in ordered.values()}
+    heads = {facts.name: facts.audit_head for facts in ordered.values()}
+    audit.append("introduced", {"keys": keys, "heads": heads, "failed": sorted(failed)})
+    return ordered
+
+
+def pick_cohort(
+    sites: dict[int, SiteFacts], size: int, seed: int, round_: int
+) -> dict[int, SiteFacts]:
+    """Returns the ``size`` sites of a round, drawn by a hash of seed, round and name.
+
+    Depends on nothing else, so a resumed run asks the same sites.
+    """
+
+    def rank(item: tuple[int, SiteFacts]) -> bytes:
+        return hashlib.sha256(f"{seed}/{round_}/{item[1].name}".encode()).digest()
+
+    chosen = sorted(sites.items(), key=rank)[:size]
+    return dict(sorted(chosen, key=lambda item: item[1].name))

@@ -1,0 +1,48 @@
+"""Asks some nodes and yields their answers as they come, within a bounded time."""
+
+import time
+from collections.abc import Iterator
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+TIMED_OUT = "TimedOut"
+WRONG_SENDER = "WrongSender"
+_POLL_S = 0.005
+_FLOWER = 1  # node id under which a SuperLink reports that a node is gone
+
+
+def collect(
+    grid: Grid, nodes: list[int], content: RecordDict, message_type: str, timeout_s: float
+) -> Iterator[tuple[int, RecordDict | str]]:
+    """Sends ``content`` to all ``nodes``; yields (node, answer) in order of arrival.
+
+    An answer is the reply's records, or the name of what went wrong: the site's own error name,
+    ``TimedOut`` or ``WrongSender``. Each node is yielded exactly once.
+    """
+    messages = [
+        Message(content, dst_node_id=node, message_type=message_type, ttl=timeout_s)
+        for node in nodes
+    ]
+    waiting = dict(zip(grid.push_messages(messages), nodes, strict=True))
+    deadline = time.monotonic() + timeout_s
+    while waiting and time.monotonic() < deadline:
+        replies = list(grid.pull_messages(list(waiting)))
+        for reply in replies:
+            # By what it answers, not by who it claims to be from: a SuperLink reports a lost
+            # node under its own id.
+            node = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if node is not None:
+                yield node, _answer(reply, node)
+        if not replies:
+            time.sleep(_POLL_S)
+    for node in waiting.values():
+        yield node, TIMED_OUT
+
+
+def _answer(reply: Message, node: int) -> RecordDict | str:
+    if reply.metadata.src_node_id not in (node, _FLOWER):
+        return WRONG_SENDER
+    if reply.has_error():
+        return str(reply.error.reason)[:64]
+    return reply.content if reply.metadata.src_node_id == node else WRONG_SENDER

@@ -1,0 +1,68 @@
+"""Judges each round's model on data that no site trained on, and keeps the last and the best."""
+
+import json
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from lepton_common.arrays import Layout, Vector, flatten_into_one
+from lepton_common.datasets.catalog import load_dataset
+from lepton_common.device import pick_device
+from lepton_common.durable import write_atomic
+from lepton_common.models.catalog import initial_model
+from lepton_common.settings import Settings
+from lepton_common.tasks.catalog import find_task
+from lepton_server.rounds.checkpoint import Checkpoint
+from lepton_server.run_folder import RunFolder
+
+
+class Evaluator:
+    """The server's model and its held-back test set: public figures, which cost no privacy."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Loads the test set and builds the model.
+
+        Raises:
+            DataError: the data is missing or invalid.
+        """
+        self._settings = settings
+        self._task = find_task(settings.task)
+        data = load_dataset(self._task.dataset, settings.data.root, settings.data.prepare)
+        outputs = self._task.outputs(data.classes)
+        self._model = initial_model(settings.model, data.input_shape, outputs, settings.seed)
+        self._device = pick_device(settings.train.device)
+        self._model.to(self._device)
+        self.layout = Layout.of(self._model)
+        self._flat = flatten_into_one(self._model)
+        self._initial = self._flat.cpu().numpy().copy()
+        self._features = data.test.features.to(self._device)
+        self._labels = data.test.labels.to(self._device)
+
+    def initial_vector(self) -> Vector:
+        """Returns the model that the run's seed gives, float32, shape [d]."""
+        return self._initial
+
+    def evaluate(self, vector: Vector) -> dict[str, float]:
+        """Returns accuracy and loss of a model on the test set."""
+        with torch.no_grad():
+            self._flat.copy_(torch.from_numpy(vector))
+        return self._task.evaluate(self._model, self._features, self._labels)
+
+    def save_models(self, folder: RunFolder, state: Checkpoint) -> None:
+        """Writes the last model, and the best one by the test set's accuracy when it is new."""
+        self._save(folder, state, best=False)
+        accuracies = [entry["metrics"]["accuracy"] for entry in state.history]
+        if int(np.argmax(accuracies)) == len(accuracies) - 1:
+            self._save(folder, state, best=True)
+
+    def _save(self, folder: RunFolder, state: Checkpoint, *, best: bool) -> None:
+        facts = {
+            "task": self._settings.task,
+            "model": self._settings.model,
+            "run": folder.path.name,
+            "round": str(state.round),
+            "metrics": json.dumps(state.history[-1]["metrics"]),
+        }
+        path = folder.best_model if best else folder.final_model
+        write_atomic(path, save(self.layout.split(state.model), facts))

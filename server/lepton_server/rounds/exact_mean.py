@@ -1,0 +1,65 @@
+"""A weighted mean of updates that does not depend on the order in which they arrive."""
+
+import numpy as np
+
+from lepton_common.arrays import Vector
+from lepton_common.errors import UpdateInvalid
+
+_SCALE = 2.0**40
+_BOUND = 2.0**20
+_CHUNK = 1 << 15
+
+
+class ExactMean:
+    """Sums updates in 64-bit fixed point: integer addition has no rounding, so no order.
+
+    Each update is weighted by its share of the whole cohort's weight and rounded to multiples
+    of 2**-40. Elements are bounded by 2**20 and shares add up to at most 1, so no sum exceeds
+    2**60.
+    """
+
+    def __init__(self, size: int, weights: dict[str, int], keep_each: bool) -> None:
+        """Begins a mean.
+
+        Args:
+            size: length of each update.
+            weights: public weight of each site of the cohort, > 0.
+            keep_each: whether to keep the single updates too, for robust strategies.
+        """
+        self._sum = np.zeros(size, dtype=np.int64)
+        self._weights, self._total = weights, sum(weights.values())
+        self._came: list[str] = []
+        self._each: dict[str, Vector] | None = {} if keep_each else None
+
+    @property
+    def count(self) -> int:
+        """Number of updates added."""
+        return len(self._came)
+
+    def add(self, site: str, update: Vector) -> None:
+        """Adds a site's update, float32, shape [size].
+
+        Raises:
+            UpdateInvalid: an element is not finite or beyond 2**20; nothing was added.
+        """
+        # NaN fails both comparisons; min and max propagate it.
+        low, high = update.min(initial=0.0), update.max(initial=0.0)
+        if not (low >= -_BOUND and high <= _BOUND):
+            raise UpdateInvalid("An update holds values that are not finite, or beyond 2**20.")
+        factor = _SCALE * self._weights[site] / self._total
+        for start in range(0, len(update), _CHUNK):
+            piece = update[start : start + _CHUNK].astype(np.float64)
+            piece *= factor
+            self._sum[start : start + _CHUNK] += np.rint(piece, out=piece).astype(np.int64)
+        self._came.append(site)
+        if self._each is not None:
+            self._each[site] = update
+
+    def value(self) -> Vector:
+        """Returns the mean over the sites that came, float32, shape [size]."""
+        came = sum(self._weights[site] for site in self._came)
+        return (self._sum * (self._total / came / _SCALE)).astype(np.float32)
+
+    def each(self) -> list[Vector]:
+        """Returns the single updates in order of the sites' names."""
+        return [update for _, update in sorted((self._each or {}).items())]

@@ -1,0 +1,73 @@
+"""What a round asks of each site, made of settings and the state so far."""
+
+import hashlib
+
+from lepton_common.arrays import Layout, digest_of, pack
+from lepton_common.messages import PrivacyRequest, Recipe, TrainRequest
+from lepton_common.privacy.plan import calibrated_noise
+from lepton_common.settings import Settings
+from lepton_server.rounds.checkpoint import Checkpoint
+
+
+def privacy_request(settings: Settings) -> PrivacyRequest | None:
+    """Returns what the run asks of each site's privacy plan; None without DP.
+
+    The noise covers all rounds and the spare ones, for a site that takes part in each.
+
+    Raises:
+        PlanError: no noise reaches the target.
+    """
+    privacy, steps = settings.privacy, settings.train.local_steps
+    if privacy.epsilon is None or privacy.delta is None or steps is None:
+        return None
+    max_steps = (settings.rounds + privacy.spare_rounds) * steps
+    return PrivacyRequest(
+        delta=privacy.delta,
+        sample_rate=privacy.sample_rate,
+        noise_multiplier=calibrated_noise(
+            target_epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            sample_rate=privacy.sample_rate,
+            max_steps=max_steps,
+        ),
+        clipping_norm=privacy.clipping_norm,
+        steps_per_round=steps,
+        max_steps=max_steps,
+    )
+
+
+def train_request(
+    settings: Settings, run: str, layout: Layout, state: Checkpoint, privacy: PrivacyRequest | None
+) -> TrainRequest:
+    """Returns the request of the round after ``state``; the same for every site of the cohort."""
+    return TrainRequest(
+        run=run,
+        round=state.round + 1,
+        task=settings.task,
+        model=settings.model,
+        prepare=settings.data.prepare,
+        cohort=settings.cohort,
+        layout=layout.digest,
+        model_digest=digest_of(pack(state.model).data),
+        recipe=recipe(settings, state.round + 1),
+        privacy=privacy,
+    )
+
+
+def recipe(settings: Settings, round_: int) -> Recipe:
+    """Returns how to train locally in a round, counted from 1."""
+    train, strategy = settings.train, settings.strategy
+    seed = hashlib.sha256(f"{settings.seed}/{round_}".encode()).digest()
+    return Recipe(
+        optimizer=train.optimizer,
+        learning_rate=train.learning_rate_at(round_, settings.rounds),
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        batch_size=train.batch_size,
+        local_epochs=train.local_epochs,
+        local_steps=train.local_steps,
+        precision=train.precision,
+        device=train.device,
+        proximal_mu=strategy.proximal_mu if strategy.name == "fedprox" else 0.0,
+        seed=int.from_bytes(seed[:7]),
+    )

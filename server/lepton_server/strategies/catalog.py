@@ -1,0 +1,119 @@
+"""The catalog of strategies: Flower's classes, fed with one reply that holds the mean.
+
+Flower's strategies see *updates*, in a frame in which the current model is zero, so that what
+they return is the step to add. The linear ones see a single synthetic reply with the exact mean
+of all updates and never a single site's; the robust ones need each update, which only exists
+where no secure aggregation hides it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.serverapp import strategy as flower
+from numpy.typing import NDArray
+
+from lepton_common.arrays import Layout, Vector
+from lepton_common.errors import QuorumNotMet
+from lepton_common.names import look_up
+from lepton_common.settings import ROBUST, Settings, StrategySettings
+from lepton_server.rounds.exact_mean import ExactMean
+
+_KEY = "vector"
+_Arrays = dict[str, NDArray[np.generic]]
+
+STRATEGIES: dict[str, Callable[[StrategySettings], flower.FedAvg]] = {
+    "fedavg": lambda s: flower.FedAvg(),
+    "fedprox": lambda s: flower.FedProx(proximal_mu=s.proximal_mu),
+    "fedavgm": lambda s: flower.FedAvgM(
+        server_learning_rate=s.server_learning_rate, server_momentum=s.server_momentum
+    ),
+    "fedadam": lambda s: flower.FedAdam(
+        eta=s.server_learning_rate, beta_1=s.beta_1, beta_2=s.beta_2, tau=s.tau
+    ),
+    "fedyogi": lambda s: flower.FedYogi(
+        eta=s.server_learning_rate, beta_1=s.beta_1, beta_2=s.beta_2, tau=s.tau
+    ),
+    "fedadagrad": lambda s: flower.FedAdagrad(eta=s.server_learning_rate, tau=s.tau),
+    "fedmedian": lambda s: flower.FedMedian(),
+    "fedtrimmedavg": lambda s: flower.FedTrimmedAvg(beta=s.beta),
+    "krum": lambda s: flower.Krum(num_malicious_nodes=s.num_malicious_nodes),
+    "multikrum": lambda s: flower.MultiKrum(
+        num_malicious_nodes=s.num_malicious_nodes, num_nodes_to_select=s.num_nodes_to_select
+    ),
+    "bulyan": lambda s: flower.Bulyan(num_malicious_nodes=s.num_malicious_nodes),
+}
+
+
+class Strategy:
+    """One of Flower's strategies, stepping a flat model.
+
+    Attributes:
+        needs_each: whether it needs single updates, not only their mean.
+    """
+
+    def __init__(self, inner: flower.FedAvg, size: int, *, needs_each: bool) -> None:
+        self._inner, self._zero = inner, np.zeros(size, np.float32)
+        self.needs_each = needs_each
+
+    def step(self, round_: int, model: Vector, mean: ExactMean) -> Vector:
+        """Returns the next model, float32, shape [d].
+
+        Raises:
+            QuorumNotMet: the strategy needs more updates than came.
+        """
+        updates = mean.each() if self.needs_each else [mean.value()]
+        if isinstance(self._inner, flower.FedAvgM):
+            self._inner.current_arrays = _record(self._zero)
+        elif isinstance(self._inner, flower.FedAdagrad | flower.FedAdam | flower.FedYogi):
+            self._inner.current_arrays = {_KEY: self._zero}
+        arrays, _ = self._inner.aggregate_train(round_, [_reply(update) for update in updates])
+        if arrays is None:
+            raise QuorumNotMet(
+                f"Round {round_}: {type(self._inner).__name__} needs more than the {mean.count} "
+                "updates that came; lower strategy.num_malicious_nodes or ask more sites."
+            )
+        return model + arrays[_KEY].numpy().astype(np.float32)
+
+    def snapshot(self) -> _Arrays:
+        """Returns a copy of the strategy's own state: moments and momentum, by name."""
+        state: _Arrays = {}
+        for name in ("m_t", "v_t"):
+            if moments := getattr(self._inner, name, None):
+                state[name] = moments[_KEY].copy()
+        if momentum := getattr(self._inner, "momentum_vector", None):
+            state["momentum_vector"] = momentum[0].copy()
+        return state
+
+    def restore(self, state: _Arrays) -> None:
+        """Takes over the state that `snapshot` returned."""
+        inner: Any = self._inner
+        for name in ("m_t", "v_t"):
+            if name in state:
+                setattr(inner, name, {_KEY: state[name]})
+        if "momentum_vector" in state:
+            inner.momentum_vector = [state["momentum_vector"]]
+
+
+def make_strategy(settings: Settings, layout: Layout) -> Strategy:
+    """Returns the strategy that the settings name.
+
+    Raises:
+        UnknownName: no such strategy.
+    """
+    chosen = settings.strategy
+    inner = look_up(STRATEGIES, chosen.name, "strategy")(chosen)
+    return Strategy(inner, layout.size, needs_each=chosen.name in ROBUST)
+
+
+def _record(vector: Vector) -> ArrayRecord:
+    return ArrayRecord({_KEY: Array(vector)})
+
+
+def _reply(update: Vector) -> Message:
+    # Equal weights: a site's weight is in the mean already, and the robust ones know none.
+    content = RecordDict(
+        {"arrays": _record(update), "metrics": MetricRecord({"num-examples": 1})}
+    )
+    return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)
