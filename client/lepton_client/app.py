@@ -35,4 +35,5 @@ def _answer(message: Message, context: Context) -> Message:
             handle = train if message.metadata.message_type == TRAIN else introduce
             return handle(message, site)
         except Exception as error:
+            site.keep_trace(error)
             return site.door.refuse(message, error)

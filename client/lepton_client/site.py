@@ -1,6 +1,9 @@
 """A site as its folder: site file, signing key, audit log and ledger, and its data."""
 
+import contextlib
 import threading
+import time
+import traceback
 from functools import lru_cache
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from lepton_common.policy import SitePolicy
 from lepton_common.strict import Count, Name, parse, record
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
+ERROR_FILE = "errors.log"
 
 
 @record
@@ -73,6 +77,12 @@ class Site:
         self.ledger = Ledger(self.audit)
         self.door = Door(self.audit, self.ledger, self.file.policy)
         self.lock = threading.Lock()
+
+    def keep_trace(self, error: BaseException) -> None:
+        """Writes an error's full text to the site's own ``errors.log``, which never leaves it."""
+        with contextlib.suppress(OSError), (self.folder / ERROR_FILE).open("a") as file:
+            file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
+            traceback.print_exception(error, file=file)
 
     def dataset(self) -> Dataset:
         """Returns the data set that the site's records belong to, checked."""

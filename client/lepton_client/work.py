@@ -7,11 +7,11 @@ from flwr.app import Message
 from lepton_client import consent
 from lepton_client.door import Outbound
 from lepton_client.site import Site
-from lepton_common.device import pick_device
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import train_private
 from lepton_client.training.resident import resident_model
 from lepton_common.audit import GENESIS
+from lepton_common.device import pick_device
 from lepton_common.errors import EmptySite, ModelMismatch
 from lepton_common.messages import Receipt, SiteFacts, read_hello, read_model, read_train
 from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, protected_by_dp
@@ -69,7 +69,7 @@ def train(message: Message, site: Site) -> Message:
         audit_head=GENESIS,  # the door stamps the true head
     )
     items.append(Outbound("receipt", receipt, PROTOCOL))
-    about = {"run": request.run, "round": request.round}
+    about: dict[str, str | int] = {"run": request.run, "round": request.round}
     return site.door.release(message, items, about, charge)
 
 

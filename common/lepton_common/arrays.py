@@ -77,21 +77,27 @@ class Layout:
         return np.concatenate([np.asarray(array, np.float32).ravel() for array in arrays])
 
 
-def flatten_into_one(module: nn.Module) -> torch.Tensor:
-    """Moves the parameters of ``module`` into one contiguous tensor and returns it.
+def image_order(module: nn.Module) -> nn.Module:
+    """Puts convolution weights into channels-last order, which trains up to twice as fast."""
+    for parameter in module.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module
 
-    The parameters become views, so that writing the returned tensor (float32, shape [d])
-    writes the model, and reading a model costs one copy.
-    """
-    Layout.of(module)
-    parameters = list(module.parameters())
-    flat = torch.cat([parameter.detach().reshape(-1) for parameter in parameters]).float()
+
+def read_parameters(module: nn.Module) -> torch.Tensor:
+    """Returns a copy of all parameters as one tensor on their device, shape [d]."""
+    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
+
+
+def write_parameters(module: nn.Module, vector: torch.Tensor) -> None:
+    """Copies ``vector``, shape [d], into the parameters; their memory format is kept."""
     start = 0
-    for parameter in parameters:
-        stop = start + parameter.numel()
-        parameter.data = flat[start:stop].view(parameter.shape)
-        start = stop
-    return flat
+    with torch.no_grad():
+        for parameter in module.parameters():
+            stop = start + parameter.numel()
+            parameter.copy_(vector[start:stop].view(parameter.shape))
+            start = stop
 
 
 def pack(vector: Vector) -> Array:

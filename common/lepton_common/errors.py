@@ -102,7 +102,7 @@ class ConsentRefused(PrivacyError):
 
 
 class BuffersNotAllowed(PrivacyError):
-    """The model holds buffers or shares state between records, so it cannot be released privately."""
+    """The model holds buffers, which would carry records past clipping and noise."""
 
 
 class DoorRefused(PrivacyError):

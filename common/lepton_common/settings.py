@@ -233,9 +233,7 @@ def _contradictions(settings: Settings) -> list[str]:
     rules = {
         unknown("task", settings.task, TASKS): settings.task not in TASKS,
         unknown("model", settings.model, MODELS): settings.model not in MODELS,
-        unknown("strategy", strategy.name, LINEAR + ROBUST): (
-            strategy.name not in LINEAR + ROBUST
-        ),
+        unknown("strategy", strategy.name, LINEAR + ROBUST): (strategy.name not in LINEAR + ROBUST),
         "Set exactly one of train.local_epochs and train.local_steps, the other to null.": (
             (train.local_epochs is None) == (train.local_steps is None)
         ),

@@ -1,8 +1,7 @@
 """Frozen records, strictly parsed: no unknown field, wrong type or non-finite number passes."""
 
 import json
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as _dataclass
@@ -24,12 +23,8 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 def record(cls: type[T]) -> type[T]:
     """Makes a class a frozen dataclass with strict types, finite numbers and no unknown fields."""
-    decorate: Callable[[type[T]], type[T]] = _dataclass(
-        frozen=True,
-        kw_only=True,
-        config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False),
-    )
-    return decorate(cls)
+    config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    return cast("type[T]", _dataclass(frozen=True, kw_only=True, config=config)(cls))
 
 
 def parse(cls: type[T], value: Any) -> tuple[T | None, list[str]]:  # noqa: ANN401

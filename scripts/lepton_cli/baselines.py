@@ -6,6 +6,7 @@ They read what no federation may read, so they exist only as labelled baselines.
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from lepton_cli.compose import compose_settings
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import train_private
 from lepton_client.training.resident import resident_model
-from lepton_common.arrays import flatten_into_one
+from lepton_common.arrays import Vector, read_parameters
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.device import pick_device
 from lepton_common.models.catalog import initial_model
@@ -25,9 +26,7 @@ from lepton_common.tasks.catalog import find_task
 from lepton_server.rounds.request import privacy_request, recipe
 
 
-def train_baselines(
-    settings: Settings, dataset: Dataset, sites: dict[str, Rows]
-) -> dict[str, Any]:
+def train_baselines(settings: Settings, dataset: Dataset, sites: dict[str, Rows]) -> dict[str, Any]:
     """Returns the test accuracy of models trained without a federation.
 
     ``local`` maps each site to the accuracy of a model trained on its data alone, ``pooled`` is
@@ -35,17 +34,14 @@ def train_baselines(
     with privacy, ``pooled_without_privacy`` is trained with the task's recipe without it.
     """
     jobs: dict[str, Callable[[], float]] = {
-        "pooled": lambda: _accuracy(settings, dataset, dataset.train, "pooled")
+        "pooled": partial(_accuracy, settings, dataset, dataset.train, "pooled")
     }
     if settings.private:
         plain = _without_privacy(settings)
-        jobs["pooled_without_privacy"] = lambda: _accuracy(
-            plain, dataset, dataset.train, "pooled"
-        )
+        jobs["pooled_without_privacy"] = partial(_accuracy, plain, dataset, dataset.train, "pooled")
     for name, rows in sites.items():
-        jobs[f"local/{name}"] = lambda name=name, rows=rows: _accuracy(
-            settings, dataset, dataset.train.take(rows), name
-        )
+        alone = dataset.train.take(rows)
+        jobs[f"local/{name}"] = partial(_accuracy, settings, dataset, alone, name)
     with ThreadPoolExecutor(
         settings.engine.workers or os.cpu_count() or 1,
         initializer=torch.set_num_threads,
@@ -79,7 +75,7 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
     outputs = task.outputs(dataset.classes)
     device = pick_device(settings.train.device)
     seeded = initial_model(settings.model, dataset.input_shape, outputs, settings.seed)
-    vector = flatten_into_one(seeded).numpy()
+    vector: Vector = read_parameters(seeded).numpy()
     model = resident_model(settings.model, dataset.input_shape, outputs, device)
     asked = privacy_request(settings)
     for round_ in range(1, settings.rounds + 1):

@@ -2,8 +2,6 @@
 
 import itertools
 from collections.abc import Mapping
-from functools import cache
-from importlib import resources
 from typing import Any
 
 from hydra import compose, initialize_config_module
@@ -12,27 +10,13 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lepton_cli.groups import groups
 from lepton_common.errors import SettingsError
 from lepton_common.names import did_you_mean, unknown
 from lepton_common.settings import Settings, parse_settings
 from lepton_common.strict import field_names
 
 _VERSION_BASE = "1.3"
-
-
-@cache
-def groups() -> dict[str, list[str]]:
-    """Returns the configuration groups and their choices."""
-    root = resources.files("lepton_conf")
-    return {
-        folder.name: sorted(
-            file.name.removesuffix(".yaml")
-            for file in folder.iterdir()
-            if file.name.endswith(".yaml")
-        )
-        for folder in sorted(root.iterdir(), key=lambda item: item.name)
-        if folder.is_dir() and not folder.name.startswith("_")
-    }
 
 
 def compose_values(overrides: list[str]) -> dict[str, Any]:

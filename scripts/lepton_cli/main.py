@@ -67,3 +67,5 @@ def _complain(error: LeptonError) -> None:
     for fault in faults:
         console.print(f"[bold red]{type(error).__name__}:[/] ", end="")
         console.print(fault, markup=False)
+    for note in getattr(error, "__notes__", []):
+        console.print(note, markup=False)

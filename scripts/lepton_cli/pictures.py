@@ -72,18 +72,15 @@ def _partition(run: Run) -> Path:
     sites = sorted(path.parent for path in (run.folder.path / "sites").glob("*/rows.npy"))
     shown = sites[:_MOST_BARS]
     labels = data.train.labels.numpy()
-    counts = np.array(
-        [
-            np.bincount(labels[np.load(site / "rows.npy", allow_pickle=False)], minlength=data.classes)
-            for site in shown
-        ]
-    )
+    held = [np.load(site / "rows.npy", allow_pickle=False) for site in shown]
+    counts = np.array([np.bincount(labels[rows], minlength=data.classes) for rows in held])
     figure, axes = _figure(7.0, max(2.0, 0.28 * len(shown) + 1.0))
     left = np.zeros(len(shown))
-    colors = colormaps["tab10" if data.classes <= 10 else "tab20"].colors
+    colors = colormaps["tab10"](np.arange(data.classes) % 10)
     for value in range(data.classes):
-        axes.barh(range(len(shown)), counts[:, value], left=left, color=colors[value % len(colors)], label=str(value))
-        left += counts[:, value]
+        width = counts[:, value]
+        axes.barh(range(len(shown)), width, left=left, color=colors[value], label=str(value))
+        left += width
     axes.set_yticks(range(len(shown)), [site.name for site in shown], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("training records, by label (known in simulation only)")

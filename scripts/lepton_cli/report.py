@@ -46,8 +46,7 @@ def write_report(run: Run) -> None:
         "config": yaml.safe_dump(yaml.safe_load(run.folder.config.read_text()), sort_keys=False),
     }
     pictures = {
-        title: base64.b64encode(path.read_bytes()).decode()
-        for title, path in draw_all(run).items()
+        title: base64.b64encode(path.read_bytes()).decode() for title, path in draw_all(run).items()
     }
     templates = jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),

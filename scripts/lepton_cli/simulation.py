@@ -129,6 +129,7 @@ def _execute(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
         _run_apps(settings, folder, observer)
     except LeptonError as error:
         _end(folder, "failed", error=type(error).__name__, message=str(error))
+        error.add_note(f"What failed at a site is in {folder.path / 'sites'}/*/errors.log.")
         raise
     run = Run(folder)
     finished = len(run.rounds) == settings.rounds
@@ -149,9 +150,7 @@ def _run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None
     }
     engine = settings.engine
     kind = SerialisingGrid if engine.serialise else InProcessGrid
-    grid = kind(
-        client_app, nodes, workers=engine.workers, threads_per_site=engine.threads_per_site
-    )
+    grid = kind(client_app, nodes, workers=engine.workers, threads_per_site=engine.threads_per_site)
     context = Context(
         run_id=grid.run.run_id,
         node_id=1,
@@ -214,7 +213,7 @@ def _about(settings: Settings) -> dict[str, object]:
 def _git_hash() -> str | None:
     here = Path(__file__).parent
     try:
-        answer = subprocess.run(  # noqa: S603
+        answer = subprocess.run(
             ["git", "describe", "--always", "--dirty"],  # noqa: S607
             cwd=here,
             capture_output=True,

@@ -69,8 +69,9 @@ def print_summary(run: Run) -> None:
     console.print(_site_table(list(run.evidence.sites.values())))
     red = any(site.unprotected for site in run.evidence.sites.values())
     console.print(f"[bold red]{statement(run)}[/]" if red else statement(run))
+    witnessed = run.evidence.witnessed
     count = run.evidence.server_records + sum(s.records for s in run.evidence.sites.values())
-    console.print(f"Audit log verified: {count} signed records, {run.evidence.witnessed} witnessed.")
+    console.print(f"Audit log verified: {count} signed records, {witnessed} witnessed.")
     console.print(f"Run folder:     {run.folder.path}", soft_wrap=True)
     console.print(f"Learning curve: {run.folder.path / 'learning_curve.png'}", soft_wrap=True)
     console.print(f"Report:         {run.report}", soft_wrap=True)

@@ -44,7 +44,8 @@ def run_sweep(overrides: list[str], *, as_json: bool) -> int:
 
 
 def _one(words: list[str], console: Console) -> tuple[list[str], dict[str, Any], int]:
-    workers = [] if any(word.startswith("engine.workers=") for word in words) else ["engine.workers=1"]
+    set_already = any(word.startswith("engine.workers=") for word in words)
+    workers = [] if set_already else ["engine.workers=1"]
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-m", "lepton_cli", "simulate", *words, *workers, "--json"],
         capture_output=True,

@@ -108,8 +108,8 @@ class RunFolder:
             CheckpointUnreadable: the metrics file is damaged.
         """
         try:
-            lines = self.metrics_jsonl.read_text().splitlines() if self.metrics_jsonl.exists() else []
-            for line in lines:
+            text = self.metrics_jsonl.read_text() if self.metrics_jsonl.exists() else ""
+            for line in text.splitlines():
                 yield RoundReport(**json.loads(line))
         except (ValueError, TypeError) as error:
             raise CheckpointUnreadable(f"{self.metrics_jsonl} is damaged; run again.") from error

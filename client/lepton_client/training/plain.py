@@ -7,7 +7,6 @@ import torch
 from lepton_client.training.resident import ResidentModel, new_optimizer
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records
-from lepton_common.errors import UpdateInvalid
 from lepton_common.messages import Recipe
 from lepton_common.tasks.catalog import Task
 
@@ -38,16 +37,13 @@ def train_plain(
         optimizer.zero_grad(set_to_none=True)
         with autocast:
             loss = task.losses(model.module(features[batch]), labels[batch]).mean()
-        loss.backward()
+        torch.autograd.backward(loss)
         if recipe.proximal_mu:
             pull_towards(start, model, recipe.proximal_mu)
         optimizer.step()
         total += loss.detach()
         steps += 1
-    update = (model.flat - start).cpu()
-    if not bool(torch.isfinite(update).all()):
-        raise UpdateInvalid("Training diverged; lower train.learning_rate.")
-    return update.numpy(), float(total) / steps
+    return model.update_since(start), float(total) / steps
 
 
 def pull_towards(start: torch.Tensor, model: ResidentModel, strength: float) -> None:
@@ -67,7 +63,7 @@ def _batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     left = recipe.local_steps
     for _ in range(recipe.local_epochs or recipe.local_steps or 0):
-        for rows in torch.randperm(count, generator=generator).split(recipe.batch_size):
+        for rows in torch.split(torch.randperm(count, generator=generator), recipe.batch_size):
             if left == 0:
                 return
             yield rows

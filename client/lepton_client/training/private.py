@@ -12,13 +12,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from opacus.grad_sample import GradSampleModule
 
 from lepton_client.training.plain import pull_towards
 from lepton_client.training.resident import ResidentModel, new_optimizer
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records, Rows
-from lepton_common.errors import UpdateInvalid
 from lepton_common.messages import Recipe
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
@@ -63,10 +61,7 @@ def train_private(
         if recipe.proximal_mu:
             pull_towards(start, model, recipe.proximal_mu)
         optimizer.step()
-    update = (model.flat - start).cpu()
-    if not bool(torch.isfinite(update).all()):
-        raise UpdateInvalid("Training diverged; lower train.learning_rate.")
-    return update.numpy()
+    return model.update_since(start)
 
 
 def clipped_sum(
@@ -106,16 +101,20 @@ def _record_gradients(
 ) -> torch.Tensor:
     """Returns each record's gradient of its own loss, float32, shape [len(rows), d]."""
     if model.per_sample is None:
+        # Imported here: it takes seconds, and training without privacy needs none of it.
+        from opacus.grad_sample import GradSampleModule
+
         model.per_sample = GradSampleModule(model.module, loss_reduction="sum", strict=True)
     index = torch.from_numpy(rows)
     features = records.features[index].to(model.device)
     labels = records.labels[index].to(model.device)
-    task.losses(model.per_sample(features), labels).sum().backward()
-    pieces = []
+    torch.autograd.backward(task.losses(model.per_sample(features), labels).sum())
+    pieces: list[torch.Tensor] = []
     for parameter in model.module.parameters():
-        pieces.append(parameter.grad_sample.flatten(1))
-        parameter.grad_sample = None
-        parameter.grad = None
+        # Opacus leaves per-record gradients as an attribute, and adds to them if they stay.
+        per_record: torch.Tensor = vars(parameter)["grad_sample"]
+        pieces.append(per_record.flatten(1))
+        vars(parameter)["grad_sample"] = parameter.grad = None
     return torch.cat(pieces, dim=1)
 
 

@@ -2,41 +2,54 @@
 
 import threading
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from opacus.grad_sample import GradSampleModule
 from torch import nn
 
-from lepton_common.arrays import Layout, Vector, flatten_into_one
+from lepton_common.arrays import Layout, Vector, image_order, read_parameters, write_parameters
+from lepton_common.errors import UpdateInvalid
 from lepton_common.models.catalog import build_model
+
+if TYPE_CHECKING:
+    from opacus.grad_sample import GradSampleModule
 
 
 @dataclass
 class ResidentModel:
-    """A model and the one tensor that its parameters are views of.
+    """A model that requests take turns to train.
 
     Attributes:
-        module: the model, on `device`.
-        flat: its parameters, float32, shape [d]; writing it writes the model.
-        layout: names and shapes in `flat`.
+        module: the model, on `device`, image weights in channels-last order for speed.
+        layout: names and shapes of its parameters.
         device: where it lives.
         per_sample: Opacus' hooks around `module`, once they were asked for.
     """
 
     module: nn.Module
-    flat: torch.Tensor
     layout: Layout
     device: torch.device
-    per_sample: GradSampleModule | None = None
+    per_sample: "GradSampleModule | None" = None
 
     def load(self, vector: Vector) -> torch.Tensor:
         """Writes a received model and returns it as a tensor on the device, shape [d]."""
         # A copy, because the received bytes are read-only and PyTorch has no such tensors.
         received = torch.from_numpy(vector.copy()).to(self.device)
-        with torch.no_grad():
-            self.flat.copy_(received)
+        write_parameters(self.module, received)
         self.module.train()
         return received
+
+    def update_since(self, start: torch.Tensor) -> Vector:
+        """Returns what training has changed since ``start``, float32, shape [d].
+
+        Raises:
+            UpdateInvalid: training diverged to values that are not finite.
+        """
+        update = (read_parameters(self.module) - start).cpu()
+        if not bool(torch.isfinite(update).all()):
+            raise UpdateInvalid("Training diverged; lower train.learning_rate.")
+        result: Vector = update.numpy()
+        return result
 
 
 _LOCAL = threading.local()
@@ -49,8 +62,8 @@ def resident_model(
     models: dict[tuple[object, ...], ResidentModel] = _LOCAL.__dict__.setdefault("models", {})
     key = (name, input_shape, outputs, device)
     if key not in models:
-        module = build_model(name, input_shape, outputs).to(device)
-        models[key] = ResidentModel(module, flatten_into_one(module), Layout.of(module), device)
+        module = image_order(build_model(name, input_shape, outputs)).to(device)
+        models[key] = ResidentModel(module, Layout.of(module), device)
     return models[key]
 
 

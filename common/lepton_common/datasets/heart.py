@@ -104,9 +104,7 @@ def _flamby_split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray
     return train, test
 
 
-def _standardise(
-    rows: NDArray[np.float64], reference: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _standardise(rows: NDArray[np.float64], reference: NDArray[np.float64]) -> NDArray[np.float64]:
     deviation = reference.std(axis=0, ddof=1)
     deviation[deviation == 0] = 1.0
     scaled: NDArray[np.float64] = (rows - reference.mean(axis=0)) / deviation

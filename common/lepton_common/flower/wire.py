@@ -7,7 +7,8 @@ def to_wire(message: Message) -> bytes:
     """Returns the protobuf bytes of ``message``."""
     from flwr.common.serde import message_to_proto
 
-    return message_to_proto(message).SerializeToString(deterministic=True)
+    data: bytes = message_to_proto(message).SerializeToString(deterministic=True)
+    return data
 
 
 def from_wire(data: bytes) -> Message:

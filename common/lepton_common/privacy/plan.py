@@ -72,9 +72,7 @@ class PrivacyPlan:
 
     def event(self, rounds: int = 1) -> GaussianEvent:
         """Returns the accounting event of ``rounds`` rounds of this plan."""
-        return GaussianEvent(
-            self.sample_rate, self.noise_multiplier, self.steps_per_round * rounds
-        )
+        return GaussianEvent(self.sample_rate, self.noise_multiplier, self.steps_per_round * rounds)
 
     def epsilon(self, steps: int) -> float:
         """Returns the epsilon spent at the plan's delta after ``steps`` steps."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lepton_cli.compose import groups
+from lepton_cli.groups import groups
 from lepton_common.errors import SettingsError
 
 _RESUME = "resume="
@@ -73,9 +73,7 @@ def command(
         if any(word.startswith(_RESUME) for word in words):
             others = [word for word in words if not word.startswith((_RESUME, "runs="))]
             if others:
-                raise SettingsError(
-                    f"A resumed run keeps its settings: drop {', '.join(others)}."
-                )
+                raise SettingsError(f"A resumed run keeps its settings: drop {', '.join(others)}.")
             named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
             run = resume(find_run(named["resume"], named.get("runs", "runs")), observer)
         else:

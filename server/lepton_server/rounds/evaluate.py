@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from lepton_common.arrays import Layout, Vector, flatten_into_one
+from lepton_common.arrays import Layout, Vector, image_order, read_parameters, write_parameters
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.device import pick_device
 from lepton_common.durable import write_atomic
@@ -31,11 +31,10 @@ class Evaluator:
         data = load_dataset(self._task.dataset, settings.data.root, settings.data.prepare)
         outputs = self._task.outputs(data.classes)
         self._model = initial_model(settings.model, data.input_shape, outputs, settings.seed)
-        self._device = pick_device(settings.train.device)
-        self._model.to(self._device)
         self.layout = Layout.of(self._model)
-        self._flat = flatten_into_one(self._model)
-        self._initial = self._flat.cpu().numpy().copy()
+        self._initial: Vector = read_parameters(self._model).numpy()
+        self._device = pick_device(settings.train.device)
+        image_order(self._model).to(self._device)
         self._features = data.test.features.to(self._device)
         self._labels = data.test.labels.to(self._device)
 
@@ -45,8 +44,7 @@ class Evaluator:
 
     def evaluate(self, vector: Vector) -> dict[str, float]:
         """Returns accuracy and loss of a model on the test set."""
-        with torch.no_grad():
-            self._flat.copy_(torch.from_numpy(vector))
+        write_parameters(self._model, torch.from_numpy(vector).to(self._device))
         return self._task.evaluate(self._model, self._features, self._labels)
 
     def save_models(self, folder: RunFolder, state: Checkpoint) -> None:

@@ -113,7 +113,5 @@ def _record(vector: Vector) -> ArrayRecord:
 
 def _reply(update: Vector) -> Message:
     # Equal weights: a site's weight is in the mean already, and the robust ones know none.
-    content = RecordDict(
-        {"arrays": _record(update), "metrics": MetricRecord({"num-examples": 1})}
-    )
+    content = RecordDict({"arrays": _record(update), "metrics": MetricRecord({"num-examples": 1})})
     return Message(content, dst_node_id=0, message_type=MessageType.TRAIN)
