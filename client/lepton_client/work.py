@@ -47,6 +47,7 @@ def train(message: Message, site: Site) -> Message:
         dataset.input_shape,
         task.outputs(dataset.classes),
         pick_device(request.recipe.device),
+        channels_last=plan is None,
     )
     if model.layout.digest != request.layout:
         raise ModelMismatch("The server's model has another layout than this site's catalog.")

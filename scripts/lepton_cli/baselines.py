@@ -76,8 +76,10 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
     device = pick_device(settings.train.device)
     seeded = initial_model(settings.model, dataset.input_shape, outputs, settings.seed)
     vector: Vector = read_parameters(seeded).numpy()
-    model = resident_model(settings.model, dataset.input_shape, outputs, device)
     asked = privacy_request(settings)
+    model = resident_model(
+        settings.model, dataset.input_shape, outputs, device, channels_last=asked is None
+    )
     for round_ in range(1, settings.rounds + 1):
         how = recipe(settings, round_)
         if asked is None:

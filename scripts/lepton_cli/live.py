@@ -1,6 +1,5 @@
 """Progress while a run goes on: a bar on a terminal, plain lines elsewhere."""
 
-import logging
 import sys
 import types
 from typing import Self
@@ -66,8 +65,3 @@ class LiveObserver(Observer):
 def observer_for(*, quiet: bool) -> LiveObserver:
     """Returns the observer that suits where the output goes."""
     return LiveObserver(quiet=quiet, bar=sys.stderr.isatty())
-
-
-def prepare_console() -> None:
-    """Keeps Flower's own log lines for warnings, so that they do not drown the progress."""
-    logging.getLogger("flwr").setLevel(logging.WARNING)

@@ -1,6 +1,7 @@
 """A simulated federation: throwaway sites on disk, an engine, and the two apps of deployment."""
 
 import json
+import logging
 import platform
 import subprocess
 import sys
@@ -158,6 +159,8 @@ def _run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None
         state=RecordDict(),
         run_config={"settings": to_json(settings), "run_folder": str(folder.path)},
     )
+    # Flower's own lines on each aggregation would drown the progress.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     watched = OBSERVER.set(observer)
     try:
         server_app(grid, context)

@@ -8,7 +8,9 @@ gradient is not finite counts as zero, so that neither shows from outside.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +26,18 @@ from lepton_common.tasks.catalog import Task
 
 # Opacus registers its hooks on modules whose input needs no gradient, as a first layer's.
 warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+
+
+class Hooked(NamedTuple):
+    """A model whose backward pass leaves a gradient for each record.
+
+    Attributes:
+        forward: the model's forward pass, through Opacus' hooks.
+        model: the model itself.
+    """
+
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    model: ResidentModel
 
 
 def train_private(
@@ -49,23 +63,39 @@ def train_private(
         weight_decay=recipe.weight_decay,
     )
     rows_of_unit = _rows_by_unit(records)
-    for _ in range(plan.steps_per_round):
-        sample = secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
-        gradient = clipped_sum(
-            model, task, records, [rows_of_unit[unit] for unit in sample], recipe.batch_size, plan
-        )
-        noise = secret.gaussian(len(gradient), plan.noise_multiplier * plan.clipping_norm)
-        gradient += torch.from_numpy(noise).to(gradient)
-        gradient /= plan.denominator
-        _assign(model, gradient)
-        if recipe.proximal_mu:
-            pull_towards(start, model, recipe.proximal_mu)
-        optimizer.step()
+    with per_record_gradients(model) as hooked:
+        for _ in range(plan.steps_per_round):
+            sample = secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
+            units = [rows_of_unit[unit] for unit in sample]
+            gradient = clipped_sum(hooked, task, records, units, recipe.batch_size, plan)
+            noise = secret.gaussian(len(gradient), plan.noise_multiplier * plan.clipping_norm)
+            gradient += torch.from_numpy(noise).to(gradient)
+            gradient /= plan.denominator
+            _assign(model, gradient)
+            if recipe.proximal_mu:
+                pull_towards(start, model, recipe.proximal_mu)
+            optimizer.step()
     return model.update_since(start)
 
 
+@contextmanager
+def per_record_gradients(model: ResidentModel) -> Iterator[Hooked]:
+    """Puts Opacus' hooks around a model, and takes them off again whatever happens.
+
+    Fresh hooks for each request: what an aborted step left in them cannot reach the next.
+    """
+    # Imported here: it takes seconds, and training without privacy needs none of it.
+    from opacus.grad_sample import GradSampleModule
+
+    hooked = GradSampleModule(model.module, loss_reduction="sum", strict=True)
+    try:
+        yield Hooked(hooked, model)
+    finally:
+        hooked.to_standard_module()
+
+
 def clipped_sum(
-    model: ResidentModel,
+    hooked: Hooked,
     task: Task,
     records: Records,
     units: list[Rows],
@@ -78,11 +108,12 @@ def clipped_sum(
     ``plan.clipping_norm``. Records go through the model about ``batch_size`` at a time, whole
     units together; the split changes nothing but the memory needed.
     """
+    model = hooked.model
     # Apple's GPUs have no float64.
     precision = torch.float32 if model.device.type == "mps" else torch.float64
     total = torch.zeros(model.layout.size, dtype=precision, device=model.device)
     for rows, unit_of_row, count in _chunks(units, batch_size):
-        per_record = _record_gradients(model, task, records, rows)
+        per_record = _record_gradients(hooked, task, records, rows)
         if count == len(rows):
             per_unit = per_record
         else:
@@ -96,21 +127,14 @@ def clipped_sum(
     return total
 
 
-def _record_gradients(
-    model: ResidentModel, task: Task, records: Records, rows: Rows
-) -> torch.Tensor:
+def _record_gradients(hooked: Hooked, task: Task, records: Records, rows: Rows) -> torch.Tensor:
     """Returns each record's gradient of its own loss, float32, shape [len(rows), d]."""
-    if model.per_sample is None:
-        # Imported here: it takes seconds, and training without privacy needs none of it.
-        from opacus.grad_sample import GradSampleModule
-
-        model.per_sample = GradSampleModule(model.module, loss_reduction="sum", strict=True)
     index = torch.from_numpy(rows)
-    features = records.features[index].to(model.device)
-    labels = records.labels[index].to(model.device)
-    torch.autograd.backward(task.losses(model.per_sample(features), labels).sum())
+    features = records.features[index].to(hooked.model.device)
+    labels = records.labels[index].to(hooked.model.device)
+    torch.autograd.backward(task.losses(hooked.forward(features), labels).sum())
     pieces: list[torch.Tensor] = []
-    for parameter in model.module.parameters():
+    for parameter in hooked.model.module.parameters():
         # Opacus leaves per-record gradients as an attribute, and adds to them if they stay.
         per_record: torch.Tensor = vars(parameter)["grad_sample"]
         pieces.append(per_record.flatten(1))

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,25 +10,20 @@ from lepton_common.arrays import Layout, Vector, image_order, read_parameters, w
 from lepton_common.errors import UpdateInvalid
 from lepton_common.models.catalog import build_model
 
-if TYPE_CHECKING:
-    from opacus.grad_sample import GradSampleModule
-
 
 @dataclass
 class ResidentModel:
     """A model that requests take turns to train.
 
     Attributes:
-        module: the model, on `device`, image weights in channels-last order for speed.
+        module: the model, on `device`.
         layout: names and shapes of its parameters.
         device: where it lives.
-        per_sample: Opacus' hooks around `module`, once they were asked for.
     """
 
     module: nn.Module
     layout: Layout
     device: torch.device
-    per_sample: "GradSampleModule | None" = None
 
     def load(self, vector: Vector) -> torch.Tensor:
         """Writes a received model and returns it as a tensor on the device, shape [d]."""
@@ -56,13 +50,23 @@ _LOCAL = threading.local()
 
 
 def resident_model(
-    name: str, input_shape: tuple[int, ...], outputs: int, device: torch.device
+    name: str,
+    input_shape: tuple[int, ...],
+    outputs: int,
+    device: torch.device,
+    *,
+    channels_last: bool,
 ) -> ResidentModel:
-    """Returns this thread's model of that kind; its weights are whatever was left in it."""
+    """Returns this thread's model of that kind; its weights are whatever was left in it.
+
+    ``channels_last`` suits plain training; Opacus works in the ordinary memory format.
+    """
     models: dict[tuple[object, ...], ResidentModel] = _LOCAL.__dict__.setdefault("models", {})
-    key = (name, input_shape, outputs, device)
+    key = (name, input_shape, outputs, device, channels_last)
     if key not in models:
-        module = image_order(build_model(name, input_shape, outputs)).to(device)
+        module = build_model(name, input_shape, outputs).to(device)
+        if channels_last:
+            image_order(module)
         models[key] = ResidentModel(module, Layout.of(module), device)
     return models[key]
 

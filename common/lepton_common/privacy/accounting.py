@@ -7,6 +7,7 @@ bounds. Opacus' PRV and RDP accountants are the oracles in the tests; its GDP ac
 below the certified bound and is not used anywhere.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +18,9 @@ from dp_accounting import pld, rdp
 from scipy import optimize, special
 
 from lepton_common.errors import PlanError
+
+# It warns of orders it leaves out, which only makes the bound larger.
+logging.getLogger("absl").setLevel(logging.ERROR)
 
 _GRID = 1e-3
 _SIGMA_MAX = 1e4

@@ -50,14 +50,13 @@ def command(
 ) -> int:
     """Runs what the overrides say; `HELP` is what the user reads."""
     from lepton_cli.compose import compose_settings
-    from lepton_cli.live import observer_for, prepare_console
+    from lepton_cli.live import observer_for
     from lepton_cli.run import find_run
     from lepton_cli.simulation import resume, start
     from lepton_cli.summary import as_json_document, print_summary
     from lepton_cli.sweep import run_sweep
 
     words = overrides or []
-    prepare_console()
     if multirun:
         return run_sweep(words, as_json=as_json)
     observer = observer_for(quiet=as_json)

@@ -1,0 +1,43 @@
+"""The one face of all benchmarks."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from lepton_cli.bench import Row, simulation
+from lepton_common.names import look_up
+
+BENCHMARKS: dict[str, Callable[[bool, bool], Iterator[Row]]] = {"simulation": simulation.rows}
+
+
+def main(
+    name: Annotated[str, typer.Argument(help=f"One of: {', '.join(BENCHMARKS)}.")],
+    quick: Annotated[bool, typer.Option("--quick", help="End within 45 seconds.")] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Also run peers, installed in environments apart.")
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows to a file too.")
+    ] = None,
+) -> None:
+    """Run a benchmark and print its table; ratios above 1 mean that we are faster."""
+    found = list(look_up(BENCHMARKS, name, "benchmark")(quick, peers))
+    table = Table(title=name)
+    for heading, right in (("row", False), ("value", True), ("unit", False), ("ratio", True)):
+        table.add_column(heading, justify="right" if right else "left")
+    for row in found:
+        ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+        table.add_row(row.name, f"{row.value:.3f}", row.unit, ratio)
+    Console(highlight=False).print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) for row in found], indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

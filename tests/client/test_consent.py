@@ -1,0 +1,54 @@
+"""The site's policy refuses by name, before any record is read."""
+
+from dataclasses import replace
+
+import pytest
+from toy_site import PERMISSIVE, PRIVACY, context, request, train_message
+
+from lepton_client import consent
+from lepton_client.app import app
+from lepton_common.errors import ConsentRefused
+
+STRICT = replace(
+    PERMISSIVE,
+    allow_unprotected=False,
+    max_delta=1e-5,
+    min_noise_multiplier=0.5,
+    max_clipping_norm=2.0,
+    min_cohort=3,
+    tasks=["toy"],
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"privacy": None}, "differential privacy only"),
+        ({"task": "digits"}, "does not serve"),
+        ({"task": "no-such-task"}, "does not serve"),
+        ({"model": "resnet"}, "No model"),
+        ({"prepare": "site_statistics"}, "prepared by"),
+        ({"cohort": 2}, "floor of 3"),
+        ({"privacy": replace(PRIVACY, delta=1e-4)}, "delta"),
+        ({"privacy": replace(PRIVACY, noise_multiplier=0.4)}, "noise multiplier"),
+        ({"privacy": replace(PRIVACY, clipping_norm=3.0)}, "clipping norm"),
+    ],
+)
+def test_a_request_outside_the_policy_is_refused(make_site, changes, reason):
+    asked = request(**{"privacy": PRIVACY, **changes})
+    with pytest.raises(ConsentRefused, match=reason):
+        consent.check(asked, make_site(STRICT).file)
+
+
+def test_unit_and_denominator_come_from_the_site_and_not_from_the_request(make_site):
+    plan = consent.check(request(privacy=PRIVACY), make_site(STRICT).file)
+    assert plan.unit == "row"
+    assert plan.denominator == PRIVACY.sample_rate * 16  # its public size, not its 20 rows
+
+
+def test_a_refused_request_reads_no_record_and_charges_nothing(make_site, toy_catalog):
+    site = make_site(STRICT)
+    toy_catalog["train"] = None  # reading it would fail
+    reply = app(train_message(privacy=None), context(site.folder))
+    assert reply.error.reason == "ConsentRefused"
+    assert [record.kind for record in make_site(STRICT).audit.records] == ["open", "refusal"]

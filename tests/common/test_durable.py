@@ -1,0 +1,60 @@
+"""Tests that a file is either old or new, whatever fails."""
+
+import pytest
+
+from lepton_common.durable import append_synced, write_atomic
+
+
+def test_a_file_is_written_and_replaced_and_nothing_is_left_beside_it(tmp_path):
+    path = tmp_path / "file.bin"
+    write_atomic(path, b"old")
+    assert path.read_bytes() == b"old"
+    write_atomic(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644, 0o400])
+def test_the_mode_is_the_one_asked_for_whatever_was_there(tmp_path, mode):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+    path.chmod(0o666)
+    write_atomic(path, b"new", mode=mode)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_the_default_mode_lets_others_read_and_only_the_owner_write(tmp_path):
+    write_atomic(tmp_path / "file.bin", b"")
+    assert (tmp_path / "file.bin").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file.bin"
+    write_atomic(path, b"old")
+    with pytest.raises(TypeError):
+        write_atomic(path, "text is not bytes")
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_replacement_that_fails_leaves_no_temporary_file(tmp_path):
+    path = tmp_path / "folder"
+    path.mkdir()
+    (path / "kept").touch()
+    with pytest.raises(OSError, match="folder"):
+        write_atomic(path, b"new")
+    assert list(tmp_path.iterdir()) == [path]
+    assert list(path.iterdir()) == [path / "kept"]
+
+
+def test_a_missing_folder_is_an_error_and_is_not_made(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        write_atomic(tmp_path / "missing" / "file.bin", b"new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_appending_keeps_what_is_there(tmp_path):
+    path = tmp_path / "log"
+    append_synced(path, b"one\n")
+    append_synced(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"

@@ -1,0 +1,189 @@
+"""Tests of the settings: every fault at once, every contradiction by name."""
+
+import math
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from lepton_common.errors import SettingsError
+from lepton_common.messages import HelloRequest
+from lepton_common.settings import LINEAR, ROBUST, parse_settings
+from lepton_common.strict import to_json
+from lepton_server.rounds.request import recipe
+from lepton_server.strategies.catalog import STRATEGIES
+
+_KRUM = {"strategy.name": "krum", "strategy.num_malicious_nodes": 4}
+_BULYAN = {"strategy.name": "bulyan", "strategy.num_malicious_nodes": 2}
+
+
+def test_valid_settings_pass(make_settings):
+    settings = make_settings()
+    assert settings.cohort == 10
+    assert not settings.private
+    assert make_settings({"federation.cohort": 3}).cohort == 3
+    assert make_settings(private=True).private
+
+
+@pytest.mark.parametrize(
+    ("changes", "private", "said"),
+    [
+        ({"task": "digit"}, False, "Unknown task 'digit'; did you mean 'digits'?"),
+        ({"model": "cnn_smal"}, False, "Unknown model 'cnn_smal'; did you mean 'cnn_small'?"),
+        ({"strategy.name": "fedavgg"}, False, "Unknown strategy 'fedavgg'; did you mean 'fedavg"),
+        ({"train.local_steps": 3}, False, "Set exactly one of train.local_epochs and"),
+        ({"train.local_epochs": None}, False, "Set exactly one of train.local_epochs and"),
+        ({"train.device": "gpu"}, False, "train.device='gpu': choose"),
+        ({"train.device": "cuda:x"}, False, "train.device='cuda:x': choose"),
+        ({"train.device": ""}, False, "train.device='': choose"),
+        ({"train.device": "0"}, False, "train.device='0': choose"),
+        ({"train.device": "cuda:²"}, False, "train.device='cuda:²': choose"),
+        ({"train.device": "cuda:1234"}, False, "train.device='cuda:1234'"),
+        ({"federation.cohort": 11}, False, "federation.cohort=11 exceeds sites=10."),
+        ({"privacy.epsilon": 1.0}, False, "privacy.epsilon is set but privacy=none"),
+        ({"privacy.epsilon": None}, True, "privacy=record needs privacy.epsilon"),
+        ({"privacy.delta": None}, True, "An epsilon without a delta means nothing"),
+        (
+            {"train.local_steps": None, "train.local_epochs": 1},
+            True,
+            "privacy=record counts steps",
+        ),
+        ({"data.prepare": "site_statistics"}, True, "data.prepare=site_statistics uses private"),
+        ({"train.precision": "bfloat16"}, True, "train.precision=bfloat16 is not offered"),
+        (_KRUM, False, "num_malicious_nodes=4 needs a cohort of at least 11, not 10."),
+        ({**_KRUM, "strategy.name": "multikrum"}, False, "needs a cohort of at least 11, not 10."),
+        (_BULYAN, False, "num_malicious_nodes=2 needs a cohort of at least 11, not 10."),
+        (
+            {"strategy.name": "fedmedian", "federation.weights": "public_size"},
+            False,
+            "strategy=fedmedian treats all sites alike",
+        ),
+        ({"strategy.beta": 0.5}, False, "strategy.beta=0.5 trims everything"),
+        ({"strategy.beta_1": 1.0}, False, "strategy.beta_1 and strategy.beta_2 must be below 1."),
+        ({"strategy.beta_2": 1.0}, False, "strategy.beta_1 and strategy.beta_2 must be below 1."),
+    ],
+)
+def test_each_contradiction_is_named_alone(setting_values, changes, private, said):
+    with pytest.raises(SettingsError) as refused:
+        parse_settings(setting_values(changes, private=private))
+    assert len(refused.value.faults) == 1
+    assert said in refused.value.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "private"),
+    [
+        ({"train.device": "cuda:12"}, False),
+        ({"train.device": "auto"}, False),
+        ({"federation.cohort": 10}, False),
+        ({**_KRUM, "sites": 11}, False),
+        ({**_BULYAN, "sites": 11}, False),
+        ({"data.prepare": "site_statistics"}, False),
+        ({"train.precision": "bfloat16"}, False),
+        ({"strategy.beta": 0.49}, False),
+        ({"federation.weights": "public_size"}, False),
+        ({"privacy.sample_rate": 0.1}, True),
+    ],
+)
+def test_what_stands_next_to_a_contradiction_is_allowed(make_settings, changes, private):
+    assert make_settings(changes, private=private).seed == 1
+
+
+def test_all_faults_are_reported_at_once(setting_values):
+    changes = {"task": "digit", "train.device": "gpu", "strategy.beta": 0.7, "sites": 1,
+               "federation.cohort": 2, "train.local_steps": 1}  # fmt: skip
+    with pytest.raises(SettingsError) as refused:
+        parse_settings(setting_values(changes))
+    assert len(refused.value.faults) == 5
+    assert refused.value.exit_code == 2
+    assert str(refused.value).count("\n") == 4
+
+
+def test_wrong_forms_are_reported_at_once_too(setting_values):
+    values = setting_values({"rounds": 0, "seed": True, "train.learning_rate": float("nan")})
+    values["privcy"] = {}
+    values["train"]["momentun"] = 0.9
+    del values["train"]["momentum"]
+    with pytest.raises(SettingsError) as refused:
+        parse_settings(values)
+    assert len(refused.value.faults) == 6
+    text = str(refused.value)
+    assert "Unknown setting 'privcy'; did you mean 'privacy'?" in text
+    assert "Unknown setting 'train.momentun'; did you mean 'train.momentum'?" in text
+    assert "The setting 'train.momentum' is missing." in text
+    assert "seed=True" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train.learning_rate", float("nan")),
+        ("train.learning_rate", float("inf")),
+        ("train.learning_rate", 0.0),
+        ("train.batch_size", True),
+        ("train.batch_size", 1.0),
+        ("train.batch_size", "64"),
+        ("sites", 0),
+        ("baselines", 1),
+        ("privacy.sample_rate", 0.0),
+        ("privacy.sample_rate", 1.01),
+        ("privacy.delta", 1.0),
+        ("federation.quorum", 0.0),
+        ("federation.round_timeout_s", float("inf")),
+        ("data.partition", "IID"),
+        ("engine.workers", -1),
+        ("policy.max_epsilon", float("inf")),
+        ("policy.tasks", ["../x"]),
+    ],
+)
+def test_a_value_out_of_bounds_is_refused_by_its_full_name(setting_values, name, value):
+    with pytest.raises(SettingsError) as refused:
+        parse_settings(setting_values({name: value}))
+    assert len(refused.value.faults) == 1
+    assert refused.value.faults[0].startswith(name)
+
+
+def test_settings_cannot_be_changed(make_settings):
+    settings = make_settings()
+    with pytest.raises(FrozenInstanceError):
+        settings.rounds = 7
+    with pytest.raises(FrozenInstanceError):
+        settings.privacy.mode = "none"
+
+
+def test_settings_survive_the_way_through_json(make_settings, setting_values):
+    import json
+
+    settings = make_settings(private=True)
+    assert parse_settings(json.loads(to_json(settings))) == settings
+    assert json.loads(to_json(settings)) == setting_values(private=True)
+
+
+def test_the_strategies_named_here_are_those_in_the_catalog():
+    assert set(LINEAR) | set(ROBUST) == set(STRATEGIES)
+    assert not set(LINEAR) & set(ROBUST)
+
+
+def test_a_constant_schedule_is_constant(make_settings):
+    train = make_settings().train
+    assert {train.learning_rate_at(round_, 20) for round_ in range(1, 21)} == {0.1}
+
+
+def test_a_cosine_schedule_falls_to_a_tenth(make_settings):
+    train = make_settings({"train.schedule": "cosine"}).train
+    rates = [train.learning_rate_at(round_, 21) for round_ in range(1, 22)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(0.055)
+    assert rates[20] == pytest.approx(0.01)
+    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    quarter = 0.1 * (0.55 + 0.45 * math.cos(math.pi / 4))
+    assert rates[5] == pytest.approx(quarter)
+    assert train.learning_rate_at(1, 1) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:999"])
+def test_every_device_that_settings_allow_can_be_asked_of_a_site(make_settings, device):
+    assert recipe(make_settings({"train.device": device}), 1).device == device
+
+
+def test_a_run_by_any_name_that_is_made_can_be_asked_of_a_site():
+    assert HelloRequest(run="20261121-001500-digits-record-2").run.endswith("-2")

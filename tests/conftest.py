@@ -1,0 +1,154 @@
+"""What all tests share: deterministic hypothesis, published data, and settings to vary."""
+
+import copy
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+with warnings.catch_warnings():
+    # typer, which Flower imports, uses names that click deprecates; ours must stay clean.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="typer|click")
+    import flwr.app  # noqa: F401
+
+# A folder of the user's own must never decide a test.
+os.environ.pop("LEPTON_CACHE", None)
+
+settings.register_profile(
+    "lepton",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=40,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("lepton")
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+_SETTINGS = {
+    "task": "digits",
+    "model": "logistic",
+    "sites": 10,
+    "rounds": 5,
+    "seed": 1,
+    "baselines": False,
+    "runs": "runs",
+    "data": {
+        "root": None,
+        "prepare": "public_ranges",
+        "partition": "iid",
+        "alpha": 0.5,
+        "shards_per_site": 2,
+        "min_records": 1,
+    },
+    "train": {
+        "optimizer": "sgd",
+        "learning_rate": 0.1,
+        "schedule": "constant",
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+        "batch_size": 64,
+        "local_epochs": 1,
+        "local_steps": None,
+        "precision": "float32",
+        "device": "cpu",
+    },
+    "strategy": {
+        "name": "fedavg",
+        "server_learning_rate": 1.0,
+        "server_momentum": 0.0,
+        "beta_1": 0.9,
+        "beta_2": 0.99,
+        "tau": 0.001,
+        "proximal_mu": 0.0,
+        "beta": 0.2,
+        "num_malicious_nodes": 1,
+        "num_nodes_to_select": 3,
+    },
+    "privacy": {
+        "mode": "none",
+        "epsilon": None,
+        "delta": None,
+        "clipping_norm": 1.0,
+        "sample_rate": 1.0,
+        "spare_rounds": 0,
+    },
+    "engine": {"name": "inprocess", "workers": 1, "threads_per_site": 1, "serialise": False},
+    "federation": {"cohort": None, "quorum": 0.5, "round_timeout_s": 60.0, "weights": "equal"},
+    "policy": {
+        "allow_unprotected": True,
+        "max_epsilon": 1000.0,
+        "max_delta": 0.001,
+        "min_noise_multiplier": 0.0,
+        "max_clipping_norm": 1000.0,
+        "min_cohort": 1,
+        "tasks": None,
+    },
+}
+_PRIVATE = {
+    "privacy.mode": "record",
+    "privacy.epsilon": 3.0,
+    "privacy.delta": 1e-5,
+    "train.local_epochs": None,
+    "train.local_steps": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The root of the repository."""
+    return _ROOT
+
+
+@pytest.fixture(scope="session")
+def vectors():
+    """The folder of known answers."""
+    return _ROOT / "tests" / "vectors"
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of published data sets that some machines have beside the repository."""
+    folder = _ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared/data, which this machine does not have")
+    return folder
+
+
+@pytest.fixture
+def setting_values():
+    """Returns plain valid values of all settings, with some replaced by dotted name."""
+
+    def build(changes=None, *, private=False):
+        values = copy.deepcopy(_SETTINGS)
+        for name, value in {**(_PRIVATE if private else {}), **(changes or {})}.items():
+            *path, last = name.split(".")
+            place = values
+            for part in path:
+                place = place[part]
+            place[last] = value
+        return values
+
+    return build
+
+
+@pytest.fixture
+def make_settings(setting_values):
+    """Returns checked settings, with some replaced by dotted name."""
+    from lepton_common.settings import parse_settings
+
+    def build(changes=None, *, private=False):
+        return parse_settings(setting_values(changes, private=private))
+
+    return build
+
+
+@pytest.fixture
+def speaking():
+    """Lets Flower messages be built."""
+    from lepton_common.flower.task_identity import speak_for
+
+    speak_for(1, 1)
