@@ -1,6 +1,7 @@
 """From words on a command line to checked settings, with all faults in one report."""
 
 import itertools
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from lepton_common.settings import Settings, parse_settings
 from lepton_common.strict import field_names
 
 _VERSION_BASE = "1.3"
+_PLAIN_WORD = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 def compose_values(overrides: list[str]) -> dict[str, Any]:
@@ -84,8 +86,9 @@ def as_overrides(settings: Mapping[str, object], prefix: str = "") -> list[str]:
             overrides += as_overrides(value, f"{prefix}{name}.")
         elif value is None:
             overrides.append(f"{prefix}{name}=null")
-        elif isinstance(value, str) and "=" in value:
-            overrides.append(f"{prefix}{name}='{value}'")
+        elif isinstance(value, str) and not _PLAIN_WORD.fullmatch(value):
+            quoted = value.replace("'", "\\'")
+            overrides.append(f"{prefix}{name}='{quoted}'")
         else:
             overrides.append(f"{prefix}{name}={value}")
     return overrides

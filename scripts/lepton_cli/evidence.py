@@ -72,12 +72,19 @@ def gather_evidence(folder: RunFolder) -> Evidence:
     """Verifies and reads all logs of a run.
 
     Each site's log must verify under the key that the site introduced itself with, hold every
-    head that the server witnessed, and charge each private release before it.
+    head that the server witnessed, and charge each private release before it; the server's own
+    log must hold every finished round.
 
     Raises:
         AuditError: naming the log and the first thing wrong.
     """
     server = list(read_records(folder.audit))
+    logged = {record.body["round"] for record in server if record.kind == "round"}
+    for report in folder.reports():
+        if report.round not in logged:
+            raise AuditError(
+                f"{folder.audit}: the finished round {report.round} is gone: the log was cut."
+            )
     keys: dict[str, str] = {}
     heads: dict[str, list[str]] = {}
     for record in server:

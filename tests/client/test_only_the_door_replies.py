@@ -5,7 +5,15 @@ from pathlib import Path
 
 import lepton_client
 
-_BUILDERS = {"Message", "RecordDict", "ArrayRecord", "MetricRecord", "ConfigRecord", "Array", "Error"}
+_BUILDERS = {
+    "Message",
+    "RecordDict",
+    "ArrayRecord",
+    "MetricRecord",
+    "ConfigRecord",
+    "Array",
+    "Error",
+}
 _PACKAGE = Path(lepton_client.__file__).parent
 
 

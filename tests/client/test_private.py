@@ -200,9 +200,7 @@ def test_a_site_smaller_than_its_batch_works():
     for count in (1, 2):
         records = synthetic(12).take(np.arange(count))
         recipe = replace(RECIPE, batch_size=512)
-        assert np.isfinite(
-            train_private(toy_model(), TASK, records, VECTOR, recipe, PLAN)
-        ).all()
+        assert np.isfinite(train_private(toy_model(), TASK, records, VECTOR, recipe, PLAN)).all()
 
 
 def test_an_aborted_step_leaves_nothing_behind_for_the_next_one():

@@ -60,12 +60,16 @@ def contents_of(message):
 
 @pytest.mark.parametrize("privacy", ["record", "none"])
 def test_the_audit_logs_account_for_every_byte_of_a_run(tmp_path, privacy):
-    left, sites, dataset = run_on_the_wire(tmp_path, f"privacy={privacy}")
+    left, sites, _ = run_on_the_wire(tmp_path, f"privacy={privacy}")
     assert len(left) == 3 * (1 + 2)
     logs = {
-        node: {r.body["reply_to"]: r for r in read_records(path / "audit.jsonl") if r.kind == "release"}
+        node: {
+            record.body["reply_to"]: record
+            for record in read_records(path / "audit.jsonl")
+            if record.kind == "release"
+        }
         for node, path in sites.items()
-    }  # fmt: skip
+    }
     for data in left:
         message = from_wire(data)
         # No byte beyond the parsed fields, and no field beyond Flower's own addressing.

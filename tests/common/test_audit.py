@@ -122,7 +122,12 @@ def test_a_log_goes_on_where_it_was_left(log, path, key):
     again = AuditLog(path, key, "a site")
     assert again.records == log.records
     again.append("refusal", {"error": "BudgetSpent"})
-    assert [record.kind for record in read_records(path)] == ["open", "charge", "release", "refusal"]
+    assert [record.kind for record in read_records(path)] == [
+        "open",
+        "charge",
+        "release",
+        "refusal",
+    ]
 
 
 @pytest.mark.parametrize("torn", [1, 20, 150])

@@ -4,7 +4,7 @@ import datetime
 from dataclasses import FrozenInstanceError
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_common.strict import (
@@ -156,10 +156,11 @@ _JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from([*_GOOD, "rate", "share", "x"]), inner, max_size=6)
     ),
-    max_leaves=8,
+    max_leaves=5,
 )
 
 
+@settings(max_examples=30)
 @given(_JSON)
 def test_any_plain_value_is_either_a_record_or_has_faults(values):
     parsed, faults = parse(Outer, values)

@@ -1,0 +1,44 @@
+"""Runs the `lepton` command inside this process, and small simulations."""
+
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+
+from lepton_client.site import open_site
+from lepton_common.datasets.catalog import load_dataset
+
+
+class Ended(NamedTuple):
+    """How a command ended: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def lepton(monkeypatch, capsys, tmp_path) -> Callable[..., Ended]:
+    """Returns a caller of the command line, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*words: str) -> Ended:
+        from lepton_cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["lepton", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return Ended(int(ended.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture(autouse=True)
+def fresh_caches():
+    """Forgets opened sites and loaded data, as a new process would."""
+    yield
+    open_site.cache_clear()
+    load_dataset.cache_clear()

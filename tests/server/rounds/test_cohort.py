@@ -1,0 +1,92 @@
+"""Tests of who takes part."""
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from scipy import stats
+
+from lepton_common.audit import AuditLog, read_records
+from lepton_common.errors import MalformedMessage, QuorumNotMet
+from lepton_common.identity.keys import SigningKey
+from lepton_common.messages import SiteFacts
+from lepton_common.strict import to_json
+from lepton_server.engines.inprocess import InProcessGrid
+from lepton_server.rounds.cohort import introduce, pick_cohort
+
+
+def _facts(name):
+    return SiteFacts(
+        name=name, public_key="a" * 64, public_size=8, unit="row", audit_head=name[-1] * 64
+    )
+
+
+_SITES = {node: _facts(f"site-{node:02}") for node in range(2, 22)}
+
+
+def test_a_cohort_has_its_size_and_is_in_order_of_names():
+    for size in (1, 5, 20):
+        cohort = pick_cohort(_SITES, size, seed=1, round_=1)
+        assert len(cohort) == size
+        names = [facts.name for facts in cohort.values()]
+        assert names == sorted(names)
+        assert cohort.items() <= _SITES.items()
+
+
+def test_a_cohort_depends_on_seed_round_and_names_only():
+    first = pick_cohort(_SITES, 5, seed=1, round_=1)
+    shuffled = dict(reversed(_SITES.items()))
+    assert list(pick_cohort(shuffled, 5, seed=1, round_=1).items()) == list(first.items())
+    renumbered = {node + 100: facts for node, facts in _SITES.items()}
+    again = pick_cohort(renumbered, 5, seed=1, round_=1)
+    assert [facts.name for facts in again.values()] == [facts.name for facts in first.values()]
+    assert pick_cohort(_SITES, 5, seed=1, round_=2) != first
+    assert pick_cohort(_SITES, 5, seed=2, round_=1) != first
+
+
+def test_over_many_rounds_every_site_is_asked_equally_often():
+    asked = np.zeros(20)
+    for round_ in range(1, 1001):
+        for node in pick_cohort(_SITES, 5, seed=1, round_=round_):
+            asked[node - 2] += 1
+    assert asked.sum() == 5000
+    assert stats.chisquare(asked).pvalue > 1e-4
+
+
+@pytest.fixture
+def audit(tmp_path):
+    return AuditLog(tmp_path / "audit.jsonl", SigningKey.generate(), "server")
+
+
+def _introduce(audit, names):
+    def app(message, context):
+        name = names[context.node_id]
+        if name is None:
+            return Message(Error(100, "ConsentRefused"), reply_to=message)
+        text = to_json(_facts(name)) if name else "{}"
+        return Message(RecordDict({"site": ConfigRecord({"json": text})}), reply_to=message)
+
+    grid = InProcessGrid(app, {node: {} for node in names})
+    try:
+        return introduce(grid, "run-1", 10.0, audit)
+    finally:
+        grid.close()
+
+
+def test_sites_introduce_themselves_and_the_audit_log_has_their_heads(audit, tmp_path):
+    sites = _introduce(audit, {2: "c", 3: "a", 4: None, 5: "", 6: "b"})
+    assert [(node, facts.name) for node, facts in sites.items()] == [(3, "a"), (6, "b"), (2, "c")]
+    record = list(read_records(tmp_path / "audit.jsonl"))[-1]
+    assert record.kind == "introduced"
+    assert record.body["heads"] == {name: name * 64 for name in "abc"}
+    assert record.body["keys"] == dict.fromkeys("abc", "a" * 64)
+    assert record.body["failed"] == ["ConsentRefused", "MalformedMessage"]
+
+
+def test_no_site_at_all_is_an_error_that_says_why(audit):
+    with pytest.raises(QuorumNotMet, match="ConsentRefused, MalformedMessage"):
+        _introduce(audit, {2: None, 3: ""})
+
+
+def test_two_sites_of_one_name_are_refused(audit):
+    with pytest.raises(MalformedMessage, match="same site name"):
+        _introduce(audit, {2: "a", 3: "b", 4: "a"})
