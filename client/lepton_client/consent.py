@@ -47,13 +47,4 @@ def check(request: TrainRequest, site: SiteFile) -> PrivacyPlan | None:
             f"A clipping norm of {asked.clipping_norm} exceeds this site's "
             f"{policy.max_clipping_norm}."
         )
-    return PrivacyPlan(
-        unit=site.data.unit,
-        delta=asked.delta,
-        sample_rate=asked.sample_rate,
-        noise_multiplier=asked.noise_multiplier,
-        clipping_norm=asked.clipping_norm,
-        steps_per_round=asked.steps_per_round,
-        max_steps=asked.max_steps,
-        denominator=asked.sample_rate * site.public_size,
-    )
+    return asked.plan(site.data.unit, site.public_size)

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from lepton_common.arrays import Vector, digest_of, pack, unpack
 from lepton_common.errors import MalformedMessage, ModelMismatch
+from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.strict import (
     Count,
     Digest,
@@ -91,6 +92,19 @@ class PrivacyRequest:
     clipping_norm: Positive
     steps_per_round: Count
     max_steps: Count
+
+    def plan(self, unit: str, public_size: int) -> PrivacyPlan:
+        """Returns the plan of a site that protects ``unit`` and publishes ``public_size``."""
+        return PrivacyPlan(
+            unit=unit,
+            delta=self.delta,
+            sample_rate=self.sample_rate,
+            noise_multiplier=self.noise_multiplier,
+            clipping_norm=self.clipping_norm,
+            steps_per_round=self.steps_per_round,
+            max_steps=self.max_steps,
+            denominator=self.sample_rate * public_size,
+        )
 
 
 @record

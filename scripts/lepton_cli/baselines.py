@@ -20,7 +20,7 @@ from lepton_common.arrays import Vector, read_parameters
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.device import pick_device
 from lepton_common.models.catalog import initial_model
-from lepton_common.privacy.plan import PrivacyPlan, public_size_class
+from lepton_common.privacy.plan import public_size_class
 from lepton_common.settings import Settings
 from lepton_common.tasks.catalog import find_task
 from lepton_server.rounds.request import privacy_request, recipe
@@ -86,16 +86,7 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
             seed = int.from_bytes(f"{how.seed}{name}".encode()) % 2**53
             update, _ = train_plain(model, task, records, vector, how, seed)
         else:
-            plan = PrivacyPlan(
-                unit=dataset.unit,
-                delta=asked.delta,
-                sample_rate=asked.sample_rate,
-                noise_multiplier=asked.noise_multiplier,
-                clipping_norm=asked.clipping_norm,
-                steps_per_round=asked.steps_per_round,
-                max_steps=asked.max_steps,
-                denominator=asked.sample_rate * public_size_class(records.unit_count),
-            )
+            plan = asked.plan(dataset.unit, public_size_class(records.unit_count))
             update = train_private(model, task, records, vector, how, plan)
         vector = (vector + update).astype(np.float32)
     model.load(vector)

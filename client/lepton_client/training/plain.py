@@ -20,13 +20,7 @@ def train_plain(
         UpdateInvalid: training diverged to values that are not finite.
     """
     start = model.load(received)
-    optimizer = new_optimizer(
-        model.module,
-        name=recipe.optimizer,
-        learning_rate=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer = new_optimizer(model.module, recipe)
     features, labels = records.features.to(model.device), records.labels.to(model.device)
     autocast = torch.autocast(
         model.device.type, torch.bfloat16, enabled=recipe.precision == "bfloat16"

@@ -55,13 +55,7 @@ def train_private(
     """
     secret = SecretRandom()
     start = model.load(received)
-    optimizer = new_optimizer(
-        model.module,
-        name=recipe.optimizer,
-        learning_rate=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-    )
+    optimizer = new_optimizer(model.module, recipe)
     rows_of_unit = _rows_by_unit(records)
     with per_record_gradients(model) as hooked:
         for _ in range(plan.steps_per_round):

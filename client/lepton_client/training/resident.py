@@ -8,6 +8,7 @@ from torch import nn
 
 from lepton_common.arrays import Layout, Vector, image_order, read_parameters, write_parameters
 from lepton_common.errors import UpdateInvalid
+from lepton_common.messages import Recipe
 from lepton_common.models.catalog import build_model
 
 
@@ -71,12 +72,11 @@ def resident_model(
     return models[key]
 
 
-def new_optimizer(
-    module: nn.Module, *, name: str, learning_rate: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def new_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     """Returns a fresh optimiser over a model's parameters."""
-    if name == "adam":
-        return torch.optim.Adam(module.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(module.parameters(), lr=rate, weight_decay=decay)
     return torch.optim.SGD(
-        module.parameters(), lr=learning_rate, momentum=momentum, weight_decay=weight_decay
+        module.parameters(), lr=rate, momentum=recipe.momentum, weight_decay=decay
     )

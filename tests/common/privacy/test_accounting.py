@@ -195,7 +195,7 @@ def test_more_sampling_less_noise_or_more_steps_cost_more(dearer):
 
 @pytest.mark.parametrize(
     ("target", "delta", "sample_rate", "steps"),
-    [(3.0, 1e-5, 1.0, 30), (1.0, 1e-5, 1.0, 1), (8.0, 1e-6, 1.0, 500), (0.5, 1e-5, 0.5, 5)],
+    [(3.0, 1e-5, 1.0, 30), (1.0, 1e-5, 1.0, 1), (8.0, 1e-6, 1.0, 500), (2.0, 1e-5, 0.05, 200)],
 )
 def test_calibration_meets_its_target_closely_and_never_exceeds_it(
     target, delta, sample_rate, steps
