@@ -9,6 +9,7 @@ ride in each reply and the server's log witnesses them (`verify_heads`).
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -84,10 +85,20 @@ class AuditLog:
             digest = _digest(fields)
             signature = self._key.sign(_DOMAIN + bytes.fromhex(digest)).hex()
             line = _canonical({**fields, "hash": digest, "signature": signature}) + b"\n"
-            append_synced(self._path, line)
+            self._write(line)
             record = AuditRecord(len(self.records), kind, dict(body), digest)
             self.records.append(record)
             return record
+
+    def _write(self, line: bytes) -> None:
+        """Appends a line whole or not at all, so that a full disk leaves a log that verifies."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        try:
+            append_synced(self._path, line)
+        except OSError:
+            if self._path.is_file():
+                os.truncate(self._path, size)
+            raise
 
 
 def read_records(path: Path, expected_key: str | None = None) -> Iterator[AuditRecord]:
@@ -109,26 +120,25 @@ def read_records(path: Path, expected_key: str | None = None) -> Iterator[AuditR
         raise AuditError(f"{path}: record {len(lines) - 1} is torn; the log was cut in mid-write.")
     if len(lines) == 1:
         raise AuditError(f"{path}: the log is empty; every log begins with an 'open' record.")
-    previous, public_key = GENESIS, expected_key
+    previous, public_key = GENESIS, expected_key or ""
     for sequence, line in enumerate(lines[:-1]):
         where = f"{path}: record {sequence}"
         try:
             fields = json.loads(line)
             digest, signature = fields.pop("hash"), bytes.fromhex(fields.pop("signature"))
             if sequence == 0:
-                named = fields["body"]["public_key"]
-                public_key = public_key or named
+                named = str(fields["body"]["public_key"])
+                public_key = expected_key or named
                 if fields["kind"] != "open" or named != public_key:
                     raise AuditError(f"{where} does not open the log with the expected key.")
             record = AuditRecord(fields["sequence"], fields["kind"], fields["body"], digest)
             again = _canonical({**fields, "hash": digest, "signature": signature.hex()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise AuditError(f"{where} is not a record; the log was altered.") from error
         if again != line or _digest(fields) != digest:
             raise AuditError(f"{where} was altered: its hash does not match its content.")
         if fields["previous"] != previous or record.sequence != sequence:
             raise AuditError(f"{where} does not follow the one before it: records are missing.")
-        assert public_key is not None
         if not verify(public_key, signature, _DOMAIN + bytes.fromhex(digest)):
             raise AuditError(f"{where} has a wrong signature: another key wrote it.")
         previous = digest

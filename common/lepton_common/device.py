@@ -1,16 +1,23 @@
 """Which device a site trains on."""
 
+import re
+
 import torch
 
 from lepton_common.errors import SettingsError
+
+DEVICE = r"(auto|cpu|mps|cuda(:[0-9]{1,2})?)"
+"""Regular expression of the device names that settings and requests may use."""
 
 
 def pick_device(wanted: str) -> torch.device:
     """Returns the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
-        SettingsError: this machine has no such device.
+        SettingsError: no such word, or this machine has no such device.
     """
+    if re.fullmatch(DEVICE, wanted) is None:
+        raise SettingsError(f"train.device={wanted}: choose auto, cpu, cuda, cuda:N or mps.")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if wanted == "auto":
         wanted = "cuda" if cuda else "mps" if mps else "cpu"

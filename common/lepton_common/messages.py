@@ -8,10 +8,11 @@ field or type is refused. Replies are built in the site's door only.
 
 from typing import Annotated, Literal, TypeVar
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field
 
 from lepton_common.arrays import Vector, digest_of, pack, unpack
+from lepton_common.device import DEVICE
 from lepton_common.errors import MalformedMessage, ModelMismatch
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.strict import (
@@ -77,7 +78,7 @@ class Recipe:
     local_epochs: Count | None
     local_steps: Count | None
     precision: Literal["float32", "bfloat16"]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d{1,3})?)$")]
+    device: Annotated[str, Field(pattern=f"^{DEVICE}$")]
     proximal_mu: NotNegative
     seed: Natural
 
@@ -224,7 +225,9 @@ def read_update(content: RecordDict, size: int) -> tuple[Vector, dict[str, float
     """
     _only(content, {"update", "metrics", "receipt"})
     update = unpack(_vector(content, "update"), size)
-    metrics = content.metric_records.get("metrics", MetricRecord())
+    metrics = content.metric_records.get("metrics")
+    if metrics is None:
+        raise MalformedMessage("The record 'metrics' should hold metrics.")
     losses = {name: value for name, value in metrics.items() if isinstance(value, float)}
     if set(metrics) - {"loss"} or len(losses) != len(metrics):
         raise MalformedMessage("A reply may hold no metric but 'loss'; update the site.")

@@ -1,8 +1,10 @@
 """The whole configuration of a run, checked at once: every fault in one report."""
 
 import math
+import re
 from typing import Any, Literal
 
+from lepton_common.device import DEVICE
 from lepton_common.errors import SettingsError
 from lepton_common.models.catalog import MODELS
 from lepton_common.names import unknown
@@ -212,6 +214,19 @@ class Settings:
         return self.privacy.mode == "record"
 
 
+def least_updates(strategy: StrategySettings) -> int:
+    """Returns how many updates a strategy needs to keep what it promises.
+
+    Krum 2f + 3 (Blanchard et al. 2017), Bulyan 4f + 3 (El Mhamdi et al. 2018); a trimmed mean
+    as many as it takes to trim one at each end.
+    """
+    f = strategy.num_malicious_nodes
+    needs = {"krum": 2 * f + 3, "multikrum": 2 * f + 3, "bulyan": 4 * f + 3}
+    if strategy.name == "fedtrimmedavg" and strategy.beta > 0:
+        return math.ceil(1 / strategy.beta)
+    return needs.get(strategy.name, 1)
+
+
 def parse_settings(values: Any) -> Settings:  # noqa: ANN401
     """Returns the settings in plain nested values.
 
@@ -229,7 +244,7 @@ def parse_settings(values: Any) -> Settings:  # noqa: ANN401
 def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
     robust = strategy.name in ROBUST
-    spread = 2 * strategy.num_malicious_nodes + 3
+    least = least_updates(strategy)
     rules = {
         unknown("task", settings.task, TASKS): settings.task not in TASKS,
         unknown("model", settings.model, MODELS): settings.model not in MODELS,
@@ -238,8 +253,7 @@ def _contradictions(settings: Settings) -> list[str]:
             (train.local_epochs is None) == (train.local_steps is None)
         ),
         f"train.device={train.device!r}: choose auto, cpu, cuda, cuda:N or mps.": (
-            train.device not in ("auto", "cpu", "cuda", "mps")
-            and not train.device.removeprefix("cuda:").isdigit()
+            re.fullmatch(DEVICE, train.device) is None
         ),
         f"federation.cohort={settings.cohort} exceeds sites={settings.sites}.": (
             settings.cohort > settings.sites
@@ -263,15 +277,8 @@ def _contradictions(settings: Settings) -> list[str]:
         "train.precision=bfloat16 is not offered with privacy=record: choose float32.": (
             settings.private and train.precision == "bfloat16"
         ),
-        f"strategy={strategy.name} with num_malicious_nodes={strategy.num_malicious_nodes} needs "
-        f"a cohort of at least {spread}, not {settings.cohort}.": (
-            strategy.name in ("krum", "multikrum") and settings.cohort < spread
-        ),
-        f"strategy=bulyan with num_malicious_nodes={strategy.num_malicious_nodes} needs a cohort "
-        f"of at least {spread + 2 * strategy.num_malicious_nodes}, not {settings.cohort}.": (
-            strategy.name == "bulyan"
-            and settings.cohort < spread + 2 * strategy.num_malicious_nodes
-        ),
+        f"strategy={strategy.name} as set needs a cohort of at least {least}, not "
+        f"{settings.cohort}.": settings.cohort < least,
         f"strategy={strategy.name} treats all sites alike: set federation.weights=equal.": (
             robust and settings.federation.weights != "equal"
         ),

@@ -35,7 +35,11 @@ def parse(cls: type[T], value: Any) -> tuple[T | None, list[str]]:  # noqa: ANN4
         value: plain values, as from YAML.
     """
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(value)), []
+        text = json.dumps(value)
+    except (TypeError, ValueError) as error:
+        return None, [f"Only texts, numbers, lists and sections are settings: {error}."]
+    try:
+        return TypeAdapter(cls).validate_json(text), []
     except ValidationError as error:
         return None, [_sentence(cls, dict(fault)) for fault in error.errors()]
 

@@ -49,9 +49,9 @@ def test_valid_settings_pass(make_settings):
         ),
         ({"data.prepare": "site_statistics"}, True, "data.prepare=site_statistics uses private"),
         ({"train.precision": "bfloat16"}, True, "train.precision=bfloat16 is not offered"),
-        (_KRUM, False, "num_malicious_nodes=4 needs a cohort of at least 11, not 10."),
+        (_KRUM, False, "strategy=krum as set needs a cohort of at least 11, not 10."),
         ({**_KRUM, "strategy.name": "multikrum"}, False, "needs a cohort of at least 11, not 10."),
-        (_BULYAN, False, "num_malicious_nodes=2 needs a cohort of at least 11, not 10."),
+        (_BULYAN, False, "strategy=bulyan as set needs a cohort of at least 11, not 10."),
         (
             {"strategy.name": "fedmedian", "federation.weights": "public_size"},
             False,

@@ -2,6 +2,7 @@
 
 import gzip
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +93,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         if zero != 0 or kind != 0x08:
             raise ValueError
         return np.frombuffer(data, np.uint8, offset=4 + 4 * rank).reshape(shape)
-    except (OSError, EOFError, ValueError, IndexError) as error:
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise DataInvalid(
             f"{path} is not a gzipped idx file of unsigned bytes; fetch it again."
         ) from error
@@ -113,7 +114,7 @@ def read_cifar_binary(archive: Path) -> tuple[Records, Records]:
             }
         train = b"".join(batches[f"data_batch_{index}.bin"] for index in range(1, 6))
         return _cifar_records(train), _cifar_records(batches["test_batch.bin"])
-    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError) as error:
+    except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, zlib.error) as error:
         raise DataInvalid(
             f"{archive} is not the CIFAR-10 binary archive (five training batches and a test "
             "batch of 3,073-byte records); fetch it again."

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_common.datasets.records import Dataset, Rows
-from lepton_common.errors import EmptySite, SettingsError, TooFewRecords
+from lepton_common.errors import EmptySite, SettingsError, TooFewRecords, UnknownName
 from lepton_common.names import unknown
 
 PARTITIONERS = ("iid", "dirichlet", "shard", "natural")
@@ -61,7 +61,7 @@ def partition(
     elif partitioner == "natural":
         parts = _natural(dataset, sites)
     else:
-        raise SettingsError(unknown("partitioner", partitioner, PARTITIONERS))
+        raise UnknownName(unknown("partitioner", partitioner, PARTITIONERS))
     for index, part in enumerate(parts):
         if len(part) < max(min_records, 1):
             raise EmptySite(

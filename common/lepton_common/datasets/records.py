@@ -84,6 +84,12 @@ def check(records: Records, dataset: Dataset) -> Records:
             f"Records of '{dataset.name}' should have shape {dataset.input_shape}, "
             f"not {tuple(records.features.shape[1:])}; check the data source."
         )
+    kinds = (records.features.dtype, records.labels.dtype)
+    if kinds != (torch.float32, torch.int64) or len(records.features) != len(records.labels):
+        raise DataInvalid(
+            f"'{dataset.name}' should have float32 features and one int64 label for each record, "
+            f"not {kinds[0]} and {kinds[1]}; check the data source."
+        )
     if not bool(torch.isfinite(records.features).all()):
         raise DataInvalid(
             f"The data of '{dataset.name}' holds values that are not finite (NaN or infinite); "

@@ -1,6 +1,7 @@
 """Finds the files of a data set under a folder, or downloads them, and checks their sums."""
 
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -64,7 +65,7 @@ class Source:
             # The address is a constant of ours, and the content is checked against its sum.
             with urllib.request.urlopen(self.address + name, timeout=_TIMEOUT_S) as answer:  # noqa: S310
                 data: bytes = answer.read()
-        except (urllib.error.URLError, OSError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             raise DataMissing(
                 f"Cannot download {self.address}{name}; go online, or set data.root to a folder "
                 f"that holds '{self.folder}/{name}'."

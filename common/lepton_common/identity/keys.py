@@ -28,9 +28,12 @@ class SigningKey:
         Raises:
             ValueError: the file holds no Ed25519 key.
         """
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        try:
+            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        except TypeError:  # an encrypted key
+            key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise ValueError(f"{path.name} holds no Ed25519 key; create the site again.")
+            raise ValueError(f"{path.name} holds no plain Ed25519 key; create the site again.")
         return cls(key)
 
     def save(self, path: Path) -> None:

@@ -23,7 +23,7 @@ from lepton_common.errors import PlanError
 logging.getLogger("absl").setLevel(logging.ERROR)
 
 _GRID = 1e-3
-_SIGMA_MAX = 1e4
+_SIGMA_MIN, _SIGMA_MAX = 0.3, 1e4
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ def epsilon(events: tuple[GaussianEvent, ...], delta: float) -> float:
 def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
     """Returns the smallest noise multiplier (to 0.1 %) that keeps ``steps`` within the target.
 
+    Never less than 0.3, below which the guarantee says next to nothing.
+
     Raises:
         PlanError: no noise multiplier up to 10,000 is enough.
     """
@@ -84,7 +86,7 @@ def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: in
     def spent(noise_multiplier: float) -> float:
         return epsilon((GaussianEvent(sample_rate, noise_multiplier, steps),), delta)
 
-    low, high = 0.3, 1.0
+    low, high = _SIGMA_MIN, 1.0
     while spent(high) > target_epsilon:
         low, high = high, 2 * high
         if high > _SIGMA_MAX:

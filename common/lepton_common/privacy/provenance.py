@@ -39,7 +39,7 @@ class Provenance:
         """
         if (self.protection is Protection.DP) != (self.event is not None) or (
             self.protection is Protection.SECAGG
-        ) != (self.spec is not None):
+        ) != bool(self.spec):
             raise ValueError(f"{self.protection.value} provenance with the wrong proof.")
 
     def record(self) -> str | dict[str, object]:

@@ -102,10 +102,12 @@ class InProcessGrid(Grid):
         Raises:
             ValueError: there is no such node.
         """
-        ids = []
-        for message in messages:
+        batch = list(messages)
+        for message in batch:
             if message.metadata.dst_node_id not in self._nodes:
                 raise ValueError(f"There is no node {message.metadata.dst_node_id}.")
+        ids = []
+        for message in batch:
             assign_message_id(message, f"message-{next(self._ids)}")
             ids.append(message.metadata.message_id)
             self._inbox.put(message)
@@ -122,7 +124,8 @@ class InProcessGrid(Grid):
                 found = wanted & self._replies.keys()
         except queue.Empty:
             pass
-        return [self._replies.pop(message_id) for message_id in sorted(found)]
+        arrived = [message_id for message_id in self._replies if message_id in found]
+        return [self._replies.pop(message_id) for message_id in arrived]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -150,7 +153,9 @@ class InProcessGrid(Grid):
             )
             try:
                 reply = self._answer(message, context)
-            except Exception:
+                if not isinstance(reply, Message):
+                    raise TypeError
+            except BaseException:
                 # As Flower answers for a ClientApp process that died; the app itself never
                 # raises.
                 reply = Message(Error(_APP_CRASHED, "ClientAppCrashed"), reply_to=message)

@@ -43,9 +43,8 @@ def save_checkpoint(path: Path, state: Checkpoint) -> None:
         "format": _FORMAT,
         "round": str(state.round),
         "history": json.dumps(state.history),
-        "sha256": _digest(arrays),
     }
-    write_atomic(path, save(arrays, facts))
+    write_atomic(path, save(arrays, {**facts, "sha256": _digest(arrays, facts)}))
 
 
 def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
@@ -58,7 +57,8 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         with safe_open(path, framework="np") as file:
             facts = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if facts.get("format") != _FORMAT or facts["sha256"] != _digest(arrays):
+        written = facts.pop("sha256")
+        if facts["format"] != _FORMAT or written != _digest(arrays, facts):
             raise ValueError
         model = arrays.pop(_MODEL)
         if model.dtype != np.float32 or model.shape != (layout.size,):
@@ -75,8 +75,8 @@ def load_checkpoint(path: Path, layout: Layout) -> Checkpoint:
         ) from error
 
 
-def _digest(arrays: dict[str, NDArray[np.generic]]) -> str:
-    digest = hashlib.sha256()
+def _digest(arrays: dict[str, NDArray[np.generic]], facts: dict[str, str]) -> str:
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(f"{name}:{arrays[name].dtype}:{arrays[name].shape};".encode())
         digest.update(np.ascontiguousarray(arrays[name]).tobytes())

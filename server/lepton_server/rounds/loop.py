@@ -59,7 +59,9 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
     while state.round < settings.rounds and not observer.stop_requested:
         began, round_ = time.monotonic(), state.round + 1
         cohort = pick_cohort(sites, settings.cohort, settings.seed, round_)
-        request = train_request(settings, folder.path.name, evaluator.layout, state, privacy)
+        request = train_request(
+            settings, folder.path.name, evaluator.layout, state, privacy, len(cohort)
+        )
         gathered = _Gathered(
             ExactMean(evaluator.layout.size, _weights(cohort, settings), strategy.needs_each)
         )

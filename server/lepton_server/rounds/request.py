@@ -37,16 +37,21 @@ def privacy_request(settings: Settings) -> PrivacyRequest | None:
 
 
 def train_request(
-    settings: Settings, run: str, layout: Layout, state: Checkpoint, privacy: PrivacyRequest | None
+    settings: Settings,
+    run: str,
+    layout: Layout,
+    state: Checkpoint,
+    privacy: PrivacyRequest | None,
+    cohort: int,
 ) -> TrainRequest:
-    """Returns the request of the round after ``state``; the same for every site of the cohort."""
+    """Returns the request of the round after ``state``; the same for all ``cohort`` sites."""
     return TrainRequest(
         run=run,
         round=state.round + 1,
         task=settings.task,
         model=settings.model,
         prepare=settings.data.prepare,
-        cohort=settings.cohort,
+        cohort=cohort,
         layout=layout.digest,
         model_digest=digest_of(pack(state.model).data),
         recipe=recipe(settings, state.round + 1),

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lepton_common.arrays import Layout, Vector
 from lepton_common.errors import QuorumNotMet
 from lepton_common.names import look_up
-from lepton_common.settings import ROBUST, Settings, StrategySettings
+from lepton_common.settings import ROBUST, Settings, StrategySettings, least_updates
 from lepton_server.rounds.exact_mean import ExactMean
 
 _KEY = "vector"
@@ -53,9 +53,9 @@ class Strategy:
         needs_each: whether it needs single updates, not only their mean.
     """
 
-    def __init__(self, inner: flower.FedAvg, size: int, *, needs_each: bool) -> None:
+    def __init__(self, inner: flower.FedAvg, size: int, *, needs_each: bool, least: int) -> None:
         self._inner, self._zero = inner, np.zeros(size, np.float32)
-        self.needs_each = needs_each
+        self.needs_each, self._least = needs_each, least
 
     def step(self, round_: int, model: Vector, mean: ExactMean) -> Vector:
         """Returns the next model, float32, shape [d].
@@ -63,17 +63,18 @@ class Strategy:
         Raises:
             QuorumNotMet: the strategy needs more updates than came.
         """
+        if mean.count < self._least:
+            raise QuorumNotMet(
+                f"Round {round_}: {type(self._inner).__name__} needs {self._least} updates and "
+                f"{mean.count} came; lower strategy.num_malicious_nodes or ask more sites."
+            )
         updates = mean.each() if self.needs_each else [mean.value()]
         if isinstance(self._inner, flower.FedAvgM):
             self._inner.current_arrays = _record(self._zero)
         elif isinstance(self._inner, flower.FedAdagrad | flower.FedAdam | flower.FedYogi):
             self._inner.current_arrays = {_KEY: self._zero}
         arrays, _ = self._inner.aggregate_train(round_, [_reply(update) for update in updates])
-        if arrays is None:
-            raise QuorumNotMet(
-                f"Round {round_}: {type(self._inner).__name__} needs more than the {mean.count} "
-                "updates that came; lower strategy.num_malicious_nodes or ask more sites."
-            )
+        assert arrays is not None, "Flower's strategies aggregate what they are given"
         return model + arrays[_KEY].numpy().astype(np.float32)
 
     def snapshot(self) -> _Arrays:
@@ -104,7 +105,9 @@ def make_strategy(settings: Settings, layout: Layout) -> Strategy:
     """
     chosen = settings.strategy
     inner = look_up(STRATEGIES, chosen.name, "strategy")(chosen)
-    return Strategy(inner, layout.size, needs_each=chosen.name in ROBUST)
+    return Strategy(
+        inner, layout.size, needs_each=chosen.name in ROBUST, least=least_updates(chosen)
+    )
 
 
 def _record(vector: Vector) -> ArrayRecord:

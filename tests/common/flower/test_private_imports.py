@@ -4,6 +4,8 @@ import ast
 
 _PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
 _TYPE_ONLY = {("server/lepton_server/engines/inprocess.py", "flwr.supercore.run")}
+# The benchmark of Flower itself, run by an environment of its own.
+_PEER = ("scripts/lepton_cli/bench/peer_jobs/flower_ray.py", "flwr.simulation")
 _ROOMS = ("common", "client", "server", "conf", "scripts")
 
 
@@ -32,6 +34,7 @@ def _private(text, place):
         for name, type_only in _imports(ast.parse(text))
         if name.split(".")[0] == "flwr"
         and name not in _PUBLIC
+        and (place, name) != _PEER
         and not (type_only and (place, name) in _TYPE_ONLY)
     ]
 

@@ -62,15 +62,15 @@ def test_the_seed_differs_by_round_and_by_run_and_repeats_itself(make_settings):
     assert seeds[0] == int.from_bytes(hashlib.sha256(b"1/1").digest()[:7])
 
 
-@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:999"])
+@pytest.mark.parametrize("device", ["auto", "cpu", "mps", "cuda", "cuda:0", "cuda:99"])
 def test_every_device_that_settings_allow_can_be_asked_of_a_site(make_settings, device):
     assert recipe(make_settings({"train.device": device}), 1).device == device
 
 
 def test_a_request_names_the_round_after_the_state_and_the_model_it_carries(make_settings):
-    settings = make_settings({"federation.cohort": 4})
+    settings = make_settings()
     state = Checkpoint(round=2, model=np.arange(4, dtype=np.float32))
-    request = train_request(settings, "run-1", _LAYOUT, state, None)
+    request = train_request(settings, "run-1", _LAYOUT, state, None, 4)
     assert (request.run, request.round, request.cohort) == ("run-1", 3, 4)
     assert (request.task, request.model, request.prepare) == ("digits", "logistic", "public_ranges")
     assert request.layout == _LAYOUT.digest
