@@ -22,6 +22,8 @@ from lepton_common.strict import Count, Name, parse, record
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
 ERROR_FILE = "errors.log"
+# The C version of the safe loader, where PyYAML was built with it: ten times faster.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @record
@@ -119,7 +121,7 @@ def read_site_file(path: Path) -> SiteFile:
         SettingsError: it is missing, or all its faults at once.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506
     except (OSError, yaml.YAMLError) as error:
         raise SettingsError(f"Cannot read the site file {path}; create the site again.") from error
     file, faults = parse(SiteFile, values)

@@ -50,6 +50,9 @@ def main() -> NoReturn:
     except LeptonError as error:
         _complain(error)
         sys.exit(error.exit_code)
+    except OSError as error:
+        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}")
+        sys.exit(1)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

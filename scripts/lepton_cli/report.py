@@ -9,7 +9,7 @@ import yaml
 
 from lepton_cli.pictures import draw_all
 from lepton_cli.run import Run
-from lepton_cli.summary import comparison, next_command, statement
+from lepton_cli.summary import comparison, next_command, statement, upper
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.durable import write_atomic
 from lepton_common.tasks.catalog import find_task
@@ -36,6 +36,7 @@ def write_report(run: Run) -> None:
         "status": run.status,
         "rows": comparison(run),
         "statement": statement(run),
+        "upper": upper,
         "red": any(site.unprotected for site in run.evidence.sites.values()),
         "sites": list(run.evidence.sites.values()),
         "evidence": run.evidence,

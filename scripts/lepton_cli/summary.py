@@ -1,5 +1,6 @@
 """What a run came to, in one table each for accuracy and for privacy."""
 
+import math
 import statistics
 from typing import Any
 
@@ -51,10 +52,15 @@ def statement(run: Run) -> str:
     )
     worst = max((site.epsilon or 0.0 for site in sites), default=0.0)
     return (
-        f"({worst:.2f}, {run.settings.privacy.delta:g})-differential privacy at each site, "
+        f"({upper(worst, 2)}, {run.settings.privacy.delta:g})-differential privacy at each site, "
         f"add-or-remove-one, record-level DP-SGD, PLD accounting over all rounds. {person} "
         "Who has data at several sites adds up their epsilons."
     )
+
+
+def upper(epsilon: float, digits: int) -> str:
+    """Returns an epsilon as text, rounded up: a bound must not shrink when it is printed."""
+    return f"{math.ceil(epsilon * 10**digits) / 10**digits:.{digits}f}"
 
 
 def print_summary(run: Run) -> None:
@@ -107,18 +113,19 @@ def as_json_document(run: Run) -> dict[str, Any]:
 
 
 def _site_table(sites: list[SiteEvidence]) -> Table:
-    table = Table(title="What each site spent and what left it, from its own signed log")
-    for heading in ("site", "epsilon spent", "delta", "bytes left", "of these protected by"):
+    deltas = sorted({site.delta for site in sites if site.delta is not None})
+    at = f" (delta {', '.join(f'{delta:g}' for delta in deltas)})" if deltas else ""
+    table = Table(title=f"What each site spent{at} and what left it, from its own signed log")
+    for heading in ("site", "epsilon spent", "bytes left", "of these protected by"):
         right = heading in ("epsilon spent", "bytes left")
         table.add_column(heading, justify="right" if right else "left")
     for site in sites[:_MOST_SITES]:
-        spent = "-" if site.epsilon is None else f"{site.epsilon:.3f}"
-        delta = "-" if site.delta is None else f"{site.delta:g}"
+        spent = "-" if site.epsilon is None else upper(site.epsilon, 3)
         parts = ", ".join(
             f"[bold red]nothing {size:,}[/]" if name == "unprotected" else f"{name} {size:,}"
             for name, size in sorted(site.bytes_left.items())
         )
-        table.add_row(site.name, spent, delta, f"{site.total_bytes:,}", parts)
+        table.add_row(site.name, spent, f"{site.total_bytes:,}", parts)
     if len(sites) > _MOST_SITES:
-        table.add_row(f"… {len(sites) - _MOST_SITES} more", "", "", "", "see report.html")
+        table.add_row(f"… {len(sites) - _MOST_SITES} more", "", "", "see report.html")
     return table

@@ -184,6 +184,34 @@ def test_a_run_that_was_killed_goes_on_exactly(privacy):
             assert site.epsilon <= 3.0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_ctrl_c_stops_after_the_round_and_says_how_to_go_on():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lepton_cli", "simulate", "task=digits", "rounds=500"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(Path("runs").glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "lepton simulate resume=" in err
+    stopped = find_run("last")
+    assert stopped.status == "stopped"
+    assert stopped.report.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(lepton, tmp_path):
+    (tmp_path / "runs").write_text("a file where the folder should be")
+    ended = lepton("simulate", *PLAIN)
+    assert ended.code == 1
+    assert "Traceback" not in ended.err
+    assert "runs" in ended.err
+
+
 def test_json_is_one_document_and_nothing_else(lepton):
     ended = lepton("simulate", *PLAIN, "--json")
     document = json.loads(ended.out)

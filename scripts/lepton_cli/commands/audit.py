@@ -21,13 +21,14 @@ def verify(
 ) -> None:
     """Verify every log of a run: hashes, signatures, order, witnessed heads, charges."""
     from lepton_cli.run import find_run
+    from lepton_cli.summary import upper
 
     found = find_run(run, runs)
     evidence = found.evidence
     table = Table("log", "records", "releases", "epsilon", title=f"Audit of {found.name}")
     table.add_row("server", str(evidence.server_records), "", "")
     for site in evidence.sites.values():
-        spent = "-" if site.epsilon is None else f"{site.epsilon:.3f}"
+        spent = "-" if site.epsilon is None else upper(site.epsilon, 3)
         table.add_row(site.name, str(site.records), str(site.releases), spent)
     console = Console(highlight=False)
     console.print(table)
