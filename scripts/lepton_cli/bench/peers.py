@@ -12,6 +12,7 @@ from lepton_common.errors import RunError
 
 PEERS = {
     "flower_ray": ["flwr[simulation]==1.41.0", "torch==2.13.0"],
+    "pfl_research": ["pfl[pytorch]==0.6.0", "torch==2.13.0"],
 }
 _ROUNDS = 4
 
