@@ -148,7 +148,8 @@ def _execute(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     run = Run(folder)
     finished = len(run.rounds) == settings.rounds
     _end(folder, "finished" if finished else "stopped")
-    write_report(run)
+    if run.rounds:
+        write_report(run)
     if not finished:
         raise Interrupted(
             f"Stopped after round {len(run.rounds)} of {settings.rounds}, which is kept. "

@@ -141,6 +141,29 @@ def test_a_stopped_run_goes_on_to_the_same_model(strategy):
     assert [report.metrics for report in finished.rounds] == accuracy
 
 
+def test_a_crash_between_the_last_checkpoint_and_its_metrics_loses_nothing():
+    run = lepton_cli.simulate(*PLAIN)
+    expected, metrics = weights(run), run.folder.metrics_jsonl.read_text()
+    run.folder.metrics_jsonl.write_text("".join(metrics.splitlines(keepends=True)[:-1]))
+    run.folder.final_model.unlink()
+    run.folder.outcome.unlink()
+    finished = resume(find_run("last"))
+    assert finished.status == "finished"
+    assert finished.folder.metrics_jsonl.read_text() == metrics
+    assert same(weights(finished), expected)
+
+
+def test_a_stop_before_the_first_round_is_resumable(lepton):
+    from lepton_cli.compose import compose_settings
+    from lepton_cli.simulation import start
+
+    eager = Observer()
+    eager.stop_requested = True
+    with pytest.raises(Interrupted, match="after round 0 of 3"):
+        start(compose_settings(list(PLAIN)), eager)
+    assert lepton("simulate", "resume=last").code == 0
+
+
 def test_a_finished_run_is_not_resumed(lepton):
     lepton("simulate", *PLAIN)
     ended = lepton("simulate", "resume=last")

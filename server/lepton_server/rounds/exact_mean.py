@@ -32,6 +32,11 @@ class ExactMean:
         self._each: dict[str, Vector] | None = {} if keep_each else None
 
     @property
+    def size(self) -> int:
+        """Length of each update."""
+        return len(self._sum)
+
+    @property
     def count(self) -> int:
         """Number of updates added."""
         return len(self._came)
