@@ -1,11 +1,29 @@
 """The site's veto: a request is held against the site's own policy before any data is read."""
 
+import numpy as np
+
 from lepton_client.site import SiteFile
+from lepton_common.arrays import Vector
 from lepton_common.errors import ConsentRefused
 from lepton_common.messages import TrainRequest
 from lepton_common.models.catalog import MODELS
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.tasks.catalog import TASKS
+
+_LARGEST_WEIGHT = 100.0
+
+
+def check_model(received: Vector) -> None:
+    """Refuses a model in which rounding errors would let records influence one another.
+
+    Clipping bounds each record's gradient if it depends on that record alone. Floating-point
+    kernels keep that up to rounding, which a server could magnify by absurd weights.
+
+    Raises:
+        ConsentRefused: a weight is not finite or beyond 100.
+    """
+    if not np.abs(received).max(initial=0.0) <= _LARGEST_WEIGHT:
+        raise ConsentRefused(f"A weight is not finite or beyond {_LARGEST_WEIGHT:g}.")
 
 
 def check(request: TrainRequest, site: SiteFile) -> PrivacyPlan | None:
@@ -35,6 +53,12 @@ def check(request: TrainRequest, site: SiteFile) -> PrivacyPlan | None:
         if not policy.allow_unprotected:
             raise ConsentRefused("This site trains with differential privacy only.")
         return None
+    if site.data.prepare != "public_ranges":
+        raise ConsentRefused("This site's data is prepared by statistics that no plan charges for.")
+    if request.recipe.batch_size > policy.max_batch_size:
+        raise ConsentRefused(
+            f"A batch of {request.recipe.batch_size} exceeds this site's {policy.max_batch_size}."
+        )
     if asked.delta > policy.max_delta:
         raise ConsentRefused(f"delta {asked.delta} exceeds this site's {policy.max_delta}.")
     if asked.noise_multiplier < policy.min_noise_multiplier:

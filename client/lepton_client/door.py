@@ -22,7 +22,7 @@ from lepton_common.strict import to_json
 
 _REFUSED = 100  # error code of a named refusal; Flower's own codes end at 8
 
-_COMPUTED = frozenset({Protection.DP, Protection.SECAGG, Protection.UNPROTECTED})
+_COMPUTED = frozenset({Protection.DP, Protection.UNPROTECTED})
 _ALLOWED: dict[str, tuple[type, frozenset[Protection]]] = {
     "update": (np.ndarray, _COMPUTED),
     "loss": (float, _COMPUTED),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lepton_common.audit import AuditLog, AuditRecord
-from lepton_common.errors import BudgetSpent, DoorRefused
+from lepton_common.errors import BudgetSpent, ConsentRefused, DoorRefused
 from lepton_common.messages import TrainRequest
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
@@ -23,11 +23,13 @@ class Charge:
     Attributes:
         id: hash of its audit record.
         run: name of the run it was charged to.
+        plan: digest of the plan it belongs to.
         event: the mechanism.
     """
 
     id: str
     run: str
+    plan: str
     event: GaussianEvent
 
 
@@ -47,9 +49,12 @@ class Ledger:
         """Charges one round of ``plan``; the charge is on disk when this returns.
 
         Raises:
+            ConsentRefused: the run changed its plan.
             BudgetSpent: the plan's steps or the policy's epsilon would be exceeded.
         """
         event = plan.event()
+        if any(c.run == request.run and c.plan != plan.digest for c in self._charges):
+            raise ConsentRefused(f"The run {request.run} began under another privacy plan.")
         taken = self.steps(request.run)
         if taken + event.steps > plan.max_steps:
             raise BudgetSpent(
@@ -57,7 +62,7 @@ class Ledger:
                 f"another {event.steps} would not be accounted for."
             )
         after = epsilon((*self._events(), event), plan.delta)
-        if after > policy.max_epsilon:
+        if not after <= policy.max_epsilon:  # NaN must not pass
             raise BudgetSpent(
                 f"This round would bring the data to epsilon {after:.3f} of at most "
                 f"{policy.max_epsilon}; {self.epsilon(plan.delta):.3f} is spent."
@@ -107,4 +112,5 @@ class Ledger:
 
 def _charge(record: AuditRecord) -> Charge:
     event: dict[str, Any] = record.body["event"]
-    return Charge(record.hash, str(record.body["run"]), GaussianEvent(**event))
+    body = record.body
+    return Charge(record.hash, str(body["run"]), str(body["plan"]), GaussianEvent(**event))

@@ -18,7 +18,7 @@ from lepton_common.datasets.records import Dataset, Records
 from lepton_common.errors import DataMissing, SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.policy import SitePolicy
-from lepton_common.strict import Count, Name, parse, record
+from lepton_common.strict import Name, Size, parse, record
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
 ERROR_FILE = "errors.log"
@@ -57,7 +57,7 @@ class SiteFile:
     """
 
     name: Name
-    public_size: Count
+    public_size: Size
     data: SiteData
     policy: SitePolicy
 
@@ -103,15 +103,29 @@ class Site:
             rows = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise DataMissing(f"Cannot read the list of rows {path}; create it again.") from error
-        if rows.dtype != np.int64 or rows.ndim != 1 or (len(rows) and rows.max() >= len(train)):
+        fits = rows.dtype == np.int64 and rows.ndim == 1 and len(np.unique(rows)) == len(rows)
+        if not fits or (len(rows) and not 0 <= rows.min() <= rows.max() < len(train)):
             raise DataMissing(f"The list of rows {path} does not fit its data set.")
         return train.take(rows)
 
 
-@lru_cache(maxsize=4096)
+_OPENING = threading.Lock()
+
+
 def open_site(folder: str) -> Site:
     """Returns the site in a folder; opened once per process, so that its log has one writer."""
+    with _OPENING:
+        return _open_once(folder)
+
+
+@lru_cache(maxsize=4096)
+def _open_once(folder: str) -> Site:
     return Site(Path(folder))
+
+
+def forget_sites() -> None:
+    """Closes all opened sites, as the end of the process would."""
+    _open_once.cache_clear()
 
 
 def read_site_file(path: Path) -> SiteFile:

@@ -57,11 +57,13 @@ class AuditLog:
         self._path, self._key = path, key
         self._lock = threading.Lock()
         self.records: list[AuditRecord] = []
+        self._size = 0
         if path.exists():
             data = path.read_bytes()
             whole = data[: data.rfind(b"\n") + 1]
             if whole != data:
                 write_atomic(path, whole)
+            self._size = len(whole)
             if whole:
                 self.records = list(read_records(path, expected_key=key.public_hex))
         if not self.records:
@@ -73,7 +75,12 @@ class AuditLog:
         return self.records[-1].hash if self.records else GENESIS
 
     def append(self, kind: str, body: Mapping[str, Any]) -> AuditRecord:
-        """Signs and writes one record; returns once it is on disk."""
+        """Signs and writes one record; returns once it is on disk.
+
+        Raises:
+            AuditError: another process has written to the log; nothing was appended.
+            OSError: the disk is full or gone; nothing was appended.
+        """
         with self._lock:
             fields = {
                 "sequence": len(self.records),
@@ -93,12 +100,18 @@ class AuditLog:
     def _write(self, line: bytes) -> None:
         """Appends a line whole or not at all, so that a full disk leaves a log that verifies."""
         size = self._path.stat().st_size if self._path.exists() else 0
+        if size != self._size:
+            raise AuditError(
+                f"{self._path} changed under its writer: another process works on the same "
+                "folder; end it, and open the folder again."
+            )
         try:
             append_synced(self._path, line)
         except OSError:
             if self._path.is_file():
                 os.truncate(self._path, size)
             raise
+        self._size += len(line)
 
 
 def read_records(path: Path, expected_key: str | None = None) -> Iterator[AuditRecord]:

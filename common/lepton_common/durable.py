@@ -24,10 +24,13 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 def append_synced(path: Path, data: bytes) -> None:
     """Appends ``data`` to ``path`` in one write and returns once it is on disk."""
+    new = not path.exists()
     with path.open("ab") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+    if new:
+        sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:

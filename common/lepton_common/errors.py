@@ -14,6 +14,7 @@ LeptonError                     exit code 1
 │   ├── PlanError
 │   ├── BudgetSpent
 │   ├── ConsentRefused
+│   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
 │   └── DoorRefused
 ├── RunError                    5   what went wrong in a round
@@ -99,6 +100,10 @@ class BudgetSpent(PrivacyError):
 
 class ConsentRefused(PrivacyError):
     """The site's policy does not allow what was asked."""
+
+
+class PrivateWorkFailed(PrivacyError):
+    """Private work failed after it was charged; one name, whatever the records did."""
 
 
 class BuffersNotAllowed(PrivacyError):

@@ -18,12 +18,16 @@ from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.strict import (
     Count,
     Digest,
-    Fraction,
     Name,
     Natural,
+    Noise,
+    Norm,
     NotNegative,
     OpenFraction,
     Positive,
+    Rate,
+    Size,
+    Steps,
     parse_json,
     record,
     to_json,
@@ -56,7 +60,7 @@ class SiteFacts:
 
     name: Name
     public_key: Digest
-    public_size: Count
+    public_size: Size
     unit: Name
     audit_head: Digest
 
@@ -88,11 +92,11 @@ class PrivacyRequest:
     """The part of a privacy plan that the run asks for; the site adds unit and denominator."""
 
     delta: OpenFraction
-    sample_rate: Fraction
-    noise_multiplier: Positive
-    clipping_norm: Positive
-    steps_per_round: Count
-    max_steps: Count
+    sample_rate: Rate
+    noise_multiplier: Noise
+    clipping_norm: Norm
+    steps_per_round: Annotated[int, Field(ge=1, le=100_000)]
+    max_steps: Steps
 
     def plan(self, unit: str, public_size: int) -> PrivacyPlan:
         """Returns the plan of a site that protects ``unit`` and publishes ``public_size``."""
@@ -154,7 +158,7 @@ class Receipt:
     round: Count
     plan: Digest | None
     steps: Natural
-    epsilon: NotNegative
+    epsilon: Annotated[float, Field(ge=0, le=1e6)]
     audit_head: Digest
 
 
@@ -193,15 +197,15 @@ def read_train(content: RecordDict) -> TrainRequest:
     return _text(TrainRequest, content, "request")
 
 
-def read_model(content: RecordDict, request: TrainRequest, size: int) -> Vector:
-    """Returns the model in a training request, float32, shape [size], read-only.
+def read_model(content: RecordDict, request: TrainRequest) -> Vector:
+    """Returns the model in a training request, float32, shape [d], read-only.
 
     Raises:
-        MalformedMessage: not a vector of that size.
+        MalformedMessage: not a packed vector.
         ModelMismatch: not the model that the request names.
     """
     array = _vector(content, "model")
-    model = unpack(array, size)
+    model = unpack(array, len(array.data) // 4)
     if digest_of(array.data) != request.model_digest:
         raise ModelMismatch("The model that came is not the one the request names; ask again.")
     return model

@@ -13,6 +13,8 @@ class SitePolicy:
         max_delta: largest delta a run may ask for.
         min_noise_multiplier: smallest noise multiplier.
         max_clipping_norm: largest clipping norm.
+        max_batch_size: most records held in memory at once in private training, so that running
+            out of memory cannot tell how many were sampled.
         min_cohort: smallest cohort the site takes part in.
         tasks: tasks the site serves; None: all in its catalog.
     """
@@ -22,5 +24,6 @@ class SitePolicy:
     max_delta: OpenFraction
     min_noise_multiplier: NotNegative
     max_clipping_norm: Positive
+    max_batch_size: Count
     min_cohort: Count
     tasks: list[Name] | None

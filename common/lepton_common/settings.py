@@ -13,9 +13,11 @@ from lepton_common.strict import (
     Count,
     Fraction,
     Natural,
+    Norm,
     NotNegative,
     OpenFraction,
     Positive,
+    Rate,
     parse,
     record,
 )
@@ -127,8 +129,8 @@ class PrivacySettings:
     mode: Literal["none", "record"]
     epsilon: Positive | None
     delta: OpenFraction | None
-    clipping_norm: Positive
-    sample_rate: Fraction
+    clipping_norm: Norm
+    sample_rate: Rate
     spare_rounds: Natural
 
 

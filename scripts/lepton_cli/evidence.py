@@ -2,9 +2,14 @@
 
 from dataclasses import dataclass, field
 
+import yaml
+
+from lepton_common.arrays import digest_of
 from lepton_common.audit import AuditRecord, read_records, verify_heads
 from lepton_common.errors import AuditError
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
+from lepton_common.settings import parse_settings
+from lepton_common.strict import to_json
 from lepton_server.run_folder import RunFolder
 
 
@@ -61,30 +66,29 @@ class Evidence:
         sites: by name.
         server_records: records in the server's log.
         witnessed: heads of site logs that the server's log names, all found.
+        head: newest hash of the server's log; whoever notes it can tell later if it was cut.
     """
 
     sites: dict[str, SiteEvidence]
     server_records: int
     witnessed: int
+    head: str
 
 
 def gather_evidence(folder: RunFolder) -> Evidence:
-    """Verifies and reads all logs of a run.
+    """Verifies and reads all logs of a run, and holds the run's files against them.
 
     Each site's log must verify under the key that the site introduced itself with, hold every
-    head that the server witnessed, and charge each private release before it; the server's own
-    log must hold every finished round.
+    head that the server witnessed, and charge each private release before it. The server's log
+    must name the configuration, every finished round with its metrics, and the models' digests.
+    It cannot show that its own newest records are gone together with all files of those rounds:
+    that takes someone who has noted its head.
 
     Raises:
-        AuditError: naming the log and the first thing wrong.
+        AuditError: naming the log or file and the first thing wrong.
     """
     server = list(read_records(folder.audit))
-    logged = {record.body["round"] for record in server if record.kind == "round"}
-    for report in folder.reports():
-        if report.round not in logged:
-            raise AuditError(
-                f"{folder.audit}: the finished round {report.round} is gone: the log was cut."
-            )
+    _check_files(folder, server)
     keys: dict[str, str] = {}
     heads: dict[str, list[str]] = {}
     for record in server:
@@ -100,7 +104,34 @@ def gather_evidence(folder: RunFolder) -> Evidence:
         records = list(read_records(path, expected_key=key))
         verify_heads(path, records, heads.get(site, []))
         sites[site] = _site_evidence(site, records)
-    return Evidence(sites, len(server), sum(map(len, heads.values())))
+    for path in sorted((folder.path / "sites").glob("*/audit.jsonl")):
+        if path.parent.name not in sites:
+            raise AuditError(f"{path}: the server's log does not know this site: it was cut.")
+    return Evidence(sites, len(server), sum(map(len, heads.values())), server[-1].hash)
+
+
+def _check_files(folder: RunFolder, server: list[AuditRecord]) -> None:
+    """Holds configuration, metrics and models against the server's log."""
+    config = next((record.body["config"] for record in server if record.kind == "run"), None)
+    settings = parse_settings(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
+    if config != digest_of(to_json(settings).encode()):
+        raise AuditError(f"{folder.config} is not the configuration that the run began with.")
+    # A round repeated after a crash is in the log twice; the last one counts.
+    rounds = {record.body["round"]: record.body for record in server if record.kind == "round"}
+    reports = list(folder.reports())
+    for report in reports:
+        if report.round not in rounds:
+            raise AuditError(f"{folder.audit}: round {report.round} is gone: the log was cut.")
+        if report.metrics != rounds[report.round]["metrics"]:
+            raise AuditError(
+                f"{folder.metrics_jsonl}: the metrics of round {report.round} were altered."
+            )
+    digests = {body["model_file"] for body in rounds.values()}
+    for path in (folder.final_model, folder.best_model):
+        if path.exists() and digest_of(path.read_bytes()) not in digests:
+            raise AuditError(f"{path} is not a model of a round in the server's log.")
+    if folder.final_model.exists() and not reports:
+        raise AuditError(f"{folder.metrics_jsonl} is gone, and there is a model.")
 
 
 def _site_evidence(site: str, records: list[AuditRecord]) -> SiteEvidence:

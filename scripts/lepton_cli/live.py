@@ -5,6 +5,7 @@ import types
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lepton_server.progress import Observer, RoundReport
@@ -59,7 +60,7 @@ class LiveObserver(Observer):
             self.say(f"round {report.round}/{report.rounds}  {figures}  {report.seconds:.1f} s")
         if report.failed:
             named = ", ".join(f"{site} ({error})" for site, error in report.failed.items())
-            self.say(f"[yellow]Round {report.round}: no answer of use from {named}[/]")
+            self.say(f"[yellow]Round {report.round}: no answer of use from {escape(named)}[/]")
 
 
 def observer_for(*, quiet: bool) -> LiveObserver:

@@ -111,5 +111,5 @@ def find_run(name: str, runs: str = "runs") -> Run:
 
 def list_runs(runs: str = "runs") -> list[Run]:
     """Returns all runs in a folder, oldest first."""
-    folders = sorted(path.parent for path in Path(runs).glob("*/config.yaml"))
-    return [Run(RunFolder(folder.resolve())) for folder in folders]
+    configs = sorted(Path(runs).glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
+    return [Run(RunFolder(config.parent.resolve())) for config in configs]

@@ -3,9 +3,12 @@
 import json
 import logging
 import platform
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -77,7 +80,6 @@ def resume(run: Run, observer: Observer | None = None) -> Run:
     """
     if run.status == "finished":
         raise RunNotResumable(f"The run {run.name} is finished; start a new one.")
-    run.folder.outcome.unlink(missing_ok=True)
     return _execute(run.settings, run.folder, observer or Observer())
 
 
@@ -133,8 +135,29 @@ def _dataset(settings: Settings) -> Dataset:
     return load_dataset(find_task(settings.task).dataset, data.root, data.prepare)
 
 
+@contextmanager
+def _only_writer(folder: RunFolder) -> Iterator[None]:
+    """Keeps other processes off a run; the system lets go of the lock when this one dies."""
+    lock = sqlite3.connect(folder.path / "run.lock", timeout=0.0, isolation_level=None)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+        yield
+    except sqlite3.OperationalError as error:
+        raise RunNotResumable(
+            f"Another process works on the run {folder.path.name}; wait for it, or end it."
+        ) from error
+    finally:
+        lock.close()
+
+
 def _execute(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
+    with _only_writer(folder):
+        return _work(settings, folder, observer)
+
+
+def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     run = Run(folder)
+    folder.outcome.unlink(missing_ok=True)
     try:
         if settings.baselines and not run.baselines:
             rows = {site: _rows(folder, site) for site in _site_names(folder)}

@@ -50,16 +50,23 @@ def statement(run: Run) -> str:
         if unit == "row"
         else f"Protected per {unit}."
     )
-    worst = max((site.epsilon or 0.0 for site in sites), default=0.0)
+    spent = {site.delta: 0.0 for site in sites}
+    for site in sites:
+        spent[site.delta] = max(spent[site.delta], site.epsilon or 0.0)
+    guarantees = " and ".join(
+        f"({upper(epsilon, 2)}, {delta:g})" for delta, epsilon in spent.items() if delta is not None
+    )
     return (
-        f"({upper(worst, 2)}, {run.settings.privacy.delta:g})-differential privacy at each site, "
-        f"add-or-remove-one, record-level DP-SGD, PLD accounting over all rounds. {person} "
+        f"{guarantees or 'Nothing spent, 0'}-differential privacy at each site, "
+        f"add-or-remove-one, record-level DP-SGD, accounted over all charged rounds. {person} "
         "Who has data at several sites adds up their epsilons."
     )
 
 
 def upper(epsilon: float, digits: int) -> str:
     """Returns an epsilon as text, rounded up: a bound must not shrink when it is printed."""
+    if not epsilon < 1e9:
+        return "unbounded"
     return f"{math.ceil(epsilon * 10**digits) / 10**digits:.{digits}f}"
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from lepton_client.site import open_site
+from lepton_client.site import forget_sites
 from lepton_common.datasets.catalog import load_dataset
 
 
@@ -40,5 +40,5 @@ def lepton(monkeypatch, capsys, tmp_path) -> Callable[..., Ended]:
 def fresh_caches():
     """Forgets opened sites and loaded data, as a new process would."""
     yield
-    open_site.cache_clear()
+    forget_sites()
     load_dataset.cache_clear()

@@ -105,9 +105,9 @@ def stop_early(lepton, monkeypatch):
 
     with pytest.raises(Interrupted):
         start(compose_settings(list(QUICK)), Stops())
-    from lepton_client.site import open_site
+    from lepton_client.site import forget_sites
 
-    open_site.cache_clear()
+    forget_sites()
     return find_run("last")
 
 
@@ -142,7 +142,7 @@ def test_a_site_that_raises_in_mid_round_is_named_without_its_words(lepton, monk
 
     def sometimes(model, task, records, received, recipe, seed):
         if len(records) == 151:
-            raise KeyError("patient 4711")
+            raise KeyError("patient Quixote")
         return train(model, task, records, received, recipe, seed)
 
     monkeypatch.setattr(work, "train_plain", sometimes)
@@ -151,9 +151,9 @@ def test_a_site_that_raises_in_mid_round_is_named_without_its_words(lepton, monk
     assert "(KeyError)" in ended.err
     run = find_run("last")
     shown = run.report.read_text() + (run.folder.audit).read_text() + ended.err + ended.out
-    assert "4711" not in shown
+    assert "Quixote" not in shown
     failed = next(iter(run.rounds[0].failed))
-    assert "4711" in (run.folder.site(failed) / "errors.log").read_text()
+    assert "Quixote" in (run.folder.site(failed) / "errors.log").read_text()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
@@ -192,6 +192,54 @@ def test_an_altered_log_does_not_verify(lepton, log, change):
     assert ended.code == 6
     assert ended.err.startswith("AuditError")
     assert lepton("report", "last").code == 6
+
+
+@pytest.mark.parametrize(
+    "edit",
+    ["config", "metrics", "model", "best_model", "site unknown", "logs cut to nothing"],
+)
+def test_files_that_do_not_fit_the_log_do_not_verify(lepton, edit):
+    lepton("simulate", "task=breast_cancer", "sites=3", "rounds=2")
+    folder = find_run("last").folder
+    if edit == "config":
+        folder.config.write_text(folder.config.read_text().replace("1.0e-05", "1.0e-12"))
+    elif edit == "metrics":
+        folder.metrics_jsonl.write_text(
+            folder.metrics_jsonl.read_text().replace('"accuracy": 0.', '"accuracy": 1.')
+        )
+    elif edit in ("model", "best_model"):
+        path = folder.path / f"{edit}.safetensors"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.write_bytes(data)
+    elif edit == "site unknown":
+        shutil.copytree(folder.site("site-1"), folder.site("site-9"))
+    else:
+        folder.metrics_jsonl.unlink()
+        for path in (folder.audit, *folder.path.glob("sites/*/audit.jsonl")):
+            path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:3]))
+    ended = lepton("audit", "verify", "last")
+    assert ended.code == 6
+    assert ended.err.startswith("AuditError")
+
+
+def test_a_changed_configuration_is_not_resumed(lepton, monkeypatch):
+    run = stop_early(lepton, monkeypatch)
+    run.folder.config.write_text(run.folder.config.read_text().replace("rounds: 2", "rounds: 3"))
+    ended = lepton("simulate", "resume=last")
+    assert ended.code == 5
+    assert "not the one this run began with" in ended.err
+
+
+def test_a_run_has_one_writer_at_a_time(lepton, monkeypatch):
+    from lepton_cli.simulation import _only_writer
+
+    run = stop_early(lepton, monkeypatch)
+    with _only_writer(run.folder):
+        ended = lepton("simulate", "resume=last")
+    assert ended.code == 5
+    assert "Another process works on the run" in ended.err
+    assert lepton("simulate", "resume=last").code == 0
 
 
 def test_an_untouched_log_verifies(lepton):

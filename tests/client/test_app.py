@@ -64,7 +64,7 @@ def test_a_private_round_returns_no_metric(make_site):
         (RecordDict(), "MalformedMessage"),
         (train_content(request(layout="0" * 64), VECTOR), "ModelMismatch"),
         (train_content(request(), VECTOR + 1), "ModelMismatch"),
-        (train_content(request(), VECTOR[:-1]), "MalformedMessage"),
+        (train_content(request(), VECTOR[:-1]), "ModelMismatch"),
         (train_content(request(recipe=replace(request().recipe, device="cuda:9")), VECTOR),
          "SettingsError"),
         (train_content(request(recipe=replace(request().recipe, learning_rate=3e38)), VECTOR),
@@ -120,3 +120,31 @@ def test_training_leaves_the_global_generators_alone(make_site):
     torch.manual_seed(5)
     app(train_message(privacy=PRIVACY), context(site.folder))
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_private_work_that_fails_after_its_charge_has_one_name(make_site, toy_catalog):
+    for broken in (None, replace(synthetic(), features=synthetic().features * float("nan"))):
+        site = make_site()
+        toy_catalog["train"] = broken
+        reply = app(train_message(privacy=PRIVACY), context(site.folder))
+        assert reply.error.reason == "PrivateWorkFailed"
+    assert make_site().ledger.steps("run-1") == 4
+
+
+def test_first_messages_that_come_together_open_a_site_once(make_site):
+    from concurrent.futures import ThreadPoolExecutor
+
+    site = make_site()
+    with ThreadPoolExecutor(4) as pool:
+        replies = list(
+            pool.map(lambda _: app(train_message(privacy=PRIVACY), context(site.folder)), range(4))
+        )
+    refused = [reply.error.reason for reply in replies if reply.has_error()]
+    assert refused == ["BudgetSpent"]  # the plan covers three rounds of two steps
+    assert make_site().ledger.steps("run-1") == 6
+
+
+def test_a_row_listed_twice_is_refused(make_site):
+    site = make_site()
+    np.save(site.folder / "rows.npy", np.array([0, 0, 1]))
+    assert app(train_message(), context(site.folder)).error.reason == "DataMissing"

@@ -3,7 +3,15 @@
 from dataclasses import replace
 
 import pytest
-from toy_site import PERMISSIVE, PRIVACY, context, request, train_message
+from toy_site import (
+    PERMISSIVE,
+    PRIVACY,
+    RECIPE,
+    VECTOR,
+    context,
+    request,
+    train_message,
+)
 
 from lepton_client import consent
 from lepton_client.app import app
@@ -32,6 +40,7 @@ STRICT = replace(
         ({"privacy": replace(PRIVACY, delta=1e-4)}, "delta"),
         ({"privacy": replace(PRIVACY, noise_multiplier=0.4)}, "noise multiplier"),
         ({"privacy": replace(PRIVACY, clipping_norm=3.0)}, "clipping norm"),
+        ({"recipe": replace(RECIPE, batch_size=2000)}, "batch of 2000"),
     ],
 )
 def test_a_request_outside_the_policy_is_refused(make_site, changes, reason):
@@ -52,3 +61,19 @@ def test_a_refused_request_reads_no_record_and_charges_nothing(make_site, toy_ca
     reply = app(train_message(privacy=None), context(site.folder))
     assert reply.error.reason == "ConsentRefused"
     assert [record.kind for record in make_site(STRICT).audit.records] == ["open", "refusal"]
+
+
+def test_private_statistics_and_a_private_plan_do_not_go_together(make_site):
+    site = make_site().file
+    statistics = replace(site, data=replace(site.data, prepare="site_statistics"))
+    with pytest.raises(ConsentRefused, match="no plan charges for"):
+        consent.check(request(prepare="site_statistics", privacy=PRIVACY), statistics)
+
+
+@pytest.mark.parametrize("weight", [1e9, float("nan"), float("-inf")])
+def test_a_model_that_would_magnify_rounding_is_refused(weight):
+    spoiled = VECTOR.copy()
+    spoiled[3] = weight
+    with pytest.raises(ConsentRefused, match="not finite or beyond 100"):
+        consent.check_model(spoiled)
+    consent.check_model(VECTOR)

@@ -6,7 +6,7 @@ import pytest
 from toy_site import PERMISSIVE, PRIVACY, request
 
 from lepton_client import consent
-from lepton_common.errors import BudgetSpent
+from lepton_common.errors import AuditError, BudgetSpent, ConsentRefused
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
 
 
@@ -50,3 +50,19 @@ def test_the_policys_epsilon_holds_over_runs_and_unlike_mechanisms(make_site):
     site.ledger.reserve(consent.check(asked, site.file), asked, site.file.policy)
     both = (GaussianEvent(0.5, 1.0, 2), GaussianEvent(0.5, 30.0, 2))
     assert site.ledger.epsilon(1e-5) == pytest.approx(epsilon(both, 1e-5))
+
+
+def test_a_run_keeps_the_plan_it_began_with(make_site):
+    site = make_site()
+    reserve(site)
+    asked = request(privacy=replace(PRIVACY, max_steps=10**6))
+    with pytest.raises(ConsentRefused, match="another privacy plan"):
+        site.ledger.reserve(consent.check(asked, site.file), asked, site.file.policy)
+
+
+def test_two_openings_of_one_site_cannot_both_charge(make_site):
+    first, second = make_site(), make_site()
+    reserve(first)
+    with pytest.raises(AuditError, match="another process"):
+        reserve(second)
+    assert make_site().ledger.steps("run-1") == 2

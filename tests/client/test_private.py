@@ -143,7 +143,7 @@ def test_an_empty_sample_is_a_step_of_pure_noise():
     assert 0.8 * expected < update.std() < 1.2 * expected
 
 
-@pytest.mark.parametrize("value", [float("inf"), 1e38])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_record_whose_gradient_is_not_finite_counts_as_zero(value):
     records = synthetic(12)
     features = records.features.clone()
@@ -154,6 +154,17 @@ def test_a_record_whose_gradient_is_not_finite_counts_as_zero(value):
     poisoned = summed(replace(records, features=features), model=model, units=units)
     without = summed(records, model=model, units=units[:4] + units[5:])
     torch.testing.assert_close(poisoned, without)
+
+
+def test_a_norm_over_a_million_elements_is_not_underestimated():
+    module = initial_model("logistic", (1_600_000,), 1, seed=0)
+    features = torch.full((1, 1_600_000), 0.37)
+    task = replace(TASK, loss="binary")
+    records = Records(features, torch.ones(1, dtype=torch.int64))
+    model = ResidentModel(module, Layout.of(module), CPU)
+    with per_record_gradients(model) as hooked:
+        clipped = clipped_sum(hooked, task, records, units_of(records), 8, PLAN)
+    assert float(clipped.norm()) <= PLAN.clipping_norm * (1 + 1e-6)
 
 
 def test_noise_does_not_follow_any_seed():

@@ -10,7 +10,7 @@ import torch
 import yaml
 from flwr.app import Context, Message, RecordDict
 
-from lepton_client.site import Site, SiteData, SiteFile, open_site
+from lepton_client.site import Site, SiteData, SiteFile, forget_sites
 from lepton_common.arrays import Layout, digest_of, pack, read_parameters
 from lepton_common.datasets.catalog import DATASETS, load_dataset
 from lepton_common.datasets.records import Dataset, Records
@@ -28,6 +28,7 @@ PERMISSIVE = SitePolicy(
     max_delta=1e-3,
     min_noise_multiplier=0.0,
     max_clipping_norm=1000.0,
+    max_batch_size=1024,
     min_cohort=1,
     tasks=None,
 )
@@ -74,7 +75,7 @@ def toy_catalog() -> Iterator[dict[str, Records]]:
     yield held
     del DATASETS["toy"], TASKS["toy"]
     load_dataset.cache_clear()
-    open_site.cache_clear()
+    forget_sites()
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.tasks.catalog import Task
 
+_ROWS_AT_ONCE = 32
+
 # Opacus registers its hooks on modules whose input needs no gradient, as a first layer's.
 warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
 
@@ -113,11 +115,15 @@ def clipped_sum(
         else:
             per_unit = per_record.new_zeros(count, per_record.shape[1])
             per_unit.index_add_(0, torch.from_numpy(unit_of_row).to(model.device), per_record)
-        norms = torch.linalg.vector_norm(per_unit, dim=1)
+        # In double precision: a float32 norm over a million elements comes out too small.
+        norms = torch.linalg.vector_norm(per_unit, dim=1, dtype=precision)
         finite = torch.isfinite(norms)
         per_unit[~finite] = 0.0
-        factors = torch.where(finite, plan.clipping_norm / norms.clamp(min=1e-12), 0.0)
-        total += factors.clamp(max=1.0) @ per_unit
+        factors = torch.where(finite, plan.clipping_norm / norms.clamp(min=1e-30), 0.0)
+        factors = factors.clamp(max=1.0)
+        for start in range(0, count, _ROWS_AT_ONCE):
+            stop = start + _ROWS_AT_ONCE
+            total += factors[start:stop] @ per_unit[start:stop].to(precision)
     return total
 
 

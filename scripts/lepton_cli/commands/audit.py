@@ -36,3 +36,4 @@ def verify(
         f"[green]Verified[/]: every record is signed and in place, and all {evidence.witnessed} "
         "heads that the server witnessed are there."
     )
+    console.print(f"Note the head of the server's log, to find a later cut: {evidence.head}")

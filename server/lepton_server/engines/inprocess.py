@@ -1,5 +1,6 @@
 """A Flower Grid in one process: a queue of messages and some threads that answer them."""
 
+import contextlib
 import itertools
 import os
 import queue
@@ -24,6 +25,7 @@ NodeConfig = Mapping[str, str | int | float | bool]
 
 _SERVER_NODE = 1
 _PULL_WAIT_S = 0.05
+_CLOSE_WAIT_S = 5.0
 _APP_CRASHED = 8  # Flower's error code for a ClientApp process that died
 
 
@@ -67,9 +69,14 @@ class InProcessGrid(Grid):
             worker.start()
 
     def close(self) -> None:
-        """Lets the workers end once their message is answered; waits for none."""
+        """Drops what is queued and waits some seconds for messages at work to be answered."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._inbox.get_nowait()
         for _ in self._workers:
             self._inbox.put(None)
+        for worker in self._workers:
+            worker.join(_CLOSE_WAIT_S)
 
     def set_run(self, run: "Run") -> None:
         """Sets the run that messages belong to."""
@@ -143,7 +150,10 @@ class InProcessGrid(Grid):
     def _work(self) -> None:
         torch.set_num_threads(self._threads_per_site)
         while (message := self._inbox.get()) is not None:
-            node = message.metadata.dst_node_id
+            metadata = message.metadata
+            if time.time() > metadata.created_at + metadata.ttl:
+                continue  # nobody waits for the answer, so a site should not spend on it
+            node = metadata.dst_node_id
             context = Context(
                 run_id=self._run.run_id,
                 node_id=node,

@@ -14,8 +14,7 @@ def introduce(grid: Grid, run: str, timeout_s: float, audit: AuditLog) -> dict[i
     """Asks every node for its public facts; returns them by node, in order of the sites' names.
 
     Raises:
-        QuorumNotMet: no node answered.
-        MalformedMessage: two nodes claim one name.
+        QuorumNotMet: no node answered; where two nodes claim one name, neither counts.
     """
     sites: dict[int, SiteFacts] = {}
     failed: list[str] = []
@@ -31,9 +30,15 @@ def introduce(grid: Grid, run: str, timeout_s: float, audit: AuditLog) -> dict[i
     if not sites:
         raise QuorumNotMet(f"No site introduced itself: {', '.join(sorted(set(failed)))}.")
     names = [facts.name for facts in sites.values()]
-    if len(set(names)) < len(names):
-        raise MalformedMessage("Two nodes claim the same site name; each site runs one node.")
-    ordered = dict(sorted(sites.items(), key=lambda item: item[1].name))
+    claimed_twice = sorted({name for name in names if names.count(name) > 1})
+    failed += [f"{name}: claimed by two nodes" for name in claimed_twice]
+    ordered = {
+        node: facts
+        for node, facts in sorted(sites.items(), key=lambda item: item[1].name)
+        if facts.name not in claimed_twice
+    }
+    if not ordered:
+        raise QuorumNotMet(f"No site is left: {', '.join(failed)}.")
     keys = {facts.name: facts.public_key for facts in ordered.values()}
     heads = {facts.name: facts.audit_head for facts in ordered.values()}
     audit.append("introduced", {"keys": keys, "heads": heads, "failed": sorted(failed)})

@@ -1,11 +1,13 @@
 """Asks some nodes and yields their answers as they come, within a bounded time."""
 
+import re
 import time
 from collections.abc import Iterator
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+MALFORMED = "MalformedReply"
 TIMED_OUT = "TimedOut"
 WRONG_SENDER = "WrongSender"
 _POLL_S = 0.005
@@ -18,7 +20,7 @@ def collect(
     """Sends ``content`` to all ``nodes``; yields (node, answer) in order of arrival.
 
     An answer is the reply's records, or the name of what went wrong: the site's own error name,
-    ``TimedOut`` or ``WrongSender``. Each node is yielded exactly once.
+    ``TimedOut``, ``WrongSender`` or ``MalformedReply``. Each node is yielded exactly once.
     """
     messages = [
         Message(content, dst_node_id=node, message_type=message_type, ttl=timeout_s)
@@ -44,5 +46,7 @@ def _answer(reply: Message, node: int) -> RecordDict | str:
     if reply.metadata.src_node_id not in (node, _FLOWER):
         return WRONG_SENDER
     if reply.has_error():
-        return str(reply.error.reason)[:64]
+        # A name, and nothing that a terminal or a report could take for more.
+        reason = str(reply.error.reason)
+        return reason if re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,63}", reason) else MALFORMED
     return reply.content if reply.metadata.src_node_id == node else WRONG_SENDER

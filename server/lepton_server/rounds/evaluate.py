@@ -47,20 +47,22 @@ class Evaluator:
         write_parameters(self._model, torch.from_numpy(vector).to(self._device))
         return self._task.evaluate(self._model, self._features, self._labels)
 
-    def save_models(self, folder: RunFolder, state: Checkpoint) -> None:
-        """Writes the last model, and the best one by the test set's accuracy when it is new."""
-        self._save(folder, state, best=False)
-        accuracies = [entry["metrics"]["accuracy"] for entry in state.history]
-        if int(np.argmax(accuracies)) == len(accuracies) - 1:
-            self._save(folder, state, best=True)
-
-    def _save(self, folder: RunFolder, state: Checkpoint, *, best: bool) -> None:
+    def model_file(self, run: str, state: Checkpoint) -> bytes:
+        """Returns a state's model as safetensors: parameters by name, and what it is."""
         facts = {
             "task": self._settings.task,
             "model": self._settings.model,
-            "run": folder.path.name,
+            "run": run,
             "round": str(state.round),
             "metrics": json.dumps(state.history[-1]["metrics"]),
         }
-        path = folder.best_model if best else folder.final_model
-        write_atomic(path, save(self.layout.split(state.model), facts))
+        # The header's order of facts is safetensors' own and not fixed, so there is only one.
+        return save(self.layout.split(state.model), {"lepton": json.dumps(facts)})
+
+    def save_models(self, folder: RunFolder, state: Checkpoint) -> None:
+        """Writes the last model, and as the best one if the test set's accuracy says so."""
+        written = self.model_file(folder.path.name, state)
+        write_atomic(folder.final_model, written)
+        accuracies = [entry["metrics"]["accuracy"] for entry in state.history]
+        if int(np.argmax(accuracies)) == len(accuracies) - 1:
+            write_atomic(folder.best_model, written)

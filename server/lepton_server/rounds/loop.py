@@ -8,11 +8,20 @@ from dataclasses import dataclass, field
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
+from lepton_common.arrays import digest_of
 from lepton_common.audit import AuditLog
-from lepton_common.errors import LeptonError, MalformedMessage, QuorumNotMet
+from lepton_common.errors import LeptonError, MalformedMessage, QuorumNotMet, RunNotResumable
 from lepton_common.identity.keys import SigningKey
-from lepton_common.messages import TRAIN, SiteFacts, TrainRequest, read_update, train_content
+from lepton_common.messages import (
+    TRAIN,
+    Receipt,
+    SiteFacts,
+    TrainRequest,
+    read_update,
+    train_content,
+)
 from lepton_common.settings import Settings
+from lepton_common.strict import to_json
 from lepton_server.progress import OBSERVER, Observer, RoundReport
 from lepton_server.rounds.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lepton_server.rounds.cohort import introduce, pick_cohort
@@ -41,11 +50,11 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
     strategy = make_strategy(settings, evaluator.layout)
     privacy = privacy_request(settings)
     state = Checkpoint(round=0, model=evaluator.initial_vector())
+    audit = _open_audit(folder, settings)
     if folder.checkpoint.exists():
         state = load_checkpoint(folder.checkpoint, evaluator.layout)
         strategy.restore(state.strategy)
         _publish(folder, evaluator, state)
-    audit = _open_audit(folder)
     sites = introduce(grid, run, federation.round_timeout_s, audit)
     observer.on_start(state.round + 1, settings.rounds, [site.name for site in sites.values()])
 
@@ -57,6 +66,9 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         content = train_content(request, state.model)
         answers = collect(grid, list(cohort), content, TRAIN, federation.round_timeout_s)
         gathered = _add_up(answers, cohort, request, mean)
+        # The witness comes first: a released update is on record whatever becomes of the round.
+        audit.append("collected", {"round": round_, "model": request.model_digest,
+                                   "heads": gathered.heads, "failed": gathered.failed})  # fmt: skip
         _check_quorum(gathered.failed, mean.count, federation.quorum, round_)
 
         model = strategy.step(round_, state.model, mean)
@@ -69,9 +81,9 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
             seconds=round(time.monotonic() - began, 3),
         )
         state = Checkpoint(round_, model, [*state.history, as_plain(report)], strategy.snapshot())
-        # The witness comes first: a site's head must not be forgotten by a crash in between.
-        audit.append("round", {"round": round_, "model": request.model_digest,
-                               "heads": gathered.heads, "failed": gathered.failed})  # fmt: skip
+        written = evaluator.model_file(run, state)
+        audit.append("round", {"round": round_, "metrics": report.metrics,
+                               "model_file": digest_of(written)})  # fmt: skip
         save_checkpoint(folder.checkpoint, state)
         _publish(folder, evaluator, state)
         observer.on_round(report)
@@ -101,8 +113,7 @@ def _add_up(
             continue
         try:
             update, _, receipt = read_update(answer, mean.size)
-            if (receipt.run, receipt.round) != (request.run, request.round):
-                raise MalformedMessage("A reply says that it is for another run or round.")
+            _check_receipt(receipt, request, cohort[node])
             mean.add(site, update)
         except LeptonError as error:
             gathered.failed[site] = type(error).__name__
@@ -113,17 +124,49 @@ def _add_up(
     return _Gathered(*(dict(sorted(part.items())) for part in vars(gathered).values()))
 
 
+def _check_receipt(receipt: Receipt, request: TrainRequest, site: SiteFacts) -> None:
+    """Holds a receipt against what was asked, and its epsilon against what that must cost.
+
+    Raises:
+        MalformedMessage: it is for another round, run or plan, or claims to have spent less.
+    """
+    asked = request.privacy
+    plan = asked.plan(site.unit, site.public_size) if asked else None
+    fits = (receipt.run, receipt.round) == (request.run, request.round)
+    if plan is None:
+        fits = fits and receipt.plan is None
+    else:
+        least = plan.epsilon(plan.steps_per_round)
+        fits = fits and receipt.plan == plan.digest and receipt.epsilon >= 0.999 * least
+    if not fits:
+        raise MalformedMessage("A receipt does not fit the round, run or plan it answers.")
+
+
 def _publish(folder: RunFolder, evaluator: Evaluator, state: Checkpoint) -> None:
     """Makes metrics and models those of the checkpoint, also where a crash came in between."""
     folder.write_metrics(state.history)
     evaluator.save_models(folder, state)
 
 
-def _open_audit(folder: RunFolder) -> AuditLog:
+def _open_audit(folder: RunFolder, settings: Settings) -> AuditLog:
+    """Opens the server's log, which holds the run to the configuration it began with.
+
+    Raises:
+        RunNotResumable: the configuration is another one.
+    """
     folder.audit.parent.mkdir(parents=True, exist_ok=True)
     if not folder.server_key.exists():
         SigningKey.generate().save(folder.server_key)
-    return AuditLog(folder.audit, SigningKey.load(folder.server_key), "server")
+    audit = AuditLog(folder.audit, SigningKey.load(folder.server_key), "server")
+    config = digest_of(to_json(settings).encode())
+    began = next((r.body["config"] for r in audit.records if r.kind == "run"), None)
+    if began is None:
+        audit.append("run", {"run": folder.path.name, "config": config})
+    elif began != config:
+        raise RunNotResumable(
+            "The configuration is not the one this run began with; restore it, or start anew."
+        )
+    return audit
 
 
 def _weights(cohort: dict[int, SiteFacts], settings: Settings) -> dict[str, int]:

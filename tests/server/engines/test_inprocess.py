@@ -110,17 +110,42 @@ def test_a_crashed_app_does_not_end_its_worker(grid):
     assert _who(reply for reply in replies if not reply.has_error()) == [3, 4]
 
 
-def test_closing_ends_the_threads_after_what_is_queued(grid):
+def test_closing_drops_what_is_queued_and_ends_the_threads(grid):
     before = set(threading.enumerate())
-    made = grid(_echo, workers=3)
+    begun, release = threading.Event(), threading.Event()
+    answered = []
+
+    def app(message, context):
+        begun.set()
+        release.wait(5)
+        answered.append(context.node_id)
+        return _echo(message, context)
+
+    made = grid(app, workers=1)
     mine = set(threading.enumerate()) - before
-    assert len(mine) == 3
-    ids = made.push_messages(_messages(made))
+    assert len(mine) == 1
+    made.push_messages(_messages(made))
+    begun.wait(5)
+    threading.Timer(0.2, release.set).start()
     made.close()
-    for thread in mine:
-        thread.join(5)
     assert not any(thread.is_alive() for thread in mine)
-    assert _who(made.pull_messages(ids)) == [2, 3, 4]
+    assert answered == [2]
+
+
+def test_a_message_that_nobody_waits_for_is_not_worked_on(grid):
+    answered = []
+
+    def app(message, context):
+        answered.append(context.node_id)
+        time.sleep(0.3)
+        return _echo(message, context)
+
+    made = grid(app, workers=1)
+    late = [Message(RecordDict(), dst_node_id=node, message_type="train", ttl=0.1)
+            for node in (2, 3)]  # fmt: skip
+    made.push_messages(late)
+    assert _who(made.send_and_receive(_messages(made, (4,)), timeout=10)) == [4]
+    assert answered == [2, 4]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

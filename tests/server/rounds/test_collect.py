@@ -122,14 +122,14 @@ def test_an_app_that_returns_no_message_counts_as_crashed(grid):
     assert all(isinstance(answers[node], RecordDict) for node in (3, 4))
 
 
-def test_a_named_refusal_is_passed_on_and_kept_short(grid):
+def test_a_named_refusal_is_passed_on_and_anything_but_a_name_is_not(grid):
+    reasons = {2: "BudgetSpent", 3: "x" * 1000, 4: "\x1b]0;owned\x07[red]<b>"}
+
     def app(message, context):
-        return Message(
-            Error(100, "BudgetSpent" if context.node_id == 2 else "x" * 1000), reply_to=message
-        )
+        return Message(Error(100, reasons[context.node_id]), reply_to=message)
 
     answers = dict(_ask(grid(app)))
-    assert answers == {2: "BudgetSpent", 3: "x" * 64, 4: "x" * 64}
+    assert answers == {2: "BudgetSpent", 3: "MalformedReply", 4: "MalformedReply"}
 
 
 def _claiming(sender):

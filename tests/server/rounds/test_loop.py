@@ -5,7 +5,8 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
 from lepton_common.arrays import pack
-from lepton_common.errors import QuorumNotMet
+from lepton_common.audit import read_records
+from lepton_common.errors import QuorumNotMet, RunNotResumable
 from lepton_common.messages import HELLO, Receipt, SiteFacts, read_train
 from lepton_common.strict import to_json
 from lepton_server.engines.inprocess import InProcessGrid
@@ -57,12 +58,25 @@ def run(tmp_path, make_settings):
     return start
 
 
-def test_every_round_is_reported_and_continued_from(run, tmp_path):
+def test_every_round_is_reported_and_done_once(run, tmp_path):
     assert run({"sites": 3, "rounds": 2}) == [3] * 6
-    assert run({"sites": 3, "rounds": 3}) == [3] * 3
+    assert run({"sites": 3, "rounds": 2}) == []
     reports = list(RunFolder(tmp_path).reports())
-    assert [report.round for report in reports] == [1, 2, 3]
+    assert [report.round for report in reports] == [1, 2]
     assert all(report.failed == {} for report in reports)
+
+
+def test_a_run_is_not_continued_under_another_configuration(run):
+    run({"sites": 3, "rounds": 1})
+    with pytest.raises(RunNotResumable, match="not the one this run began with"):
+        run({"sites": 3, "rounds": 2})
+
+
+def test_heads_are_witnessed_even_of_a_round_that_fails(run, tmp_path):
+    with pytest.raises(QuorumNotMet):
+        run({"sites": 3, "rounds": 1, "federation.quorum": 1.0}, failing=(2,))
+    collected = [r for r in read_records(RunFolder(tmp_path).audit) if r.kind == "collected"]
+    assert set(collected[0].body["heads"]) == {"s3", "s4"}
 
 
 def test_a_request_names_the_number_of_sites_that_are_really_asked(run):
