@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -52,6 +52,10 @@ def start(settings: Settings, observer: Observer | None = None) -> Run:
         Interrupted: the observer asked to stop; the run can be resumed.
         LeptonError: what went wrong; what was finished is kept.
     """
+    if settings.data.root is not None:
+        # Absolute, so that the run can be resumed and reported from any folder.
+        root = str(Path(settings.data.root).resolve())
+        settings = replace(settings, data=replace(settings.data, root=root))
     return _execute(settings, create(settings), observer or Observer())
 
 
@@ -118,7 +122,7 @@ def make_sites(
             public_size=public_size_class(dataset.train.take(rows).unit_count),
             data=SiteData(
                 dataset=dataset.name,
-                root=settings.data.root and str(Path(settings.data.root).resolve()),
+                root=settings.data.root,
                 prepare=settings.data.prepare,
                 unit=dataset.unit,
                 rows=_ROWS,

@@ -1,6 +1,7 @@
 """What a run came to, in one table each for accuracy and for privacy."""
 
 import math
+import shlex
 import statistics
 from typing import Any
 
@@ -93,9 +94,11 @@ def print_summary(run: Run) -> None:
 
 def next_command(run: Run) -> str:
     """Returns the one command to try next."""
+    root = run.settings.data.root
+    where = f" data.root={shlex.quote(root)}" if root else ""
     if run.settings.private:
-        return f"lepton simulate -m task={run.settings.task} privacy.epsilon=1,3,8"
-    return f"lepton simulate task={run.settings.task} privacy=record privacy.epsilon=3"
+        return f"lepton simulate -m task={run.settings.task}{where} privacy.epsilon=1,3,8"
+    return f"lepton simulate task={run.settings.task}{where} privacy=record privacy.epsilon=3"
 
 
 def as_json_document(run: Run) -> dict[str, Any]:

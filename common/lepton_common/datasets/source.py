@@ -62,8 +62,9 @@ class Source:
 
     def _download(self, name: str, path: Path) -> None:
         try:
-            # The address is a constant of ours, and the content is checked against its sum.
-            with urllib.request.urlopen(self.address + name, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            # An opener of its own reads the proxies that the environment names at this moment.
+            opener = urllib.request.build_opener()
+            with opener.open(self.address + name, timeout=_TIMEOUT_S) as answer:
                 data: bytes = answer.read()
         except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
             raise DataMissing(
