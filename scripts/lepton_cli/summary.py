@@ -125,17 +125,18 @@ def as_json_document(run: Run) -> dict[str, Any]:
 def _site_table(sites: list[SiteEvidence]) -> Table:
     deltas = sorted({site.delta for site in sites if site.delta is not None})
     at = f" (delta {', '.join(f'{delta:g}' for delta in deltas)})" if deltas else ""
-    table = Table(title=f"What each site spent{at} and what left it, from its own signed log")
-    for heading in ("site", "epsilon spent", "bytes left", "of these protected by"):
-        right = heading in ("epsilon spent", "bytes left")
-        table.add_column(heading, justify="right" if right else "left")
+    table = Table(
+        title=f"What each site spent{at}, and the bytes that left it, by what protects them"
+    )
+    kinds = sorted({kind for site in sites for kind in site.bytes_left})
+    for heading in ("site", "epsilon spent", "bytes left", *kinds):
+        style = "bold red" if heading == "unprotected" else None
+        table.add_column(heading, justify="left" if heading == "site" else "right", style=style)
     for site in sites[:_MOST_SITES]:
         spent = "-" if site.epsilon is None else upper(site.epsilon, 3)
-        parts = ", ".join(
-            f"[bold red]nothing {size:,}[/]" if name == "unprotected" else f"{name} {size:,}"
-            for name, size in sorted(site.bytes_left.items())
-        )
-        table.add_row(site.name, spent, f"{site.total_bytes:,}", parts)
+        parts = (f"{site.bytes_left.get(kind, 0):,}" for kind in kinds)
+        table.add_row(site.name, spent, f"{site.total_bytes:,}", *parts)
     if len(sites) > _MOST_SITES:
-        table.add_row(f"… {len(sites) - _MOST_SITES} more", "", "", "see report.html")
+        table.add_row(f"… {len(sites) - _MOST_SITES} more")
+        table.caption = "all sites: report.html"
     return table
