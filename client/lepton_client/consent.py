@@ -4,10 +4,12 @@ import numpy as np
 
 from lepton_client.site import SiteFile
 from lepton_common.arrays import Vector
-from lepton_common.errors import ConsentRefused
-from lepton_common.messages import TrainRequest
+from lepton_common.errors import ConsentRefused, PolicyViolation, RosterMismatch
+from lepton_common.identity.roster import Roster
+from lepton_common.messages import TrainRequest, bind, bind_privacy
 from lepton_common.models.catalog import MODELS
 from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.secagg.spec import RoundSpec, default_colluders
 from lepton_common.tasks.catalog import TASKS
 
 _LARGEST_WEIGHT = 100.0
@@ -26,11 +28,16 @@ def check_model(received: Vector) -> None:
         raise ConsentRefused(f"A weight is not finite or beyond {_LARGEST_WEIGHT:g}.")
 
 
-def check(request: TrainRequest, site: SiteFile) -> PrivacyPlan | None:
+def check(request: TrainRequest, site: SiteFile, *, masked: bool) -> PrivacyPlan | None:
     """Returns the privacy plan under which the site will train, or None for no DP.
 
     The plan joins what the run asks for with what only the site decides: the privacy unit from
     its own schema, and the denominator from its own public size class.
+
+    Args:
+        request: what is asked.
+        site: the operator's file.
+        masked: whether the update will leave under secure aggregation.
 
     Raises:
         ConsentRefused: naming the first bound that the request breaks.
@@ -48,9 +55,13 @@ def check(request: TrainRequest, site: SiteFile) -> PrivacyPlan | None:
         raise ConsentRefused(
             f"A cohort of {request.cohort} is below this site's floor of {policy.min_cohort}."
         )
+    if masked != (request.weights is not None):
+        raise ConsentRefused("A masked sum, and only that, has its weights in the request.")
+    if not masked and not policy.allow_without_secagg:
+        raise ConsentRefused("This site's updates leave under secure aggregation only.")
     asked = request.privacy
     if asked is None:
-        if not policy.allow_unprotected:
+        if not policy.allow_without_dp:
             raise ConsentRefused("This site trains with differential privacy only.")
         return None
     if site.data.prepare != "public_ranges":
@@ -72,3 +83,48 @@ def check(request: TrainRequest, site: SiteFile) -> PrivacyPlan | None:
             f"{policy.max_clipping_norm}."
         )
     return asked.plan(site.data.unit, site.public_size)
+
+
+def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: Roster) -> None:
+    """Holds a round of secure aggregation against the pinned roster and the site's policy.
+
+    Raises:
+        RosterMismatch: a site of the round is not in the pinned roster under that key.
+        PolicyViolation: it tolerates fewer colluders than the policy asks for, or is not about
+            the request that came with it.
+    """
+    check_members(spec, roster)
+    colluders = site.policy.colluders
+    if colluders is None:
+        colluders = default_colluders(len(roster.members))
+    names = [name for name, _ in spec.roster]
+    weights = request.weights or {}
+    rules = {
+        f"tolerate {colluders} colluding sites": spec.colluders >= colluders,
+        "be as large as the cohort it names": len(names) == request.cohort,
+        "be bound to its privacy plan": spec.dp == bind_privacy(request.privacy),
+        "weigh by public weights only": spec.weight_bits == 0,
+        "be bound to its request": spec.app_hash == bind(request),
+        "be bound to its model": spec.model_hash.hex() == request.model_digest,
+        "weigh its own sites": sorted(weights) == names,
+        "weigh all sites alike, or this one by its public size": (
+            len(set(weights.values())) == 1 or weights.get(site.name) == site.public_size
+        ),
+    }
+    broken = [what for what, holds in rules.items() if not holds]
+    if broken:
+        raise PolicyViolation(f"A round at this site must {broken[0]}.")
+
+
+def check_members(spec: RoundSpec, roster: Roster) -> None:
+    """Checks that a round's sites are the federation's, under the keys that partners signed.
+
+    Raises:
+        RosterMismatch: naming nothing that the server does not know.
+    """
+    known = {member.name: bytes.fromhex(member.public_key) for member in roster.members}
+    if spec.federation != roster.federation:
+        raise RosterMismatch("The round is of another federation than this site's.")
+    for name, key in spec.roster:
+        if known.get(name) != key:
+            raise RosterMismatch(f"The site {name} is not in the roster under that key.")

@@ -15,7 +15,7 @@ from lepton_client.ledger import Charge, Ledger
 from lepton_common.arrays import Vector, digest_of, pack
 from lepton_common.audit import AuditLog
 from lepton_common.errors import DoorRefused
-from lepton_common.messages import Receipt, SiteFacts
+from lepton_common.messages import Receipt, SiteFacts, masked_record
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.provenance import Protection, Provenance
 from lepton_common.strict import to_json
@@ -23,11 +23,15 @@ from lepton_common.strict import to_json
 _REFUSED = 100  # error code of a named refusal; Flower's own codes end at 8
 
 _COMPUTED = frozenset({Protection.DP, Protection.UNPROTECTED})
+_MASKED = frozenset({Protection.SECAGG})
+Value = Vector | float | bytes | SiteFacts | Receipt
 _ALLOWED: dict[str, tuple[type, frozenset[Protection]]] = {
     "update": (np.ndarray, _COMPUTED),
     "loss": (float, _COMPUTED),
     "site": (SiteFacts, frozenset({Protection.PUBLIC})),
     "receipt": (Receipt, frozenset({Protection.PROTOCOL})),
+    "secagg": (bytes, frozenset({Protection.PROTOCOL})),
+    "masked": (bytes, _MASKED),
 }
 
 
@@ -42,7 +46,7 @@ class Outbound:
     """
 
     name: str
-    value: Vector | float | SiteFacts | Receipt
+    value: Value
     provenance: Provenance
 
 
@@ -93,7 +97,7 @@ class Door:
                 ],
             },
         )
-        return Message(_records(items, record.hash), reply_to=message)
+        return Message(_records(items, contents, record.hash), reply_to=message)
 
     def refuse(self, message: Message, error: BaseException) -> Message:
         """Logs a failure and answers with its name; its text stays at the site."""
@@ -117,14 +121,16 @@ class Door:
             raise DoorRefused(f"'{item.name}' should be one flat float32 vector.")
         if protection not in protections:
             raise DoorRefused(f"'{item.name}' may not leave as {protection.value}.")
-        if protections is not _COMPUTED:
+        if protections not in (_COMPUTED, _MASKED):
             return
         if charge is not None and item.provenance.event != charge.event:
             raise DoorRefused(f"With DP on, '{item.name}' needs the event charged for it.")
         if charge is None and protection is Protection.DP:
             raise DoorRefused(f"'{item.name}' claims DP, but nothing was charged for it.")
-        if protection is Protection.UNPROTECTED and not self._policy.allow_unprotected:
-            raise DoorRefused(f"This site's policy keeps '{item.name}' from leaving unprotected.")
+        if charge is None and not self._policy.allow_without_dp:
+            raise DoorRefused(f"This site's policy keeps '{item.name}' from leaving without DP.")
+        if protections is _COMPUTED and not self._policy.allow_without_secagg:
+            raise DoorRefused(f"This site's policy keeps '{item.name}' from leaving unmasked.")
 
 
 def refuse_without_site(message: Message, error: BaseException) -> Message:
@@ -132,7 +138,9 @@ def refuse_without_site(message: Message, error: BaseException) -> Message:
     return Message(Error(_REFUSED, type(error).__name__), reply_to=message)
 
 
-def _encode(value: Vector | float | SiteFacts | Receipt) -> bytes:
+def _encode(value: Value) -> bytes:
+    if isinstance(value, bytes):
+        return value
     if isinstance(value, np.ndarray):
         return pack(value).data
     if isinstance(value, float):
@@ -140,11 +148,15 @@ def _encode(value: Vector | float | SiteFacts | Receipt) -> bytes:
     return to_json(value).encode()
 
 
-def _records(items: list[Outbound], head: str) -> RecordDict:
+def _records(items: list[Outbound], contents: Mapping[str, bytes], head: str) -> RecordDict:
     content = RecordDict()
     losses: dict[str, int | float | list[int] | list[float]] = {}
     for item in items:
-        if isinstance(item.value, np.ndarray):
+        if item.provenance.protection is Protection.SECAGG:
+            content[item.name] = masked_record(contents[item.name])
+        elif isinstance(item.value, bytes):
+            content[item.name] = ConfigRecord({"body": item.value})
+        elif isinstance(item.value, np.ndarray):
             content[item.name] = ArrayRecord({"vector": pack(item.value)})
             content["metrics"] = MetricRecord()
         elif isinstance(item.value, float):

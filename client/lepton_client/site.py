@@ -4,7 +4,7 @@ import contextlib
 import threading
 import time
 import traceback
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +12,19 @@ import yaml
 
 from lepton_client.door import Door
 from lepton_client.ledger import Ledger
+from lepton_client.spent import SpentRounds
+from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.records import Dataset, Records
-from lepton_common.errors import DataMissing, SettingsError
+from lepton_common.errors import DataMissing, RosterMismatch, SettingsError
 from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import Pin, Roster, read_roster
 from lepton_common.policy import SitePolicy
 from lepton_common.strict import Name, Size, parse, record
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
+ROSTER_FILE = "roster.json"
 ERROR_FILE = "errors.log"
 # The C version of the safe loader, where PyYAML was built with it: ten times faster.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -54,12 +58,14 @@ class SiteFile:
         public_size: size class of its data in privacy units; public by the operator's decision.
         data: see `SiteData`.
         policy: see `lepton_common.policy.SitePolicy`.
+        partners: who signs the roster of the federation's sites.
     """
 
     name: Name
     public_size: Size
     data: SiteData
     policy: SitePolicy
+    partners: Pin
 
 
 class Site:
@@ -78,6 +84,8 @@ class Site:
         self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.file.name)
         self.ledger = Ledger(self.audit)
         self.door = Door(self.audit, self.ledger, self.file.policy)
+        self.spent = SpentRounds(self.audit)
+        self.vault = Vault(folder / "rounds", self.key)
         self.lock = threading.Lock()
 
     def keep_trace(self, error: BaseException) -> None:
@@ -85,6 +93,19 @@ class Site:
         with contextlib.suppress(OSError), (self.folder / ERROR_FILE).open("a") as file:
             file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
             traceback.print_exception(error, file=file)
+
+    @cached_property
+    def roster(self) -> Roster:
+        """The sites of the federation, as the pinned partners signed it.
+
+        Raises:
+            RosterMismatch: there is no such file, or too few of them signed it.
+        """
+        try:
+            text = (self.folder / ROSTER_FILE).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise RosterMismatch(f"Cannot read {self.folder / ROSTER_FILE}.") from None
+        return read_roster(text, self.file.partners)
 
     def dataset(self) -> Dataset:
         """Returns the data set that the site's records belong to, checked."""

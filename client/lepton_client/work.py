@@ -1,11 +1,15 @@
-"""One request at a site, top to bottom: consent, ledger, data, training, door."""
+"""One request at a site, top to bottom: consent, ledger, data, training, masking, door."""
 
 import hashlib
+from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import Message
 
-from lepton_client import consent
+from lepton_client import consent, secure
 from lepton_client.door import Outbound
+from lepton_client.ledger import Charge
+from lepton_client.participant import Participant
 from lepton_client.site import Site
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import train_private
@@ -17,14 +21,20 @@ from lepton_common.device import pick_device
 from lepton_common.errors import EmptySite, ModelMismatch, PrivateWorkFailed
 from lepton_common.messages import (
     Receipt,
+    SecAggStage,
     SiteFacts,
+    StageRequest,
     TrainRequest,
     read_hello,
     read_model,
+    read_request,
+    read_stage,
     read_train,
+    weight_share,
 )
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, protected_by_dp
+from lepton_common.secagg.spec import RoundSpec
 from lepton_common.tasks.catalog import find_task
 
 
@@ -42,20 +52,93 @@ def introduce(message: Message, site: Site) -> Message:
 
 
 def train(message: Message, site: Site) -> Message:
-    """Trains for one round and releases the update, or raises what forbids it."""
+    """Trains for one round and releases the update, or takes its part in a masked sum.
+
+    Raises:
+        LeptonError: what forbids it.
+    """
+    if "secagg" in message.content:
+        return take_part(message, site)
     request = read_train(message.content)
-    plan = consent.check(request, site.file)
+    plan = consent.check(request, site.file, masked=False)
+    trained = _train(request, read_model(message.content, request), site, plan)
+    if trained.charge is None:
+        items = [
+            Outbound("update", trained.update, UNPROTECTED),
+            Outbound("loss", trained.loss, UNPROTECTED),
+        ]
+    else:
+        items = [Outbound("update", trained.update, protected_by_dp(trained.charge.event))]
+    items.append(Outbound("receipt", _receipt(request, site, plan), PROTOCOL))
+    return site.door.release(message, items, _about(request), trained.charge)
+
+
+def take_part(message: Message, site: Site) -> Message:
+    """Answers one stage of secure aggregation; training happens in the one that masks.
+
+    Raises:
+        LeptonError: what forbids it; the round is over for this site.
+    """
+    asked = read_stage(message.content)
+    if asked.stage is SecAggStage.ADVERTISE:
+        return _join(message, asked, site)
+    with secure.resumed(asked, site) as part:
+        if asked.stage is SecAggStage.MASK:
+            return _train_masked(message, asked, part, site)
+        items = [Outbound("secagg", secure.answer(part, asked), PROTOCOL)]
+        return secure.release(message, part, items, site, {})
+
+
+def _join(message: Message, asked: StageRequest, site: Site) -> Message:
+    request = read_request(message.content)
+    consent.check(request, site.file, masked=True)
+    spec = RoundSpec.from_bytes(asked.spec)
+    consent.check_round(spec, request, site.file, site.roster)
+    part = secure.begin(spec, site)
+    items = [Outbound("secagg", part.advertise(), PROTOCOL)]
+    return secure.release(message, part, items, site, _about(request))
+
+
+def _train_masked(
+    message: Message, asked: StageRequest, part: Participant, site: Site
+) -> Message:
+    request = read_request(message.content)
+    consent.check_round(part.spec, request, site.file, site.roster)
+    plan = consent.check(request, site.file, masked=True)
     received = read_model(message.content, request)
+    part.open(asked.body)  # before anything is spent on a round that cannot be
+    trained = _train(request, received, site, plan)
+    values = trained.update if plan else np.append(trained.update, np.float32(trained.loss))
+    values = values * np.float32(weight_share(request.weights or {}, site.file.name))
+    items = secure.mask(part, values, 1.0, trained.charge)
+    items.append(Outbound("receipt", _receipt(request, site, plan), PROTOCOL))
+    return secure.release(message, part, items, site, _about(request), trained.charge)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    update: Vector
+    loss: float
+    charge: Charge | None
+
+
+def _train(
+    request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan | None
+) -> _Trained:
     if plan is None:
         update, loss = _train_plain(request, received, site)
-        items = [Outbound("update", update, UNPROTECTED), Outbound("loss", loss, UNPROTECTED)]
-        charge = None
-    else:
-        consent.check_model(received)
-        charge = site.ledger.reserve(plan, request, site.file.policy)
-        update = _train_private(request, received, site, plan)
-        items = [Outbound("update", update, protected_by_dp(charge.event))]
-    receipt = Receipt(
+        return _Trained(update, loss, None)
+    consent.check_model(received)
+    charge = site.ledger.reserve(plan, request, site.file.policy)
+    return _Trained(_train_private(request, received, site, plan), 0.0, charge)
+
+
+def _about(request: TrainRequest) -> dict[str, str | int]:
+    return {"run": request.run, "round": request.round}
+
+
+def _receipt(request: TrainRequest, site: Site, plan: PrivacyPlan | None) -> Receipt:
+    return Receipt(
         run=request.run,
         round=request.round,
         plan=plan.digest if plan else None,
@@ -63,9 +146,6 @@ def train(message: Message, site: Site) -> Message:
         epsilon=site.ledger.epsilon(plan.delta) if plan else 0.0,
         audit_head=GENESIS,  # the door stamps the true head
     )
-    items.append(Outbound("receipt", receipt, PROTOCOL))
-    about: dict[str, str | int] = {"run": request.run, "round": request.round}
-    return site.door.release(message, items, about, charge)
 
 
 def _train_plain(request: TrainRequest, received: Vector, site: Site) -> tuple[Vector, float]:

@@ -25,6 +25,24 @@ LeptonError                     exit code 1
 │   ├── CheckpointUnreadable
 │   ├── RunNotFound
 │   └── RunNotResumable
+├── SecAggError                 7   what stopped a round of secure aggregation
+│   ├── PolicyViolation
+│   ├── ReplayError
+│   ├── StateError
+│   ├── RosterMismatch
+│   ├── BadSignature
+│   ├── DuplicateKey
+│   ├── LowOrderPoint
+│   ├── OwnMessageAltered
+│   ├── TooFewSites
+│   ├── ShareDecryptError
+│   ├── ShareMismatch
+│   ├── DimensionMismatch
+│   ├── EncodingError
+│   ├── InconsistentView
+│   ├── ConsistencyFailure
+│   ├── UpdateAlreadySpent
+│   └── RoundLost
 ├── AuditError                  6   what does not verify
 └── Interrupted                 130 Ctrl-C: stopped after a finished round
 ```
@@ -146,6 +164,80 @@ class RunNotFound(RunError):
 
 class RunNotResumable(RunError):
     """The run is finished, or its configuration changed."""
+
+
+class SecAggError(LeptonError):
+    """A round of secure aggregation was stopped; whoever stopped it sends nothing more."""
+
+    exit_code = 7
+
+
+class PolicyViolation(SecAggError):
+    """The round's specification breaks a bound of the protocol or of the site's policy."""
+
+
+class ReplayError(SecAggError):
+    """The round's number is not above the last one that the site took part in."""
+
+
+class StateError(SecAggError):
+    """The message does not fit the stage that the round is in; each stage answers once."""
+
+
+class RosterMismatch(SecAggError):
+    """A site of the round is not in the pinned roster under that key."""
+
+
+class BadSignature(SecAggError):
+    """A message is not signed by the site that it names."""
+
+
+class DuplicateKey(SecAggError):
+    """Two sites advertised the same key."""
+
+
+class LowOrderPoint(SecAggError):
+    """A site advertised a key that forces a known shared secret."""
+
+
+class OwnMessageAltered(SecAggError):
+    """The server shows a site another message than the one it sent."""
+
+
+class TooFewSites(SecAggError):
+    """Fewer sites than the threshold are left."""
+
+
+class ShareDecryptError(SecAggError):
+    """A sealed share does not open."""
+
+
+class ShareMismatch(SecAggError):
+    """The shares of a site do not rebuild what it committed to."""
+
+
+class DimensionMismatch(SecAggError):
+    """A vector has not the length that the round agreed on."""
+
+
+class EncodingError(SecAggError):
+    """A value cannot be encoded: it is not finite, or a weight is out of bounds."""
+
+
+class InconsistentView(SecAggError):
+    """The server shows sites different sets of participants."""
+
+
+class ConsistencyFailure(SecAggError):
+    """A site's signature is not on the survivors that the server shows."""
+
+
+class UpdateAlreadySpent(SecAggError):
+    """An update on this model has left under another specification, or was unmasked."""
+
+
+class RoundLost(SecAggError):
+    """A round's sum can no longer be finished, nor repeated: its updates are spent."""
 
 
 class AuditError(LeptonError):

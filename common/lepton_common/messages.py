@@ -1,11 +1,16 @@
 """Typed requests and replies, and their one form inside Flower's records.
 
+A stage of secure aggregation is the ConfigRecord ``secagg`` with the stage's name, the round
+and bytes in SA1's own encoding; the masked vector rides beside it as the ArrayRecord ``masked``.
+
 A request is the ConfigRecord ``request`` with one JSON text, and for training the ArrayRecord
 ``model`` with one packed vector. A reply to training is the ArrayRecord ``update``, the
 MetricRecord ``metrics`` and the ConfigRecord ``receipt``. Parsing is strict: any other record,
 field or type is refused. Replies are built in the site's door only.
 """
 
+from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated, Literal, TypeVar
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -15,6 +20,7 @@ from lepton_common.arrays import Vector, digest_of, pack, unpack
 from lepton_common.device import DEVICE
 from lepton_common.errors import MalformedMessage, ModelMismatch
 from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.secagg.encoding import tagged_hash
 from lepton_common.strict import (
     Count,
     Digest,
@@ -37,6 +43,38 @@ HELLO = "query.hello"
 TRAIN = "train"
 
 T = TypeVar("T")
+_MASKED = "lepton.masked.u8"
+
+
+class SecAggStage(Enum):
+    """The five exchanges of SA1, by what the server asks for."""
+
+    ADVERTISE = "advertise"
+    SHARE = "share"
+    MASK = "mask"
+    SIGN = "sign"
+    UNMASK = "unmask"
+
+
+_RECORDS = {
+    SecAggStage.ADVERTISE: {"secagg", "request"},
+    SecAggStage.MASK: {"secagg", "request", "model"},
+}
+
+
+@dataclass(frozen=True)
+class StageRequest:
+    """Asks a site for its part in one stage of secure aggregation.
+
+    Attributes:
+        stage: which of the five.
+        spec: the encoded round specification at ``advertise``, its hash afterwards.
+        body: what the stage shows the site, in SA1's encoding.
+    """
+
+    stage: SecAggStage
+    spec: bytes
+    body: bytes
 
 
 @record
@@ -127,6 +165,8 @@ class TrainRequest:
         model_digest: SHA-256 of the model's vector.
         recipe: how to train.
         privacy: None for training without DP.
+        weights: public weight of each site of the cohort in a masked sum; None without secure
+            aggregation, where the server does the weighting.
     """
 
     run: Name
@@ -139,6 +179,7 @@ class TrainRequest:
     model_digest: Digest
     recipe: Recipe
     privacy: PrivacyRequest | None
+    weights: dict[Name, Size] | None
 
 
 @record
@@ -172,9 +213,104 @@ def train_content(request: TrainRequest, model: Vector) -> RecordDict:
     return RecordDict(
         {
             "request": ConfigRecord({"json": to_json(request)}),
-            "model": ArrayRecord({"vector": pack(model)}),
+            "model": model_record(model),
         }
     )
+
+
+def stage_content(
+    request: StageRequest, train: TrainRequest | None = None, model: ArrayRecord | None = None
+) -> RecordDict:
+    """Returns the records of one stage of secure aggregation."""
+    fields: dict[str, str | bytes] = {
+        "stage": request.stage.value,
+        "spec": request.spec,
+        "body": request.body,
+    }
+    content = RecordDict({"secagg": ConfigRecord(dict(fields))})
+    if train is not None:
+        content["request"] = ConfigRecord({"json": to_json(train)})
+    if model is not None:
+        content["model"] = model
+    return content
+
+
+def weight_share(weights: dict[str, int], site: str) -> float:
+    """Returns by how much a site scales its values in a masked sum, at most 1."""
+    return weights[site] / max(weights.values())
+
+
+def bind(request: TrainRequest) -> bytes:
+    """Returns the 32 bytes that bind a round of secure aggregation to its training request."""
+    return tagged_hash("app", to_json(request).encode())
+
+
+def bind_privacy(request: PrivacyRequest | None) -> bytes:
+    """Returns the differential privacy in force, as a round's specification names it."""
+    return to_json(request).encode() if request else b"none"
+
+
+def read_stage(content: RecordDict) -> StageRequest:
+    """Parses one stage of secure aggregation.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    fields = content.config_records.get("secagg")
+    if fields is None or set(fields) != {"stage", "spec", "body"}:
+        raise MalformedMessage("The record 'secagg' should hold a stage, a round and a body.")
+    name, spec, body = fields["stage"], fields["spec"], fields["body"]
+    if not isinstance(spec, bytes) or not isinstance(body, bytes):
+        raise MalformedMessage("The record 'secagg' should hold bytes.")
+    try:
+        stage = SecAggStage(name)
+    except ValueError:
+        raise MalformedMessage("The record 'secagg' names no stage.") from None
+    _only(content, _RECORDS.get(stage, {"secagg"}))
+    return StageRequest(stage, spec, body)
+
+
+def read_request(content: RecordDict) -> TrainRequest:
+    """Parses the training request that rides in a stage of secure aggregation.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    return _text(TrainRequest, content, "request")
+
+
+def read_stage_reply(content: RecordDict) -> bytes:
+    """Returns what a site answered to a stage without a vector.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    _only(content, {"secagg"})
+    return _body(content)
+
+
+def read_masked(content: RecordDict) -> tuple[bytes, bytes, Receipt]:
+    """Parses a masked update: signed header, packed ring elements, receipt.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    _only(content, {"secagg", "masked", "receipt"})
+    array = _vector(content, "masked")
+    if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", _MASKED, (len(array.data),)):
+        raise MalformedMessage("The record 'masked' should hold packed ring elements.")
+    return _body(content), array.data, _text(Receipt, content, "receipt")
+
+
+def masked_record(packed: bytes) -> ArrayRecord:
+    """Returns packed ring elements as a record."""
+    array = Array(dtype="uint8", shape=(len(packed),), stype=_MASKED, data=packed)
+    return ArrayRecord({"vector": array})
+
+
+def model_record(model: Vector) -> ArrayRecord:
+    """Returns a model as a record; one object can serve all sites of a round."""
+    return ArrayRecord({"vector": pack(model)})
 
 
 def read_hello(content: RecordDict) -> HelloRequest:
@@ -255,6 +391,14 @@ def _text(cls: type[T], content: RecordDict, name: str) -> T:
         return parse_json(cls, text)
     except ValueError as error:
         raise MalformedMessage(f"The record '{name}' is {error}.") from None
+
+
+def _body(content: RecordDict) -> bytes:
+    fields = content.config_records.get("secagg")
+    body = fields.get("body") if fields is not None and len(fields) == 1 else None
+    if not isinstance(body, bytes):
+        raise MalformedMessage("The record 'secagg' should hold one body of bytes.")
+    return body
 
 
 def _vector(content: RecordDict, name: str) -> Array:

@@ -1,6 +1,6 @@
 """The bounds a site sets on what may be asked of it."""
 
-from lepton_common.strict import Count, Name, NotNegative, OpenFraction, Positive, record
+from lepton_common.strict import Count, Name, Natural, NotNegative, OpenFraction, Positive, record
 
 
 @record
@@ -8,7 +8,11 @@ class SitePolicy:
     """A site's own policy; a request outside it is refused before any data is read.
 
     Attributes:
-        allow_unprotected: whether updates may leave without DP; red in every report.
+        allow_without_dp: whether the site trains without differential privacy.
+        allow_without_secagg: whether updates may leave one by one, readable for the server. What
+            leaves with neither is unprotected, and red in every report.
+        colluders: sites of the whole roster that may collude with the server without learning
+            more than sums; None: a third of the roster, (n - 1) / 3.
         max_epsilon: total budget of the site's data, over all runs.
         max_delta: largest delta a run may ask for.
         min_noise_multiplier: smallest noise multiplier.
@@ -19,7 +23,9 @@ class SitePolicy:
         tasks: tasks the site serves; None: all in its catalog.
     """
 
-    allow_unprotected: bool
+    allow_without_dp: bool
+    allow_without_secagg: bool
+    colluders: Natural | None
     max_epsilon: Positive
     max_delta: OpenFraction
     min_noise_multiplier: NotNegative

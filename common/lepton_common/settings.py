@@ -9,9 +9,11 @@ from lepton_common.errors import SettingsError
 from lepton_common.models.catalog import MODELS
 from lepton_common.names import unknown
 from lepton_common.policy import SitePolicy
+from lepton_common.secagg.spec import default_colluders
 from lepton_common.strict import (
     Count,
     Fraction,
+    Name,
     Natural,
     Norm,
     NotNegative,
@@ -135,6 +137,27 @@ class PrivacySettings:
 
 
 @record
+class SecAggSettings:
+    """How updates are summed without the server seeing any single one; see docs.
+
+    Attributes:
+        mode: ``sa1``, or ``none``, which each site's policy must allow.
+        width: bits of a ring element; fewer are cheaper and coarser.
+        clip: bound on each element of a weighted update.
+        colluders: sites that may collude with the server; None: a third of all, (sites - 1) / 3.
+        attempts: times a round is tried before the run fails.
+        stage_timeout_s: longest wait for a stage without training, in seconds.
+    """
+
+    mode: Literal["none", "sa1"]
+    width: Literal[16, 20, 24, 32]
+    clip: Norm
+    colluders: Natural | None
+    attempts: Count
+    stage_timeout_s: Positive
+
+
+@record
 class EngineSettings:
     """What a simulation runs on.
 
@@ -157,12 +180,14 @@ class FederationSettings:
     """Whom a round asks, and how long it waits.
 
     Attributes:
+        name: the federation that the sites' roster names.
         cohort: sites asked in each round; None: all.
         quorum: share of the asked sites that must answer, or the run fails.
         round_timeout_s: longest wait for a round's answers, in seconds.
         weights: ``equal``, or ``public_size``: each site's public size class.
     """
 
+    name: Name
     cohort: Count | None
     quorum: Fraction
     round_timeout_s: Positive
@@ -185,6 +210,7 @@ class Settings:
         train: see `TrainSettings`.
         strategy: see `StrategySettings`.
         privacy: see `PrivacySettings`.
+        secagg: see `SecAggSettings`.
         engine: see `EngineSettings`.
         federation: see `FederationSettings`.
         policy: the `SitePolicy` of each simulated site.
@@ -201,6 +227,7 @@ class Settings:
     train: TrainSettings
     strategy: StrategySettings
     privacy: PrivacySettings
+    secagg: SecAggSettings
     engine: EngineSettings
     federation: FederationSettings
     policy: SitePolicy
@@ -209,6 +236,17 @@ class Settings:
     def cohort(self) -> int:
         """Number of sites asked in each round."""
         return self.federation.cohort or self.sites
+
+    @property
+    def secure(self) -> bool:
+        """Whether the server sees sums of updates only."""
+        return self.secagg.mode == "sa1"
+
+    @property
+    def colluders(self) -> int:
+        """Sites that may collude with the server; a bound on the whole roster, not the cohort."""
+        chosen = self.secagg.colluders
+        return default_colluders(self.sites) if chosen is None else chosen
 
     @property
     def private(self) -> bool:
@@ -283,6 +321,15 @@ def _contradictions(settings: Settings) -> list[str]:
         f"{settings.cohort}.": settings.cohort < least,
         f"strategy={strategy.name} treats all sites alike: set federation.weights=equal.": (
             robust and settings.federation.weights != "equal"
+        ),
+        f"strategy={strategy.name} needs single updates, which secure aggregation hides: choose a "
+        f"linear strategy ({', '.join(LINEAR)}), or secagg=none where the sites allow it.": (
+            robust and settings.secure
+        ),
+        f"secagg=sa1 tolerates {settings.colluders} colluding sites and needs a cohort of two "
+        f"more, not {settings.cohort}: raise federation.cohort or sites, lower secagg.colluders "
+        "if that is safe to assume, or choose secagg=none where the sites allow it.": (
+            settings.secure and settings.cohort < settings.colluders + 2
         ),
         f"strategy.beta={strategy.beta} trims everything: keep it below 0.5.": (
             strategy.beta >= 0.5

@@ -49,6 +49,11 @@ class RunFolder:
         return self.path / "server" / "signing.pem"
 
     @property
+    def sums(self) -> Path:
+        """The journal of secure sums."""
+        return self.path / "server" / "sums"
+
+    @property
     def checkpoint(self) -> Path:
         """The last finished round."""
         return self.path / "checkpoint.safetensors"

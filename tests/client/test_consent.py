@@ -19,7 +19,9 @@ from lepton_common.errors import ConsentRefused
 
 STRICT = replace(
     PERMISSIVE,
-    allow_unprotected=False,
+    allow_without_dp=False,
+    allow_without_secagg=True,
+    colluders=0,
     max_delta=1e-5,
     min_noise_multiplier=0.5,
     max_clipping_norm=2.0,

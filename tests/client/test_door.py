@@ -98,7 +98,7 @@ def test_a_charge_from_elsewhere_is_worth_nothing(make_site):
 
 
 def test_unprotected_needs_the_sites_policy(make_site):
-    site = make_site(replace(PERMISSIVE, allow_unprotected=False))
+    site = make_site(replace(PERMISSIVE, allow_without_secagg=False))
     with pytest.raises(DoorRefused, match="policy"):
         site.door.release(train_message(), [Outbound("update", UPDATE, UNPROTECTED)], ABOUT)
 

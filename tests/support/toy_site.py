@@ -17,13 +17,16 @@ from lepton_common.datasets.records import Dataset, Records
 from lepton_common.flower.message_id import assign_message_id
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import Pin
 from lepton_common.messages import PrivacyRequest, Recipe, TrainRequest, train_content
 from lepton_common.models.catalog import initial_model
 from lepton_common.policy import SitePolicy
 from lepton_common.tasks.catalog import TASKS, Task
 
 PERMISSIVE = SitePolicy(
-    allow_unprotected=True,
+    allow_without_dp=True,
+    allow_without_secagg=True,
+    colluders=0,
     max_epsilon=1000.0,
     max_delta=1e-3,
     min_noise_multiplier=0.0,
@@ -54,6 +57,7 @@ PRIVACY = PrivacyRequest(
     max_steps=6,
 )
 MODEL = initial_model("mlp", (4,), 3, seed=0)
+PARTNER = SigningKey.generate()  # who signs the rosters of test federations
 VECTOR = read_parameters(MODEL).numpy()
 
 
@@ -89,7 +93,13 @@ def make_site(tmp_path: Path) -> Callable[..., Site]:
             data = SiteData(
                 dataset="toy", root=None, prepare="public_ranges", unit="row", rows="rows.npy"
             )
-            file = SiteFile(name=name, public_size=16, data=data, policy=policy)
+            file = SiteFile(
+                name=name,
+                public_size=16,
+                data=data,
+                policy=policy,
+                partners=Pin(partners=[PARTNER.public_hex], threshold=1),
+            )
             (folder / "site.yaml").write_text(yaml.safe_dump(asdict(file)))
             np.save(folder / "rows.npy", np.arange(rows))
             SigningKey.generate().save(folder / "signing.pem")
@@ -111,6 +121,7 @@ def request(**changes: object) -> TrainRequest:
         model_digest=digest_of(pack(VECTOR).data),
         recipe=RECIPE,
         privacy=None,
+        weights=None,
     )
     return replace(valid, **changes)
 

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from lepton_common.durable import write_atomic
 
@@ -44,6 +45,12 @@ class SigningKey:
             serialization.NoEncryption(),
         )
         write_atomic(path, pem, mode=0o600)
+
+    def derive(self, purpose: bytes) -> bytes:
+        """Returns a 32-byte secret for one purpose (HKDF-SHA256, RFC 5869)."""
+        return HKDF(hashes.SHA256(), length=32, salt=None, info=purpose).derive(
+            self._private.private_bytes_raw()
+        )
 
     def sign(self, message: bytes) -> bytes:
         """Returns the 64-byte signature over ``message``."""

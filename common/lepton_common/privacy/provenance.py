@@ -22,7 +22,8 @@ class Provenance:
 
     Attributes:
         protection: which of the five.
-        event: for ``dp``, the accounting event that was charged for the value.
+        event: for ``dp``, the accounting event that was charged for the value; for ``secagg``
+            too, where DP is on.
         spec: for ``secagg``, the hash of the round specification it was masked under.
     """
 
@@ -37,16 +38,24 @@ class Provenance:
             ValueError: ``dp`` without event, ``secagg`` without specification, or either on
                 another protection.
         """
-        if (self.protection is Protection.DP) != (self.event is not None) or (
-            self.protection is Protection.SECAGG
-        ) != bool(self.spec):
+        needs_event = self.protection is Protection.DP
+        may_have_event = needs_event or self.protection is Protection.SECAGG
+        has_event = self.event is not None
+        if (
+            (needs_event and not has_event)
+            or (has_event and not may_have_event)
+            or (self.protection is Protection.SECAGG) != bool(self.spec)
+        ):
             raise ValueError(f"{self.protection.value} provenance with the wrong proof.")
 
     def record(self) -> str | dict[str, object]:
         """Returns the provenance as plain values for the audit log."""
+        proofs: dict[str, object] = {}
+        if self.spec is not None:
+            proofs[Protection.SECAGG.value] = self.spec
         if self.event is not None:
-            return {self.protection.value: self.event.record()}
-        return {self.protection.value: self.spec} if self.spec else self.protection.value
+            proofs[Protection.DP.value] = self.event.record()
+        return proofs or self.protection.value
 
 
 PUBLIC = Provenance(Protection.PUBLIC)
@@ -57,3 +66,8 @@ UNPROTECTED = Provenance(Protection.UNPROTECTED)
 def protected_by_dp(event: GaussianEvent) -> Provenance:
     """Returns the provenance of a value released by the mechanism ``event``."""
     return Provenance(Protection.DP, event=event)
+
+
+def protected_by_secagg(spec: str, event: GaussianEvent | None) -> Provenance:
+    """Returns the provenance of a vector masked under ``spec``, with DP's event where it is on."""
+    return Provenance(Protection.SECAGG, event=event, spec=spec)

@@ -18,8 +18,8 @@ def introduce(grid: Grid, run: str, timeout_s: float, audit: AuditLog) -> dict[i
     """
     sites: dict[int, SiteFacts] = {}
     failed: list[str] = []
-    content = hello_content(HelloRequest(run=run))
-    for node, answer in collect(grid, list(grid.get_node_ids()), content, HELLO, timeout_s):
+    contents = dict.fromkeys(grid.get_node_ids(), hello_content(HelloRequest(run=run)))
+    for node, answer in collect(grid, contents, HELLO, timeout_s):
         try:
             if isinstance(answer, str):
                 failed.append(answer)

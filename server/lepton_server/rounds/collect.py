@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -15,18 +15,18 @@ _FLOWER = 1  # node id under which a SuperLink reports that a node is gone
 
 
 def collect(
-    grid: Grid, nodes: list[int], content: RecordDict, message_type: str, timeout_s: float
+    grid: Grid, contents: Mapping[int, RecordDict], message_type: str, timeout_s: float
 ) -> Iterator[tuple[int, RecordDict | str]]:
-    """Sends ``content`` to all ``nodes``; yields (node, answer) in order of arrival.
+    """Sends each node its content; yields (node, answer) in order of arrival.
 
     An answer is the reply's records, or the name of what went wrong: the site's own error name,
     ``TimedOut``, ``WrongSender`` or ``MalformedReply``. Each node is yielded exactly once.
     """
     messages = [
         Message(content, dst_node_id=node, message_type=message_type, ttl=timeout_s)
-        for node in nodes
+        for node, content in contents.items()
     ]
-    waiting = dict(zip(grid.push_messages(messages), nodes, strict=True))
+    waiting = dict(zip(grid.push_messages(messages), contents, strict=True))
     deadline = time.monotonic() + timeout_s
     while waiting and time.monotonic() < deadline:
         replies = list(grid.pull_messages(list(waiting)))

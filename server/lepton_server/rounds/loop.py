@@ -2,33 +2,25 @@
 
 import math
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 
-from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from lepton_common.arrays import digest_of
 from lepton_common.audit import AuditLog
-from lepton_common.errors import LeptonError, MalformedMessage, QuorumNotMet, RunNotResumable
+from lepton_common.errors import QuorumNotMet, RunNotResumable
 from lepton_common.identity.keys import SigningKey
-from lepton_common.messages import (
-    TRAIN,
-    Receipt,
-    SiteFacts,
-    TrainRequest,
-    read_update,
-    train_content,
-)
+from lepton_common.messages import SiteFacts
 from lepton_common.settings import Settings
 from lepton_common.strict import to_json
 from lepton_server.progress import OBSERVER, Observer, RoundReport
 from lepton_server.rounds.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lepton_server.rounds.cohort import introduce, pick_cohort
-from lepton_server.rounds.collect import collect
 from lepton_server.rounds.evaluate import Evaluator
 from lepton_server.rounds.exact_mean import ExactMean
+from lepton_server.rounds.journal import SumJournal
+from lepton_server.rounds.plain_round import gather_plain
 from lepton_server.rounds.request import privacy_request, train_request
+from lepton_server.rounds.secure_round import SecureRound
 from lepton_server.run_folder import RunFolder, as_plain
 from lepton_server.strategies.catalog import make_strategy
 
@@ -55,27 +47,33 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         state = load_checkpoint(folder.checkpoint, evaluator.layout)
         strategy.restore(state.strategy)
         _publish(folder, evaluator, state)
+    journal = SumJournal(folder.sums)
     sites = introduce(grid, run, federation.round_timeout_s, audit)
     observer.on_start(state.round + 1, settings.rounds, [site.name for site in sites.values()])
 
     while state.round < settings.rounds and not observer.stop_requested:
         began, round_ = time.monotonic(), state.round + 1
         cohort = pick_cohort(sites, settings.cohort, settings.seed, round_)
-        request = train_request(settings, run, evaluator.layout, state, privacy, len(cohort))
-        mean = ExactMean(state.model.size, _weights(cohort, settings), strategy.needs_each)
-        content = train_content(request, state.model)
-        answers = collect(grid, list(cohort), content, TRAIN, federation.round_timeout_s)
-        gathered = _add_up(answers, cohort, request, mean)
+        weights = _weights(cohort, settings)
+        request = train_request(settings, run, evaluator.layout, state, privacy, weights)
+        if settings.secure:
+            gathered = SecureRound(grid, settings, cohort, request, state.model, journal).gather()
+        else:
+            mean = ExactMean(state.model.size, weights, strategy.needs_each)
+            gathered = gather_plain(
+                grid, cohort, request, state.model, mean, federation.round_timeout_s
+            )
         # The witness comes first: a released update is on record whatever becomes of the round.
         audit.append("collected", {"round": round_, "model": request.model_digest,
-                                   "heads": gathered.heads, "failed": gathered.failed})  # fmt: skip
-        _check_quorum(gathered.failed, mean.count, federation.quorum, round_)
+                                   "secagg": gathered.spec, "heads": gathered.heads,
+                                   "failed": gathered.failed})  # fmt: skip
+        _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
-        model = strategy.step(round_, state.model, mean)
+        model = strategy.step(round_, state.model, gathered.mean)
         report = RoundReport(
             round=round_,
             rounds=settings.rounds,
-            metrics=evaluator.evaluate(model),
+            metrics=evaluator.evaluate(model) | gathered.metrics,
             failed=gathered.failed,
             epsilon=gathered.epsilon if settings.private else {},
             seconds=round(time.monotonic() - began, 3),
@@ -85,61 +83,9 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         audit.append("round", {"round": round_, "metrics": report.metrics,
                                "model_file": digest_of(written)})  # fmt: skip
         save_checkpoint(folder.checkpoint, state)
+        journal.done()
         _publish(folder, evaluator, state)
         observer.on_round(report)
-
-
-@dataclass
-class _Gathered:
-    """What the sites of one cohort said, by site name."""
-
-    epsilon: dict[str, float] = field(default_factory=dict)
-    heads: dict[str, str] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-
-
-def _add_up(
-    answers: Iterable[tuple[int, RecordDict | str]],
-    cohort: dict[int, SiteFacts],
-    request: TrainRequest,
-    mean: ExactMean,
-) -> _Gathered:
-    """Adds each usable update to ``mean`` as it comes; names the sites that gave none."""
-    gathered = _Gathered()
-    for node, answer in answers:
-        site = cohort[node].name
-        if isinstance(answer, str):
-            gathered.failed[site] = answer
-            continue
-        try:
-            update, _, receipt = read_update(answer, mean.size)
-            _check_receipt(receipt, request, cohort[node])
-            mean.add(site, update)
-        except LeptonError as error:
-            gathered.failed[site] = type(error).__name__
-        else:
-            gathered.epsilon[site] = receipt.epsilon
-            gathered.heads[site] = receipt.audit_head
-    # In order of names, so that a report does not depend on who answered first.
-    return _Gathered(*(dict(sorted(part.items())) for part in vars(gathered).values()))
-
-
-def _check_receipt(receipt: Receipt, request: TrainRequest, site: SiteFacts) -> None:
-    """Holds a receipt against what was asked, and its epsilon against what that must cost.
-
-    Raises:
-        MalformedMessage: it is for another round, run or plan, or claims to have spent less.
-    """
-    asked = request.privacy
-    plan = asked.plan(site.unit, site.public_size) if asked else None
-    fits = (receipt.run, receipt.round) == (request.run, request.round)
-    if plan is None:
-        fits = fits and receipt.plan is None
-    else:
-        least = plan.epsilon(plan.steps_per_round)
-        fits = fits and receipt.plan == plan.digest and receipt.epsilon >= 0.999 * least
-    if not fits:
-        raise MalformedMessage("A receipt does not fit the round, run or plan it answers.")
 
 
 def _publish(folder: RunFolder, evaluator: Evaluator, state: Checkpoint) -> None:

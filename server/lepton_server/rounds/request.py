@@ -42,20 +42,30 @@ def train_request(
     layout: Layout,
     state: Checkpoint,
     privacy: PrivacyRequest | None,
-    cohort: int,
+    weights: dict[str, int],
 ) -> TrainRequest:
-    """Returns the request of the round after ``state``; the same for all ``cohort`` sites."""
+    """Returns the request of the round after ``state``; the same for all sites of the cohort.
+
+    Args:
+        settings: the whole configuration.
+        run: name of the run.
+        layout: the model's.
+        state: after the last finished round.
+        privacy: what the run asks of each site's privacy plan.
+        weights: public weight of each site of the cohort.
+    """
     return TrainRequest(
         run=run,
         round=state.round + 1,
         task=settings.task,
         model=settings.model,
         prepare=settings.data.prepare,
-        cohort=cohort,
+        cohort=len(weights),
         layout=layout.digest,
         model_digest=digest_of(pack(state.model).data),
         recipe=recipe(settings, state.round + 1),
         privacy=privacy,
+        weights=weights if settings.secure else None,
     )
 
 

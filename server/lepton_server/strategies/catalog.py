@@ -18,7 +18,7 @@ from lepton_common.arrays import Layout, Vector
 from lepton_common.errors import QuorumNotMet
 from lepton_common.names import look_up
 from lepton_common.settings import ROBUST, Settings, StrategySettings, least_updates
-from lepton_server.rounds.exact_mean import ExactMean
+from lepton_server.rounds.gathered import Mean
 
 _KEY = "vector"
 _Arrays = dict[str, NDArray[np.generic]]
@@ -57,7 +57,7 @@ class Strategy:
         self._inner, self._zero = inner, np.zeros(size, np.float32)
         self.needs_each, self._least = needs_each, least
 
-    def step(self, round_: int, model: Vector, mean: ExactMean) -> Vector:
+    def step(self, round_: int, model: Vector, mean: Mean) -> Vector:
         """Returns the next model, float32, shape [d].
 
         Raises:

@@ -18,7 +18,7 @@ def _app(message, context):
 def test_replies_cross_as_bytes_that_say_the_same():
     grid = SerialisingGrid(_app, {2: {}, 3: {}}, workers=2)
     content = RecordDict({"request": ConfigRecord({"text": "as sent"})})
-    answers = dict(collect(grid, [2, 3], content, "train", 10.0))
+    answers = dict(collect(grid, {2: content, 3: content}, "train", 10.0))
     grid.close()
     for node in (2, 3):
         assert unpack(answers[node]["update"]["vector"], 3).tolist() == [node] * 3
@@ -34,6 +34,6 @@ def test_a_crash_is_named_and_leaves_no_text_on_the_wire():
         raise ValueError("the age of patient 17 is 63")
 
     grid = SerialisingGrid(app, {2: {}})
-    assert list(collect(grid, [2], RecordDict(), "train", 10.0)) == [(2, "ClientAppCrashed")]
+    assert list(collect(grid, {2: RecordDict()}, "train", 10.0)) == [(2, "ClientAppCrashed")]
     grid.close()
     assert not any(b"patient" in sent for sent in grid.left_sites)

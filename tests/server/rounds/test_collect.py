@@ -30,7 +30,7 @@ def grid():
 
 def _ask(grid, nodes=None, timeout_s=10.0):
     nodes = list(grid.get_node_ids()) if nodes is None else nodes
-    return list(collect(grid, nodes, RecordDict(), "train", timeout_s))
+    return list(collect(grid, dict.fromkeys(nodes, RecordDict()), "train", timeout_s))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -52,7 +52,7 @@ def test_answers_come_in_order_of_arrival_while_others_still_work(grid):
         assert gates[context.node_id].wait(10)
         return _echo(message, context)
 
-    answers = collect(grid(app, workers=3), [2, 3, 4], RecordDict(), "train", 10.0)
+    answers = collect(grid(app, workers=3), dict.fromkeys([2, 3, 4], RecordDict()), "train", 10.0)
     order = []
     for node in (4, 2, 3):
         gates[node].set()

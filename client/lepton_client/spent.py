@@ -1,0 +1,83 @@
+"""Which rounds of secure aggregation this site took part in, and which updates they used up.
+
+Read from the site's audit log, where each reply is on disk before it leaves: counters and
+records outlive a crash, and rolling them back shows.
+"""
+
+from collections import defaultdict
+
+from lepton_client.participant import Participant, Stage
+from lepton_common.audit import AuditLog
+from lepton_common.errors import ReplayError, StateError, UpdateAlreadySpent
+from lepton_common.secagg.spec import RoundSpec
+
+
+class SpentRounds:
+    """A site's memory of its rounds."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit, self._seen = audit, 0
+        self._last: dict[str, int] = {}
+        self._answered: set[tuple[str, str]] = set()
+        self._masked: dict[str, dict[str, str]] = defaultdict(dict)  # model -> spec -> cohort
+        self._renounced: set[str] = set()
+
+    def check_new(self, spec: RoundSpec) -> None:
+        """Checks that the site may begin this round.
+
+        Advertising a retry says: the earlier round was never unmasked here, and never will be.
+
+        Raises:
+            ReplayError: its number is not above the last one of the run.
+            UpdateAlreadySpent: an update on the same model has left, and the round does not
+                declare it, has another cohort, or the site helped to unmask it.
+        """
+        self._catch_up()
+        last = self._last.get(spec.run_id.hex(), 0)
+        if spec.round <= last:
+            raise ReplayError(f"Round {spec.round} is not above {last}, this site's last one.")
+        declared = {earlier.hex() for earlier in spec.retry_of}
+        for earlier, cohort in self._masked[spec.model_hash.hex()].items():
+            if earlier not in declared:
+                raise UpdateAlreadySpent("An update on this model has left in a round undeclared.")
+            if (earlier, Stage.UNMASKED.name) in self._answered:
+                raise UpdateAlreadySpent("This site has helped to unmask a sum on this model.")
+            if cohort != spec.roster_hash.hex():
+                raise UpdateAlreadySpent("A retry must keep the cohort of the round it repeats.")
+
+    def check_stage(self, spec: RoundSpec, stage: Stage) -> None:
+        """Checks that a stage was not answered before, whatever the sealed file says.
+
+        Raises:
+            StateError: it was, or the site has renounced the round.
+        """
+        self._catch_up()
+        name = spec.hash.hex()
+        if name in self._renounced or (name, stage.name) in self._answered:
+            raise StateError("This stage was answered before, or the round given up by a retry.")
+
+    def about(self, part: Participant) -> dict[str, str | int]:
+        """Returns what the release of a stage's answer puts on record."""
+        spec, stage = part.spec, part.stage
+        facts: dict[str, str | int] = {"spec": spec.hash.hex(), "stage": stage.name}
+        if stage is Stage.ADVERTISED:
+            retry_of = " ".join(earlier.hex() for earlier in spec.retry_of)
+            facts |= {"run_id": spec.run_id.hex(), "attempt": spec.round, "retry_of": retry_of}
+        if stage is Stage.MASKED:
+            facts |= {"model": spec.model_hash.hex(), "cohort": spec.roster_hash.hex()}
+        return facts
+
+    def _catch_up(self) -> None:
+        for record in self._audit.records[self._seen :]:
+            if record.kind == "release" and "spec" in record.body:
+                self._note(record.body)
+        self._seen = len(self._audit.records)
+
+    def _note(self, body: dict[str, str]) -> None:
+        spec, stage = body["spec"], body["stage"]
+        self._answered.add((spec, stage))
+        if stage == Stage.ADVERTISED.name:
+            self._last[body["run_id"]] = int(body["attempt"])
+            self._renounced |= set(body["retry_of"].split())
+        if stage == Stage.MASKED.name:
+            self._masked[body["model"]][spec] = body["cohort"]

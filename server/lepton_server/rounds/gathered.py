@@ -1,0 +1,73 @@
+"""What a round brought together, and the check that each site's receipt fits what was asked."""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lepton_common.arrays import Vector
+from lepton_common.errors import MalformedMessage
+from lepton_common.messages import Receipt, SiteFacts, TrainRequest
+
+
+class Mean(Protocol):
+    """A weighted mean of updates."""
+
+    @property
+    def count(self) -> int:
+        """Number of updates in it."""
+
+    def value(self) -> Vector:
+        """Returns the mean, float32, shape [d]."""
+
+    def each(self) -> list[Vector]:
+        """Returns the single updates, where there are any to see."""
+
+
+@dataclass
+class Gathered:
+    """What the sites of one cohort said, by site name.
+
+    Attributes:
+        mean: of their updates.
+        epsilon: spent so far, by their own account.
+        heads: newest hashes of their audit logs.
+        failed: error names of those that gave nothing usable.
+        spec: hash of the secure aggregation's round; None where there was none.
+        metrics: means of the sites' own metrics.
+    """
+
+    mean: Mean
+    epsilon: dict[str, float] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    spec: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def note(self, site: str, receipt: Receipt) -> None:
+        """Takes over what a receipt says."""
+        self.epsilon[site] = receipt.epsilon
+        self.heads[site] = receipt.audit_head
+
+    def sort(self) -> None:
+        """Puts all in order of the sites' names, whoever answered first."""
+        for part in (self.epsilon, self.heads, self.failed):
+            ordered = sorted(part.items())
+            part.clear()
+            part.update(ordered)  # type: ignore[arg-type]
+
+
+def check_receipt(receipt: Receipt, request: TrainRequest, site: SiteFacts) -> None:
+    """Holds a receipt against what was asked, and its epsilon against what that must cost.
+
+    Raises:
+        MalformedMessage: it is for another round, run or plan, or claims to have spent less.
+    """
+    asked = request.privacy
+    plan = asked.plan(site.unit, site.public_size) if asked else None
+    fits = (receipt.run, receipt.round) == (request.run, request.round)
+    if plan is None:
+        fits = fits and receipt.plan is None
+    else:
+        least = plan.epsilon(plan.steps_per_round)
+        fits = fits and receipt.plan == plan.digest and receipt.epsilon >= 0.999 * least
+    if not fits:
+        raise MalformedMessage("A receipt does not fit the round, run or plan it answers.")

@@ -1,0 +1,38 @@
+"""A round without secure aggregation: the server adds up single updates."""
+
+from flwr.serverapp import Grid
+
+from lepton_common.arrays import Vector
+from lepton_common.errors import LeptonError
+from lepton_common.messages import TRAIN, SiteFacts, TrainRequest, read_update, train_content
+from lepton_server.rounds.collect import collect
+from lepton_server.rounds.exact_mean import ExactMean
+from lepton_server.rounds.gathered import Gathered, check_receipt
+
+
+def gather_plain(
+    grid: Grid,
+    cohort: dict[int, SiteFacts],
+    request: TrainRequest,
+    model: Vector,
+    mean: ExactMean,
+    timeout_s: float,
+) -> Gathered:
+    """Adds each usable update to ``mean`` as it comes; names the sites that gave none."""
+    gathered = Gathered(mean)
+    contents = dict.fromkeys(cohort, train_content(request, model))
+    for node, answer in collect(grid, contents, TRAIN, timeout_s):
+        site = cohort[node].name
+        if isinstance(answer, str):
+            gathered.failed[site] = answer
+            continue
+        try:
+            update, _, receipt = read_update(answer, mean.size)
+            check_receipt(receipt, request, cohort[node])
+            mean.add(site, update)
+        except LeptonError as error:
+            gathered.failed[site] = type(error).__name__
+        else:
+            gathered.note(site, receipt)
+    gathered.sort()
+    return gathered

@@ -1,0 +1,180 @@
+"""A round with secure aggregation: tried by the rules of SA1 until a sum comes out, or lost."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+
+from lepton_common.arrays import Vector
+from lepton_common.errors import RoundLost, SecAggError, TooFewSites
+from lepton_common.messages import (
+    SecAggStage,
+    SiteFacts,
+    StageRequest,
+    TrainRequest,
+    bind,
+    bind_privacy,
+    model_record,
+    read_masked,
+    stage_content,
+    weight_share,
+)
+from lepton_common.secagg.encoding import tagged_hash
+from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
+from lepton_common.settings import Settings
+from lepton_server.rounds.gathered import Gathered, check_receipt
+from lepton_server.rounds.journal import SumJournal
+from lepton_server.rounds.secure_sum import Exchange, SecureSum, finish
+
+_LOSS = "train_loss"
+
+
+@dataclass(frozen=True)
+class SecureMean:
+    """The mean that a secure sum gives.
+
+    Attributes:
+        mean: float32, shape [d].
+        count: number of updates in it.
+    """
+
+    mean: Vector
+    count: int
+
+    def value(self) -> Vector:
+        """Returns the mean."""
+        return self.mean
+
+    def each(self) -> list[Vector]:
+        """Nobody has the single updates.
+
+        Raises:
+            SecAggError: always.
+        """
+        raise SecAggError("Secure aggregation hides single updates; choose a linear strategy.")
+
+
+class SecureRound:
+    """One training round under secure aggregation."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        settings: Settings,
+        cohort: dict[int, SiteFacts],
+        request: TrainRequest,
+        model: Vector,
+        journal: SumJournal,
+    ) -> None:
+        self._grid, self._settings, self._journal = grid, settings, journal
+        self._request, self._model = request, model_record(model)
+        self._sites = sorted(cohort.values(), key=lambda facts: facts.name)
+        node_of = {facts.name: node for node, facts in cohort.items()}
+        self._nodes = {i: node_of[facts.name] for i, facts in enumerate(self._sites, start=1)}
+        self._metrics = () if request.privacy else (_LOSS,)
+        self._proposal = self._specification(len(model) + len(self._metrics))
+
+    def gather(self) -> Gathered:
+        """Returns the mean of the updates, from disk where a crash left a sum unfinished.
+
+        Raises:
+            TooFewSites: each attempt ended below the threshold; the run may be resumed.
+            RoundLost: a site may have helped to unmask, and the sum cannot be finished.
+        """
+        unfinished = self._journal.unfinished(self._proposal.model_hash)
+        if unfinished is not None and unfinished[0].can_unmask:
+            coordinator, facts = unfinished
+            return self._gathered(coordinator.spec, finish(coordinator), facts)
+        for attempt in range(1, self._settings.secagg.attempts + 1):
+            spec = self._journal.next_spec(self._proposal)
+            gathered = {"epsilon": {}, "heads": {}, "failed": {}}
+            exchange = self._exchange(spec, gathered)
+            try:
+                result = exchange.run(self._journal)
+            except TooFewSites as error:
+                failed = self._named(exchange.failed)
+                if attempt == self._settings.secagg.attempts:
+                    raise self._given_up(error, failed) from error
+            else:
+                gathered["failed"] = self._named(exchange.failed)
+                return self._gathered(spec, result, gathered)
+        raise AssertionError("there is at least one attempt")
+
+    def _specification(self, dimension: int) -> RoundSpec:
+        settings, request = self._settings, self._request
+        n, f = len(self._sites), settings.colluders
+        return RoundSpec(
+            federation=settings.federation.name,
+            run_id=hashlib.sha256(request.run.encode()).digest()[:16],
+            round=1,
+            roster=tuple((site.name, bytes.fromhex(site.public_key)) for site in self._sites),
+            colluders=f,
+            threshold=threshold(n, f),
+            min_survivors=least_survivors(n, f),
+            dimension=dimension,
+            width=settings.secagg.width,
+            clip=settings.secagg.clip,
+            weight_bits=0,
+            layout_hash=tagged_hash(
+                "layout", bytes.fromhex(request.layout), *(m.encode() for m in self._metrics)
+            ),
+            model_hash=bytes.fromhex(request.model_digest),
+            app_hash=bind(request),
+            dp=bind_privacy(request.privacy),
+        )
+
+    def _exchange(self, spec: RoundSpec, gathered: dict[str, Any]) -> Exchange:
+        def content(asked: StageRequest) -> RecordDict:
+            model = self._model if asked.stage is SecAggStage.MASK else None
+            return stage_content(asked, self._request, model)
+
+        def masked(index: int, content: RecordDict) -> tuple[bytes, bytes]:
+            site = self._sites[index - 1]
+            header, packed, receipt = read_masked(content)
+            check_receipt(receipt, self._request, site)
+            gathered["epsilon"][site.name] = receipt.epsilon
+            gathered["heads"][site.name] = receipt.audit_head
+            return header, packed
+
+        return Exchange(
+            grid=self._grid,
+            spec=spec,
+            nodes=self._nodes,
+            train_content=content,
+            read_masked=masked,
+            facts=gathered,
+            stage_timeout_s=self._settings.secagg.stage_timeout_s,
+            train_timeout_s=self._settings.federation.round_timeout_s,
+        )
+
+    def _gathered(self, spec: RoundSpec, result: SecureSum, facts: dict[str, Any]) -> Gathered:
+        weights = self._request.weights or {}
+        names = [spec.roster[index - 1][0] for index in result.survivors]
+        mean = result.total / sum(weight_share(weights, name) for name in names)
+        d = len(mean) - len(self._metrics)
+        gathered = Gathered(
+            mean=SecureMean(mean[:d].astype(np.float32), len(names)),
+            epsilon=facts["epsilon"],
+            heads=facts["heads"],
+            failed=facts["failed"],
+            spec=spec.hash.hex(),
+            metrics=dict(zip(self._metrics, map(float, mean[d:]), strict=True)),
+        )
+        gathered.sort()
+        return gathered
+
+    def _named(self, failed: dict[int, str]) -> dict[str, str]:
+        return {self._sites[index - 1].name: name for index, name in sorted(failed.items())}
+
+    def _given_up(self, error: TooFewSites, failed: dict[str, str]) -> SecAggError:
+        named = ", ".join(f"{site} ({name})" for site, name in list(failed.items())[:5])
+        where = f"Round {self._request.round}: {error} Dropped out: {named or 'none'}."
+        if self._journal.unmasking_began:
+            return RoundLost(
+                f"{where} Some sites have helped to unmask a sum that cannot be finished, and "
+                "never answer twice for one model: start a new run with another seed."
+            )
+        return TooFewSites(f"{where} The last finished round is kept; resume when they are back.")
