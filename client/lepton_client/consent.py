@@ -8,6 +8,7 @@ from lepton_common.errors import ConsentRefused, PolicyViolation, RosterMismatch
 from lepton_common.identity.roster import Roster
 from lepton_common.messages import TrainRequest, bind, bind_privacy
 from lepton_common.models.catalog import MODELS
+from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.secagg.spec import RoundSpec, default_colluders
 from lepton_common.tasks.catalog import TASKS
@@ -94,13 +95,10 @@ def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: 
             the request that came with it.
     """
     check_members(spec, roster)
-    colluders = site.policy.colluders
-    if colluders is None:
-        colluders = default_colluders(len(roster.members))
+    check_colluders(spec, site.policy, roster)
     names = [name for name, _ in spec.roster]
     weights = request.weights or {}
     rules = {
-        f"tolerate {colluders} colluding sites": spec.colluders >= colluders,
         "be as large as the cohort it names": len(names) == request.cohort,
         "be bound to its privacy plan": spec.dp == bind_privacy(request.privacy),
         "weigh by public weights only": spec.weight_bits == 0,
@@ -114,6 +112,21 @@ def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: 
     broken = [what for what, holds in rules.items() if not holds]
     if broken:
         raise PolicyViolation(f"A round at this site must {broken[0]}.")
+
+
+def check_colluders(spec: RoundSpec, policy: SitePolicy, roster: Roster) -> None:
+    """Checks that a round tolerates as many colluders as the policy asks for.
+
+    The bound is on the whole roster, since the server chose the cohort.
+
+    Raises:
+        PolicyViolation: it tolerates fewer.
+    """
+    least = policy.colluders
+    if least is None:
+        least = default_colluders(len(roster.members))
+    if spec.colluders < least:
+        raise PolicyViolation(f"A round at this site must tolerate {least} colluding sites.")
 
 
 def check_members(spec: RoundSpec, roster: Roster) -> None:

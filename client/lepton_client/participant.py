@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lepton_common.arrays import Vector
 from lepton_common.errors import (
@@ -27,7 +26,7 @@ from lepton_common.errors import (
 from lepton_common.identity.keys import SigningKey
 from lepton_common.secagg import keys, shamir
 from lepton_common.secagg.encoding import Reader, i8, idx, lp
-from lepton_common.secagg.masks import add_masks
+from lepton_common.secagg.masks import RingVector, add_masks
 from lepton_common.secagg.messages import (
     SHARE_BYTES,
     SHARES_BYTES,
@@ -42,8 +41,6 @@ from lepton_common.secagg.messages import (
 )
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.secagg.transcript import hash_adverts, hash_headers, hash_sharers
-
-RingVector = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 class Stage(IntEnum):

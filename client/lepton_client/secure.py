@@ -63,9 +63,7 @@ def answer(part: Participant, asked: StageRequest) -> bytes:
     return part.unmask(asked.body)
 
 
-def mask(
-    part: Participant, values: Vector, weight: float, charge: Charge | None
-) -> list[Outbound]:
+def mask(part: Participant, values: Vector, weight: float, charge: Charge | None) -> list[Outbound]:
     """Masks a vector, float32, shape [d], and returns it with its header, ready for the door.
 
     Raises:

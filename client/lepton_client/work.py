@@ -99,9 +99,7 @@ def _join(message: Message, asked: StageRequest, site: Site) -> Message:
     return secure.release(message, part, items, site, _about(request))
 
 
-def _train_masked(
-    message: Message, asked: StageRequest, part: Participant, site: Site
-) -> Message:
+def _train_masked(message: Message, asked: StageRequest, part: Participant, site: Site) -> Message:
     request = read_request(message.content)
     consent.check_round(part.spec, request, site.file, site.roster)
     plan = consent.check(request, site.file, masked=True)

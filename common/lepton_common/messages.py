@@ -250,8 +250,12 @@ def bind_privacy(request: PrivacyRequest | None) -> bytes:
     return to_json(request).encode() if request else b"none"
 
 
-def read_stage(content: RecordDict) -> StageRequest:
+def read_stage(content: RecordDict, *, alone: bool = True) -> StageRequest:
     """Parses one stage of secure aggregation.
+
+    Args:
+        content: what came.
+        alone: whether Lepton's own records may stand beside it only.
 
     Raises:
         MalformedMessage: anything but exactly that.
@@ -266,7 +270,8 @@ def read_stage(content: RecordDict) -> StageRequest:
         stage = SecAggStage(name)
     except ValueError:
         raise MalformedMessage("The record 'secagg' names no stage.") from None
-    _only(content, _RECORDS.get(stage, {"secagg"}))
+    if alone:
+        _only(content, _RECORDS.get(stage, {"secagg"}))
     return StageRequest(stage, spec, body)
 
 
@@ -296,10 +301,17 @@ def read_masked(content: RecordDict) -> tuple[bytes, bytes, Receipt]:
         MalformedMessage: anything but exactly that.
     """
     _only(content, {"secagg", "masked", "receipt"})
-    array = _vector(content, "masked")
-    if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", _MASKED, (len(array.data),)):
-        raise MalformedMessage("The record 'masked' should hold packed ring elements.")
-    return _body(content), array.data, _text(Receipt, content, "receipt")
+    return *_masked(content), _text(Receipt, content, "receipt")
+
+
+def read_masked_only(content: RecordDict) -> tuple[bytes, bytes]:
+    """Parses a masked update of a plain Flower app: signed header, packed ring elements.
+
+    Raises:
+        MalformedMessage: anything but exactly that.
+    """
+    _only(content, {"secagg", "masked"})
+    return _masked(content)
 
 
 def masked_record(packed: bytes) -> ArrayRecord:
@@ -399,6 +411,13 @@ def _body(content: RecordDict) -> bytes:
     if not isinstance(body, bytes):
         raise MalformedMessage("The record 'secagg' should hold one body of bytes.")
     return body
+
+
+def _masked(content: RecordDict) -> tuple[bytes, bytes]:
+    array = _vector(content, "masked")
+    if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", _MASKED, (len(array.data),)):
+        raise MalformedMessage("The record 'masked' should hold packed ring elements.")
+    return _body(content), array.data
 
 
 def _vector(content: RecordDict, name: str) -> Array:

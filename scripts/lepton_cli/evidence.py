@@ -20,7 +20,7 @@ class SiteEvidence:
     Attributes:
         name: the site's name.
         records: records in its log.
-        bytes_left: bytes of everything that left, by protection.
+        bytes_left: bytes of everything that left, by protection; ``secagg+dp`` is both.
         releases: number of replies with content.
         refusals: error name -> how often.
         units: what was protected as one.
@@ -53,9 +53,14 @@ class SiteEvidence:
         return None if self.delta is None else epsilon(tuple(self.events), self.delta)
 
     @property
-    def unprotected(self) -> bool:
-        """Whether anything left that was computed from records and not protected."""
-        return self.bytes_left.get("unprotected", 0) > 0
+    def without_dp(self) -> bool:
+        """Whether anything left that was computed from records without differential privacy."""
+        return any(self.bytes_left.get(kind, 0) > 0 for kind in ("unprotected", "secagg"))
+
+    @property
+    def readable(self) -> bool:
+        """Whether the server could read anything of this site's alone, computed from records."""
+        return any(self.bytes_left.get(kind, 0) > 0 for kind in ("unprotected", "dp"))
 
 
 @dataclass(frozen=True)
@@ -154,8 +159,9 @@ def _site_evidence(site: str, records: list[AuditRecord]) -> SiteEvidence:
             covering = charges.pop(charge, None)
             for item in record.body["items"]:
                 proof = item["provenance"]
-                protection = proof if isinstance(proof, str) else next(iter(proof))
-                if protection == "dp" and GaussianEvent(**proof["dp"]) != covering:
+                event = None if isinstance(proof, str) else proof.get("dp")
+                protection = proof if isinstance(proof, str) else "+".join(sorted(proof)[::-1])
+                if event is not None and GaussianEvent(**event) != covering:
                     raise AuditError(
                         f"{site}: record {record.sequence} released '{item['name']}' under another "
                         "event than the one charged."

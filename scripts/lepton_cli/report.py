@@ -9,7 +9,7 @@ import yaml
 
 from lepton_cli.pictures import draw_all
 from lepton_cli.run import Run
-from lepton_cli.summary import comparison, next_command, statement, upper
+from lepton_cli.summary import comparison, is_red, next_command, statement, upper
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.durable import write_atomic
 from lepton_common.tasks.catalog import find_task
@@ -37,7 +37,7 @@ def write_report(run: Run) -> None:
         "rows": comparison(run),
         "statement": statement(run),
         "upper": upper,
-        "red": any(site.unprotected for site in run.evidence.sites.values()),
+        "red": is_red(run),
         "sites": list(run.evidence.sites.values()),
         "evidence": run.evidence,
         "about": json.loads(run.folder.about.read_text()),

@@ -39,9 +39,9 @@ def comparison(run: Run) -> list[tuple[str, float, str]]:
 def statement(run: Run) -> str:
     """Returns the privacy statement of a run, as its evidence proves it."""
     sites = run.evidence.sites.values()
-    if any(site.unprotected for site in sites):
+    if any(site.without_dp for site in sites):
         return (
-            "NOT PRIVATE: updates left the sites without differential privacy. "
+            f"NOT PRIVATE: no differential privacy. {_aggregation(run)} "
             "Do not use this setting with real people's data."
         )
     units = sorted({unit for site in sites for unit in site.units})
@@ -60,7 +60,25 @@ def statement(run: Run) -> str:
     return (
         f"{guarantees or 'Nothing spent, 0'}-differential privacy at each site, "
         f"add-or-remove-one, record-level DP-SGD, accounted over all charged rounds. {person} "
-        "Who has data at several sites adds up their epsilons."
+        f"Who has data at several sites adds up their epsilons. {_aggregation(run)}"
+    )
+
+
+def is_red(run: Run) -> bool:
+    """Tells whether a run lacked a protection that it could have had."""
+    return any(site.without_dp or site.readable for site in run.evidence.sites.values())
+
+
+def _aggregation(run: Run) -> str:
+    sites = run.evidence.sites.values()
+    if any(site.readable for site in sites):
+        return "SECURE AGGREGATION OFF: the server could read each site's updates."
+    if not any("secagg" in kind for site in sites for kind in site.bytes_left):
+        return "No update left a site."
+    remark = " A sum may still reveal records." if any(site.without_dp for site in sites) else ""
+    return (
+        "The server saw sums of updates only (SA1), which holds against it and up to "
+        f"{run.settings.colluders} colluding sites.{remark}"
     )
 
 
@@ -81,8 +99,7 @@ def print_summary(run: Run) -> None:
         accuracy.add_row(what, f"{value:.3f}", remark)
     console.print(accuracy)
     console.print(_site_table(list(run.evidence.sites.values())))
-    red = any(site.unprotected for site in run.evidence.sites.values())
-    console.print(f"[bold red]{statement(run)}[/]" if red else statement(run))
+    console.print(f"[bold red]{statement(run)}[/]" if is_red(run) else statement(run))
     witnessed = run.evidence.witnessed
     count = run.evidence.server_records + sum(s.records for s in run.evidence.sites.values())
     console.print(f"Audit log verified: {count} signed records, {witnessed} witnessed.")
@@ -130,7 +147,7 @@ def _site_table(sites: list[SiteEvidence]) -> Table:
     )
     kinds = sorted({kind for site in sites for kind in site.bytes_left})
     for heading in ("site", "epsilon spent", "bytes left", *kinds):
-        style = "bold red" if heading == "unprotected" else None
+        style = "bold red" if heading in ("unprotected", "dp", "secagg") else None
         table.add_column(heading, justify="left" if heading == "site" else "right", style=style)
     for site in sites[:_MOST_SITES]:
         spent = "-" if site.epsilon is None else upper(site.epsilon, 3)

@@ -236,7 +236,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(lepton, tmp_path):
 
 
 def test_json_is_one_document_and_nothing_else(lepton):
-    ended = lepton("simulate", *PLAIN, "--json")
+    ended = lepton("simulate", *PLAIN, "secagg=none", "--json")
     document = json.loads(ended.out)
     assert document["status"] == "finished"
     assert document["sites"]["site-1"]["epsilon"] is None

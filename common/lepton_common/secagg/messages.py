@@ -145,7 +145,7 @@ def split_signed(data: bytes, length: int) -> dict[int, Signed]:
     Raises:
         MalformedMessage: anything but that; a site twice or out of order.
     """
-    found = {}
+    found: dict[int, Signed] = {}
     for item in Reader(data).rest():
         message = Signed.from_bytes(item, length)
         found[_above(found, message.index)] = message

@@ -10,10 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lepton_cli.bench import Row, simulation
+from lepton_cli.bench import Row, secagg, simulation
 from lepton_common.names import look_up
 
-BENCHMARKS: dict[str, Callable[[bool, bool], Iterator[Row]]] = {"simulation": simulation.rows}
+BENCHMARKS: dict[str, Callable[[bool, bool], Iterator[Row]]] = {
+    "secagg": secagg.rows,
+    "simulation": simulation.rows,
+}
 
 
 def main(

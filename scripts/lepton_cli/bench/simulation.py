@@ -126,6 +126,7 @@ def _settings(folder: str, threads: int) -> Settings:
         [
             "task=cifar10",
             "privacy=none",
+            "secagg=none",  # the reference sums in the clear
             "model=cnn_reference",
             f"sites={CLIENTS}",
             f"rounds={_ROUNDS}",

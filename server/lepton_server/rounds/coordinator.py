@@ -6,6 +6,7 @@ site is named. What protects the sites does not rest on these checks: each site 
 
 import itertools
 from collections.abc import Callable, Container, Sized
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from lepton_common.errors import (
 )
 from lepton_common.secagg import keys, shamir
 from lepton_common.secagg.encoding import Reader, idx, lp
-from lepton_common.secagg.masks import add_masks
+from lepton_common.secagg.masks import RingVector, add_masks
 from lepton_common.secagg.messages import (
     SHARE_BYTES,
     Advertisement,
@@ -59,7 +60,7 @@ class Coordinator:
         self._released: dict[int, dict[int, bytes]] = {}
         self._t1 = self._t2 = self._t3 = b""
         ring = spec.ring
-        self._sum: NDArray[np.generic] = np.zeros(ring.length, ring.dtype)
+        self._sum: RingVector = np.zeros(ring.length, ring.dtype)
 
     def take_advert(self, index: int, data: bytes) -> None:
         """SA1 R0: takes a site's advertisement.
@@ -118,7 +119,9 @@ class Coordinator:
         self._enough(self._boxes, "shared")
         self._t2 = hash_sharers(self._t1, self._boxes)
         return {
-            to: join_boxes({sender: self._boxes[sender][to] for sender in self._boxes if sender != to})
+            to: join_boxes(
+                {sender: self._boxes[sender][to] for sender in self._boxes if sender != to}
+            )
             for to in sorted(self._boxes)
         }
 
@@ -163,8 +166,9 @@ class Coordinator:
             BadSignature: it is not on this list, or not the site's.
         """
         self._in(index, self._headers)
-        key, signed = self.spec.key_of(index), keys.signed_bytes(
-            "consistency", self.spec.hash, self._t3
+        key, signed = (
+            self.spec.key_of(index),
+            keys.signed_bytes("consistency", self.spec.hash, self._t3),
         )
         if data[:2] != idx(index) or not keys.verified(key, data[2:], signed):
             raise BadSignature(f"Site {index} did not sign the list of survivors.")
@@ -216,14 +220,14 @@ class Coordinator:
 
     def to_bytes(self) -> bytes:
         """Returns the state after SA1 R3, all that finishing from disk takes but the replies."""
-        boxed = {index: b"" for index in self._boxes}
+        boxed = dict.fromkeys(self._boxes, b"")
         return lp(
             self.spec.to_bytes(),
             join_signed(self._adverts.values()),
             join_by_site(boxed),
             join_signed(self._headers.values()),
             join_by_site(self._signatures),
-            self.spec.ring.pack(self._sum & self._sum.dtype.type(2**self.spec.width - 1)),
+            self.spec.ring.pack(self._sum),
         )
 
     @classmethod
@@ -255,12 +259,10 @@ class Coordinator:
         for owner in sorted(self._boxes):
             advert = adverts[owner]
             if owner in self._headers:
-                seed = self._rebuild(
-                    owner, lambda b, a=advert: keys.commitment(h0, a.index, b) == a.commitment
-                )
+                seed = self._rebuild(owner, partial(_committed, h0, advert))
                 masks.append((keys.self_mask_key(seed, t1, owner), -1))
                 continue
-            secret = self._rebuild(owner, lambda s, a=advert: keys.public_of(s) == a.mask_key)
+            secret = self._rebuild(owner, partial(_advertised, advert))
             masks += [
                 (
                     keys.pair_mask_key(secret, adverts[survivor].mask_key, t1, owner, survivor),
@@ -296,3 +298,11 @@ class Coordinator:
         needed = least or self.spec.threshold
         if len(sites) < needed:
             raise TooFewSites(f"{len(sites)} sites {what} and {needed} are needed.")
+
+
+def _committed(h0: bytes, advert: Advertisement, seed: bytes) -> bool:
+    return keys.commitment(h0, advert.index, seed) == advert.commitment
+
+
+def _advertised(advert: Advertisement, secret: bytes) -> bool:
+    return keys.public_of(secret) == advert.mask_key

@@ -36,7 +36,7 @@ class SumJournal:
         Raises:
             CheckpointUnreadable: it is damaged.
         """
-        self._folder = folder
+        self.folder = folder
         self._attempts = _Attempts()
         try:
             if self._attempts_file.exists():
@@ -109,17 +109,17 @@ class SumJournal:
             return found
 
     def _write(self) -> None:
-        self._folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         write_atomic(self._attempts_file, json.dumps(vars(self._attempts)).encode())
 
     @property
     def _attempts_file(self) -> Path:
-        return self._folder / "attempts.json"
+        return self.folder / "attempts.json"
 
     @property
     def _sum(self) -> Path:
-        return self._folder / "sum"
+        return self.folder / "sum"
 
     @property
     def _replies(self) -> Path:
-        return self._folder / "replies"
+        return self.folder / "replies"

@@ -90,7 +90,7 @@ class SecureRound:
             return self._gathered(coordinator.spec, finish(coordinator), facts)
         for attempt in range(1, self._settings.secagg.attempts + 1):
             spec = self._journal.next_spec(self._proposal)
-            gathered = {"epsilon": {}, "heads": {}, "failed": {}}
+            gathered: dict[str, Any] = {"epsilon": {}, "heads": {}, "failed": {}}
             exchange = self._exchange(spec, gathered)
             try:
                 result = exchange.run(self._journal)

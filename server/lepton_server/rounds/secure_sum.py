@@ -75,7 +75,9 @@ class Exchange:
             ShareMismatch: a site dealt false shares.
         """
         coordinator = Coordinator(self.spec)
-        self._ask_plain(SecAggStage.ADVERTISE, dict.fromkeys(self.nodes, b""), coordinator.take_advert)
+        self._ask_plain(
+            SecAggStage.ADVERTISE, dict.fromkeys(self.nodes, b""), coordinator.take_advert
+        )
         adverts = coordinator.close_adverts()
         shown = dict.fromkeys(coordinator.advertised, adverts)
         self._ask_plain(SecAggStage.SHARE, shown, coordinator.take_shares)
@@ -88,7 +90,9 @@ class Exchange:
         self._ask(SecAggStage.MASK, boxes, take, self.train_timeout_s)
         headers = coordinator.close_masked()
         self._ask_plain(
-            SecAggStage.SIGN, dict.fromkeys(coordinator.survivors, headers), coordinator.take_signature
+            SecAggStage.SIGN,
+            dict.fromkeys(coordinator.survivors, headers),
+            coordinator.take_signature,
         )
         signatures = coordinator.close_signatures()
         # From here on a repetition may be refused, so all it takes to finish is on disk first.
@@ -98,9 +102,7 @@ class Exchange:
             coordinator.take_unmasking(index, data)
             journal.unmasked(index, data)
 
-        self._ask_plain(
-            SecAggStage.UNMASK, dict.fromkeys(coordinator.signed, signatures), keep
-        )
+        self._ask_plain(SecAggStage.UNMASK, dict.fromkeys(coordinator.signed, signatures), keep)
         return finish(coordinator)
 
     def _ask_plain(
