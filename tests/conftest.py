@@ -85,7 +85,13 @@ _SETTINGS = {
         "attempts": 2,
         "stage_timeout_s": 60.0,
     },
-    "federation": {"name": "simulation", "cohort": None, "quorum": 0.5, "round_timeout_s": 60.0, "weights": "equal"},
+    "federation": {
+        "name": "simulation",
+        "cohort": None,
+        "quorum": 0.5,
+        "round_timeout_s": 60.0,
+        "weights": "equal",
+    },
     "policy": {
         "allow_without_dp": True,
         "allow_without_secagg": True,

@@ -6,7 +6,7 @@ from lepton_client.site import SiteFile
 from lepton_common.arrays import Vector
 from lepton_common.errors import ConsentRefused, PolicyViolation, RosterMismatch
 from lepton_common.identity.roster import Roster
-from lepton_common.messages import TrainRequest, bind, bind_privacy
+from lepton_common.messages import TrainRequest, bind, bind_layout, bind_privacy
 from lepton_common.models.catalog import MODELS
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import PrivacyPlan
@@ -103,6 +103,7 @@ def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: 
         "be bound to its privacy plan": spec.dp == bind_privacy(request.privacy),
         "weigh by public weights only": spec.weight_bits == 0,
         "be bound to its request": spec.app_hash == bind(request),
+        "be bound to its layout": spec.layout_hash == bind_layout(request),
         "be bound to its model": spec.model_hash.hex() == request.model_digest,
         "weigh its own sites": sorted(weights) == names,
         "weigh all sites alike, or this one by its public size": (

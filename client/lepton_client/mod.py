@@ -5,8 +5,9 @@ apply. Only masked training leaves: a plain training request, an evaluation or a
 replies the server could read, is refused.
 """
 
+from collections.abc import Callable
+
 from flwr.app import Context, Message
-from flwr.clientapp.typing import ClientAppCallable
 
 from lepton_client import consent, secure
 from lepton_client.door import Outbound, refuse_without_site
@@ -26,6 +27,8 @@ from lepton_common.terms import (
     only_arrays,
     read_terms,
 )
+
+ClientAppCallable = Callable[[Message, Context], Message]
 
 
 def secure_aggregation(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -18,7 +18,7 @@ from lepton_common.arrays import Vector
 from lepton_common.audit import GENESIS
 from lepton_common.datasets.records import Records
 from lepton_common.device import pick_device
-from lepton_common.errors import EmptySite, ModelMismatch, PrivateWorkFailed
+from lepton_common.errors import EmptySite, EncodingError, ModelMismatch, PrivateWorkFailed
 from lepton_common.messages import (
     Receipt,
     SecAggStage,
@@ -108,7 +108,14 @@ def _train_masked(message: Message, asked: StageRequest, part: Participant, site
     trained = _train(request, received, site, plan)
     values = trained.update if plan else np.append(trained.update, np.float32(trained.loss))
     values = values * np.float32(weight_share(request.weights or {}, site.file.name))
-    items = secure.mask(part, values, 1.0, trained.charge)
+    try:
+        items = secure.mask(part, values, 1.0, trained.charge)
+    except EncodingError as error:
+        if plan is None:
+            raise
+        # Whether the values could be encoded may depend on the records.
+        site.keep_trace(error)
+        raise PrivateWorkFailed("The update could not be encoded; see errors.log.") from None
     items.append(Outbound("receipt", _receipt(request, site, plan), PROTOCOL))
     return secure.release(message, part, items, site, _about(request), trained.charge)
 

@@ -245,6 +245,17 @@ def bind(request: TrainRequest) -> bytes:
     return tagged_hash("app", to_json(request).encode())
 
 
+def summed_metrics(request: TrainRequest) -> tuple[str, ...]:
+    """Returns the metrics that ride behind the update in a masked vector; none with DP."""
+    return () if request.privacy else ("train_loss",)
+
+
+def bind_layout(request: TrainRequest) -> bytes:
+    """Returns the 32 bytes that name all that is summed in a masked round."""
+    metrics = (metric.encode() for metric in summed_metrics(request))
+    return tagged_hash("layout", bytes.fromhex(request.layout), *metrics)
+
+
 def bind_privacy(request: PrivacyRequest | None) -> bytes:
     """Returns the differential privacy in force, as a round's specification names it."""
     return to_json(request).encode() if request else b"none"

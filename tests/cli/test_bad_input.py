@@ -11,7 +11,8 @@ import pytest
 from lepton_cli.run import find_run
 from lepton_common.datasets.catalog import DATASETS
 
-QUICK = ("task=breast_cancer", "sites=3", "rounds=2", "privacy=none")
+QUICK = ("task=breast_cancer", "sites=3", "rounds=2", "privacy=none", "secagg=none")
+SECURE = (*QUICK[:-1], "secagg=sa1")
 HEART = Path(__file__).parents[2].parent / "shared" / "data" / "heart-disease"
 
 
@@ -27,8 +28,9 @@ HEART = Path(__file__).parents[2].parent / "shared" / "data" / "heart-disease"
         (["data.partition=natural"], 2, "'digits' names no natural sites"),
         (["task=breast_cancer", "model=cnn"], 2, "model=cnn needs images"),
         (["privacy.epsilon=0.0001"], 4, "No noise reaches epsilon 0.0001"),
-        (["policy=strict", "privacy=none"], 5, "ConsentRefused"),
-        (["policy=strict", "privacy.epsilon=50"], 5, "site-01 (BudgetSpent)"),
+        (["policy=strict", "secagg=none"], 5, "ConsentRefused"),
+        (["policy=strict", "privacy=none"], 7, "site-01 (ConsentRefused)"),
+        (["policy=strict", "privacy.epsilon=50"], 7, "site-01 (BudgetSpent)"),
         (["train.device=cuda:7"], 2, "this machine has none"),
         (["data.partition=dirichlet", "data.alpha=0.01", "sites=60", "data.min_records=5"], 3,
          "below the 5 of data.min_records"),
@@ -156,6 +158,26 @@ def test_a_site_that_raises_in_mid_round_is_named_without_its_words(lepton, monk
     assert "Quixote" in (run.folder.site(failed) / "errors.log").read_text()
 
 
+def test_with_secure_aggregation_a_sum_of_two_is_refused_and_the_round_resumes(lepton, monkeypatch):
+    import lepton_client.work as work
+
+    train = work.train_plain
+
+    def sometimes(model, task, records, received, recipe, seed):
+        if len(records) == 151:
+            raise KeyError("patient Quixote")
+        return train(model, task, records, received, recipe, seed)
+
+    monkeypatch.setattr(work, "train_plain", sometimes)
+    ended = lepton("simulate", *SECURE)
+    assert ended.code == 7
+    assert "2 sites masked and 3 are needed" in ended.err
+    assert "(KeyError)" in ended.err
+    assert "Quixote" not in ended.err + find_run("last").folder.audit.read_text()
+    monkeypatch.setattr(work, "train_plain", train)
+    assert lepton("simulate", "resume=last").code == 0
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_a_damaged_checkpoint_is_refused(lepton, monkeypatch, damage):
     run = stop_early(lepton, monkeypatch)
@@ -192,6 +214,15 @@ def test_an_altered_log_does_not_verify(lepton, log, change):
     assert ended.code == 6
     assert ended.err.startswith("AuditError")
     assert lepton("report", "last").code == 6
+
+
+def test_a_sites_log_cut_before_its_last_masked_vector_does_not_verify(lepton):
+    lepton("simulate", *SECURE)
+    path = find_run("last").folder.site("site-2") / "audit.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if b'"stage":"MASKED"' in line)
+    path.write_bytes(b"".join(lines[:last]))
+    assert lepton("audit", "verify", "last").code == 6
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ RECORDS = {"site": SiteFacts, "receipt": Receipt}
 
 def run_on_the_wire(tmp_path, *overrides):
     settings = compose_settings(
-        ["task=breast_cancer", "sites=3", "rounds=2", "engine.workers=1", *overrides]
+        ["task=breast_cancer", "sites=3", "rounds=2", "engine.workers=1", "secagg=none", *overrides]
     )
     folder = RunFolder(tmp_path / "run-1")
     folder.path.mkdir()

@@ -4,8 +4,11 @@ The scale leaves room for the sum of all parties, so a sum never wraps around.
 """
 
 import hashlib
+import io
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +21,8 @@ from lepton_common.secagg.encoding import tagged_hash
 from lepton_common.secagg.masks import LANE, RingVector, each_lane
 
 WIDTHS = (16, 20, 24, 32)
-_CHUNK = 1 << 15  # elements; keeps temporaries in the second-level cache
+# Elements. Temporaries stay in the cache; smaller pieces make threads wait for Python's lock.
+_CHUNK = 1 << 17
 _MOST_SCALE_BITS = 60
 
 
@@ -48,8 +52,10 @@ class Ring:
         """
         if self.width not in WIDTHS:
             raise ValueError(f"the width should be one of {WIDTHS}.")
-        if not (0 < self.clip < 1e30) or np.float32(self.clip) == 0:
+        if not (0 < self.clip < 1e30) or self._bound == 0:
             raise ValueError("the clip should be a positive float32.")
+        if self.dimension < 1 or not 0 <= self.weight_bits <= 32:
+            raise ValueError("there should be a value or more, and 0 to 32 weight bits.")
         if self.parties < 2 or self.limb_width < 1:
             raise ValueError("the parties should be 2 or more, and fit the width.")
         if not 0 <= self.scale_bits <= _MOST_SCALE_BITS:
@@ -63,7 +69,7 @@ class Ring:
     @property
     def limb_width(self) -> int:
         """Bits of a weight that one element carries without overflow in the sum."""
-        return self.width - 1 - math.ceil(math.log2(max(2, self.parties)))
+        return self.width - 1 - (self.parties - 1).bit_length()
 
     @property
     def limbs(self) -> int:
@@ -85,11 +91,10 @@ class Ring:
     @cached_property
     def scale_bits(self) -> int:
         """s: a value x is the integer x * 2**s; n values of at most ``clip`` do not overflow."""
-        largest, clip = (2 ** (self.width - 1) - 1) // self.parties, float(np.float32(self.clip))
-        scale = math.frexp(largest / clip)[1]
-        while math.ldexp(clip, scale) > largest:
-            scale -= 1
-        return scale
+        most = Fraction((2 ** (self.width - 1) - 1) // self.parties) / Fraction(self.clip)
+        # In whole numbers: a rounded logarithm can come out one too high.
+        scale = most.numerator.bit_length() - most.denominator.bit_length()
+        return scale if most >= Fraction(2) ** scale else scale - 1
 
     def encode(self, values: Vector, weight: float = 1.0) -> RingVector:
         """Returns weighted values, clipped to ±``clip``, and the weight, shape [D].
@@ -99,8 +104,11 @@ class Ring:
             weight: in (0, 1]; rounded to ``weight_bits``, at least one unit, and applied so.
 
         Raises:
-            EncodingError: a value is not finite, or the weight out of bounds.
+            EncodingError: a value is not finite, the weight out of bounds, or the values of
+                another type or number.
         """
+        if values.dtype != np.float32 or values.shape != (self.dimension,):
+            raise EncodingError(f"There should be {self.dimension} values of type float32.")
         if not 0 < weight <= 1:
             raise EncodingError("A weight should be above 0 and at most 1.")
         units = max(1, round(weight * 2**self.weight_bits))
@@ -122,25 +130,29 @@ class Ring:
             for limb in range(self.limbs)
         )
         values = np.empty(self.dimension, np.float64)
-        half = 1 << (self.width - 1)
-        for start in range(0, self.dimension, _CHUNK):
-            piece = total[: self.dimension][start : start + _CHUNK].astype(np.int64) & self._mask
-            piece -= (piece >= half).astype(np.int64) << self.width
-            np.multiply(piece, 2.0**-self.scale_bits, out=values[start : start + _CHUNK])
+        unused = 8 * self.dtype.itemsize - self.width
+
+        def decode_lane(_: int, part: slice) -> None:
+            for piece in _pieces(part, self.dimension):
+                # Shifted to the top of the word and back, the sign fills the unused bits.
+                signed = (total[piece] << unused).view(self._signed) >> unused
+                np.multiply(signed, math.ldexp(1.0, -self.scale_bits), out=values[piece])
+
+        each_lane(self.dimension, decode_lane)
         return values, weight / 2**self.weight_bits
 
     def pack(self, vector: RingVector) -> bytes:
         """Returns the elements as bytes: planes of 16 bits and of the rest."""
-        if self.width in (16, 32):
-            return vector.astype(self.dtype, copy=False).tobytes()
-        low = vector.astype("<u2").tobytes()
-        high = (vector >> np.uint32(16)).astype(np.uint8)
-        if self.width == 24:
-            return low + high.tobytes()
-        high &= np.uint8(15)
-        if len(high) % 2:
-            high = np.append(high, np.uint8(0))
-        return low + (high[::2] | high[1::2] << np.uint8(4)).tobytes()
+        # Written in place: the buffer is handed out as the bytes it is, without a copy. Its pages
+        # are new, which costs more than copying does, so that threads help there too.
+        stream = io.BytesIO(bytes(self.packed_bytes))
+        with stream.getbuffer() as buffer:
+            if self.width in (16, 32):
+                _copy_lanes(vector, np.frombuffer(buffer, self.dtype))
+            else:
+                for start, piece in self._planes(vector):
+                    buffer[start : start + len(piece)] = piece
+        return stream.getvalue()
 
     def unpack(self, data: bytes) -> RingVector:
         """Returns the elements that `pack` packed; may share the memory of ``data``.
@@ -155,18 +167,21 @@ class Ring:
         if self.width in (16, 32):
             return np.frombuffer(data, self.dtype)
         count = self.length
-        low = np.frombuffer(data, "<u2", count).astype(np.uint32)
+        low = np.frombuffer(data, "<u2", count)
         high = np.frombuffer(data, np.uint8, offset=2 * count)
-        if self.width == 20:
-            if count % 2 and high[-1] >> 4:
-                raise MalformedMessage("A masked vector goes on after its last element.")
-            high = np.stack([high & np.uint8(15), high >> np.uint8(4)], axis=1).ravel()[:count]
-        return low | high.astype(np.uint32) << np.uint32(16)
+        if self.width == 20 and count % 2 and high[-1] >> 4:
+            raise MalformedMessage("A masked vector goes on after its last element.")
+        vector = np.empty(count, self.dtype)
+        each_lane(count, lambda _, part: self._join_lane(low, high, vector, part))
+        return vector
 
     def digest(self, vector: RingVector) -> bytes:
         """Returns the 32-byte digest that a site signs for its masked vector."""
         if self.width in (20, 24):
-            return tagged_hash("digest", hashlib.sha256(self.pack(vector)).digest())
+            packed = hashlib.sha256()
+            for _, piece in self._planes(vector):
+                packed.update(piece)
+            return tagged_hash("digest", packed.digest())
         digests = [b""] * -(-len(vector) // LANE)
 
         def hash_lane(lane: int, part: slice) -> None:
@@ -179,18 +194,66 @@ class Ring:
     def _mask(self) -> int:
         return (1 << self.width) - 1
 
-    def _encode_lane(self, values: Vector, factor: np.float32, out: RingVector) -> None:
+    @property
+    def _signed(self) -> str:
+        return "<i2" if self.width == 16 else "<i4"
+
+    @cached_property
+    def _bound(self) -> np.float32:
+        """The largest float32 that is not above ``clip``; any larger one could overflow."""
         bound = np.float32(self.clip)
-        buffer = np.empty(_CHUNK, np.float32)
-        for start in range(0, len(values), _CHUNK):
-            piece = values[start : start + _CHUNK]
-            scaled = buffer[: len(piece)]
-            if not (np.isfinite(piece.min()) and np.isfinite(piece.max())):
+        return bound if float(bound) <= self.clip else np.nextafter(bound, np.float32(0))
+
+    def _encode_lane(self, values: Vector, factor: np.float32, out: RingVector) -> None:
+        buffer = np.empty(min(_CHUNK, len(values)), np.float32)
+        signed = out.view(self._signed)
+        for piece in _pieces(slice(0, len(values)), len(values)):
+            came = values[piece]
+            scaled = buffer[: len(came)]
+            if not (np.isfinite(came.min()) and np.isfinite(came.max())):
                 raise EncodingError("A value is not finite; training diverged.")
-            np.clip(piece, -bound, bound, out=scaled)
+            np.clip(came, -self._bound, self._bound, out=scaled)
             np.multiply(scaled, factor, out=scaled)
             np.rint(scaled, out=scaled)
-            whole = scaled.astype(np.int32).view(np.uint32)
+            np.copyto(signed[piece], scaled, casting="unsafe")
             if self.width in (20, 24):
-                whole &= np.uint32(self._mask)
-            out[start : start + _CHUNK] = whole
+                out[piece] &= self._mask
+
+    def _planes(self, vector: RingVector) -> Iterator[tuple[int, bytes]]:
+        """Yields the packed form of widths 20 and 24 piece by piece, each with its position."""
+        for piece in _pieces(slice(0, self.length), self.length):
+            yield 2 * piece.start, vector[piece].astype("<u2").tobytes()
+        for piece in _pieces(slice(0, self.length), self.length):
+            high = (vector[piece] >> 16).astype(np.uint8)
+            if self.width == 24:
+                yield 2 * self.length + piece.start, high.tobytes()
+                continue
+            nibbles = high[::2] & 15
+            nibbles[: len(high) // 2] |= high[1::2] << 4
+            yield 2 * self.length + piece.start // 2, nibbles.tobytes()
+
+    def _join_lane(
+        self, low: NDArray[np.uint16], high: NDArray[np.uint8], vector: RingVector, part: slice
+    ) -> None:
+        """Writes the elements of one lane, given both planes of the whole vector."""
+        for piece in _pieces(part, self.length):
+            target = vector[piece]
+            if self.width == 24:
+                target[:] = high[piece]
+            else:
+                nibbles = high[piece.start // 2 : (piece.stop + 1) // 2]
+                target[::2] = nibbles & 15
+                target[1::2] = nibbles[: len(target) // 2] >> 4
+            target <<= 16
+            target |= low[piece]
+
+
+def _copy_lanes(source: RingVector, target: RingVector) -> None:
+    each_lane(len(target), lambda _, part: np.copyto(target[part], source[part]))
+
+
+def _pieces(part: slice, length: int) -> Iterator[slice]:
+    """Yields slices of at most ``_CHUNK`` elements that make up ``part`` of a vector."""
+    stop = min(part.stop, length)
+    for start in range(part.start, stop, _CHUNK):
+        yield slice(start, min(start + _CHUNK, stop))

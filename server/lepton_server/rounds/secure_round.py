@@ -16,20 +16,19 @@ from lepton_common.messages import (
     StageRequest,
     TrainRequest,
     bind,
+    bind_layout,
     bind_privacy,
     model_record,
     read_masked,
     stage_content,
+    summed_metrics,
     weight_share,
 )
-from lepton_common.secagg.encoding import tagged_hash
 from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
 from lepton_common.settings import Settings
 from lepton_server.rounds.gathered import Gathered, check_receipt
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.secure_sum import Exchange, SecureSum, finish
-
-_LOSS = "train_loss"
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ class SecureRound:
         self._sites = sorted(cohort.values(), key=lambda facts: facts.name)
         node_of = {facts.name: node for node, facts in cohort.items()}
         self._nodes = {i: node_of[facts.name] for i, facts in enumerate(self._sites, start=1)}
-        self._metrics = () if request.privacy else (_LOSS,)
+        self._metrics = summed_metrics(request)
         self._proposal = self._specification(len(model) + len(self._metrics))
 
     def gather(self) -> Gathered:
@@ -118,9 +117,7 @@ class SecureRound:
             width=settings.secagg.width,
             clip=settings.secagg.clip,
             weight_bits=0,
-            layout_hash=tagged_hash(
-                "layout", bytes.fromhex(request.layout), *(m.encode() for m in self._metrics)
-            ),
+            layout_hash=bind_layout(request),
             model_hash=bytes.fromhex(request.model_digest),
             app_hash=bind(request),
             dp=bind_privacy(request.privacy),

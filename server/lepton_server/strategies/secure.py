@@ -5,13 +5,12 @@ sees one reply, the weighted mean; what needs single updates is refused.
 """
 
 import hashlib
+import logging
 from collections.abc import Iterable
-from logging import WARNING
 from pathlib import Path
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
@@ -164,7 +163,7 @@ class SecureAggregation(flower.Strategy):
         try:
             result = exchange.run(self._journal)
         except TooFewSites as error:
-            log(WARNING, "No sum in this round: %s %s", error, exchange.failed)
+            logging.getLogger("flwr").warning("No sum in this round: %s %s", error, exchange.failed)
             return None
         self._journal.done()
         mean = (result.total / result.weight).astype(np.float32)

@@ -2,10 +2,16 @@
 
 import ast
 
-_PUBLIC = {"flwr.app", "flwr.clientapp", "flwr.serverapp", "flwr.serverapp.strategy"}
+_PUBLIC = {
+    "flwr.app",
+    "flwr.clientapp",
+    "flwr.clientapp.typing",  # where Flower's guide to mods imports from
+    "flwr.serverapp",
+    "flwr.serverapp.strategy",
+}
 _TYPE_ONLY = {("server/lepton_server/engines/inprocess.py", "flwr.supercore.run")}
-# The benchmark of Flower itself, run by an environment of its own.
-_PEER = ("scripts/lepton_cli/bench/peer_jobs/flower_ray.py", "flwr.simulation")
+# The benchmarks of Flower itself.
+_PEERS = "scripts/lepton_cli/bench/"
 _ROOMS = ("common", "client", "server", "conf", "scripts")
 
 
@@ -28,13 +34,17 @@ def _imports(tree, *, type_only=False):
             yield from _imports(node, type_only=type_only)
 
 
+def _secagg(name):
+    return name.startswith(("flwr.common", "flwr.client.mod.secure_aggregation"))
+
+
 def _private(text, place):
     return [
         name
         for name, type_only in _imports(ast.parse(text))
         if name.split(".")[0] == "flwr"
         and name not in _PUBLIC
-        and (place, name) != _PEER
+        and not place.startswith(_PEERS)
         and not (type_only and (place, name) in _TYPE_ONLY)
     ]
 

@@ -10,6 +10,7 @@ from lepton_common.privacy.provenance import (
     Protection,
     Provenance,
     protected_by_dp,
+    protected_by_secagg,
 )
 
 _EVENT = GaussianEvent(0.5, 2.0, 3)
@@ -24,7 +25,6 @@ _EVENT = GaussianEvent(0.5, 2.0, 3)
         (Protection.SECAGG, None, None),
         (Protection.SECAGG, None, ""),
         (Protection.SECAGG, _EVENT, None),
-        (Protection.SECAGG, _EVENT, "ab"),
         *[(kind, _EVENT, None) for kind in (PUBLIC, PROTOCOL, UNPROTECTED)],
         *[(kind, None, "ab") for kind in (PUBLIC, PROTOCOL, UNPROTECTED)],
     ],
@@ -41,6 +41,8 @@ def test_each_protection_is_logged_with_its_proof():
     assert UNPROTECTED.record() == "unprotected"
     assert protected_by_dp(_EVENT).record() == {"dp": _EVENT.record()}
     assert Provenance(Protection.SECAGG, spec="ab").record() == {"secagg": "ab"}
+    both = protected_by_secagg("ab", _EVENT).record()
+    assert both == {"secagg": "ab", "dp": _EVENT.record()}
 
 
 def test_two_provenances_are_equal_if_their_proofs_are():
