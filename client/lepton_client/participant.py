@@ -25,7 +25,7 @@ from lepton_common.errors import (
 )
 from lepton_common.identity.keys import SigningKey
 from lepton_common.secagg import keys, shamir
-from lepton_common.secagg.encoding import Reader, i8, idx, lp
+from lepton_common.secagg.encoding import Reader, i8, idx, lp, tagged_hash
 from lepton_common.secagg.masks import RingVector, add_masks
 from lepton_common.secagg.messages import (
     SHARE_BYTES,
@@ -81,6 +81,7 @@ class Participant:
     _header: bytes = b""
     _survivors: frozenset[int] = frozenset()
     _t3: bytes = b""
+    _last: tuple[bytes, ...] = ()  # hash of the last request, and its answer
 
     @classmethod
     def begin(
@@ -253,8 +254,23 @@ class Participant:
             body = idx(self.index) + join_by_site(released)
             reply = Signed.make(self.signer, "unmask", self.spec, body).to_bytes()
             self._forget()
+            self._last = (tagged_hash("unmask", signatures), reply)
             self.stage = Stage.UNMASKED
             return reply
+
+    def unmask_again(self, signatures: bytes) -> bytes:
+        """SA1 R4, where the answer got lost: returns the same bytes to the same request.
+
+        That tells nobody anything new, and lets a server that crashed finish its sum.
+
+        Raises:
+            StateError: it was never answered, or the request is another one.
+        """
+        self._expect(Stage.UNMASKED)
+        asked, reply = self._last
+        if tagged_hash("unmask", signatures) != asked:
+            raise StateError("This site has unmasked one list of survivors, and this is another.")
+        return reply
 
     def to_bytes(self) -> bytes:
         """Returns the whole state, secrets included, for the site's sealed file."""
@@ -272,6 +288,7 @@ class Participant:
             self._header,
             lp(*map(idx, sorted(self._survivors))),
             self._t3,
+            lp(*self._last),
         )
 
     @classmethod
@@ -295,6 +312,7 @@ class Participant:
         found._t2, found._header = reader.item(), reader.item()
         found._survivors = frozenset(map(int.from_bytes, Reader(reader.item()).rest(2)))
         found._t3 = reader.item()
+        found._last = tuple(Reader(reader.item()).rest())
         reader.end()
         return found
 

@@ -60,6 +60,8 @@ def answer(part: Participant, asked: StageRequest) -> bytes:
         return part.share(asked.body)
     if asked.stage is SecAggStage.SIGN:
         return part.sign(asked.body)
+    if part.stage is Stage.UNMASKED:
+        return part.unmask_again(asked.body)
     return part.unmask(asked.body)
 
 
@@ -89,9 +91,7 @@ def release(
         StateError: the stage was answered before.
         DoorRefused: see `Door.release`.
     """
-    site.spent.check_stage(part.spec, part.stage)
-    if part.stage is Stage.UNMASKED:
-        site.vault.erase_run(part.spec.run_id)
-    else:
-        site.vault.save(part)
+    if part.stage is not Stage.UNMASKED:  # whose one answer may be sent again
+        site.spent.check_stage(part.spec, part.stage)
+    site.vault.save(part)
     return site.door.release(message, items, {**about, **site.spent.about(part)}, charge)

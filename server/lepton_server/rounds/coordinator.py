@@ -184,9 +184,9 @@ class Coordinator:
         return join_by_site(self._signatures)
 
     @property
-    def signed(self) -> list[int]:
-        """The sites that signed the survivors, and can unmask."""
-        return sorted(self._signatures)
+    def missing(self) -> list[int]:
+        """The sites that signed the survivors and have not released their shares yet."""
+        return sorted(set(self._signatures) - set(self._released))
 
     def take_unmasking(self, index: int, data: bytes) -> None:
         """SA1 R4: takes the shares that a site released.
@@ -201,11 +201,6 @@ class Coordinator:
         if set(released) != set(self._boxes):
             raise InconsistentView(f"Site {index} released shares of other sites than asked.")
         self._released[index] = released
-
-    @property
-    def can_unmask(self) -> bool:
-        """Whether t sites have released their shares."""
-        return len(self._released) >= self.spec.threshold
 
     def unmask(self) -> tuple[NDArray[np.float64], float]:
         """Returns the sum of the survivors' weighted vectors, shape [d], and of their weights.

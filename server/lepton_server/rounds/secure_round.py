@@ -28,7 +28,7 @@ from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
 from lepton_common.settings import Settings
 from lepton_server.rounds.gathered import Gathered, check_receipt
 from lepton_server.rounds.journal import SumJournal
-from lepton_server.rounds.secure_sum import Exchange, SecureSum, finish
+from lepton_server.rounds.secure_sum import Exchange, SecureSum
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,9 @@ class SecureRound:
             TooFewSites: each attempt ended below the threshold; the run may be resumed.
             RoundLost: a site may have helped to unmask, and the sum cannot be finished.
         """
-        unfinished = self._journal.unfinished(self._proposal.model_hash)
-        if unfinished is not None and unfinished[0].can_unmask:
-            coordinator, facts = unfinished
-            return self._gathered(coordinator.spec, finish(coordinator), facts)
+        finished = self._finished_from_disk()
+        if finished is not None:
+            return finished
         for attempt in range(1, self._settings.secagg.attempts + 1):
             spec = self._journal.next_spec(self._proposal)
             gathered: dict[str, Any] = {"epsilon": {}, "heads": {}, "failed": {}}
@@ -101,6 +100,20 @@ class SecureRound:
                 gathered["failed"] = self._named(exchange.failed)
                 return self._gathered(spec, result, gathered)
         raise AssertionError("there is at least one attempt")
+
+    def _finished_from_disk(self) -> Gathered | None:
+        """Returns what a crashed server had in hand, asking again for replies that got lost."""
+        unfinished = self._journal.unfinished(self._proposal.model_hash)
+        if unfinished is None or unfinished[0].spec.roster != self._proposal.roster:
+            return None
+        coordinator, facts = unfinished
+        exchange = self._exchange(coordinator.spec, facts)
+        try:
+            return self._gathered(
+                coordinator.spec, exchange.unmask(coordinator, self._journal), facts
+            )
+        except TooFewSites:
+            return None
 
     def _specification(self, dimension: int) -> RoundSpec:
         settings, request = self._settings, self._request

@@ -94,16 +94,28 @@ class Exchange:
             dict.fromkeys(coordinator.survivors, headers),
             coordinator.take_signature,
         )
-        signatures = coordinator.close_signatures()
+        coordinator.close_signatures()
         # From here on a repetition may be refused, so all it takes to finish is on disk first.
         journal.unmasking(coordinator, self.facts)
+        return self.unmask(coordinator, journal)
+
+    def unmask(self, coordinator: Coordinator, journal: SumJournal) -> SecureSum:
+        """Runs the last stage, also again after a crash, with those whose answers are missing.
+
+        Raises:
+            TooFewSites: fewer than t sites released their shares.
+            ShareMismatch: a site dealt false shares.
+        """
 
         def keep(index: int, data: bytes) -> None:
             coordinator.take_unmasking(index, data)
             journal.unmasked(index, data)
 
-        self._ask_plain(SecAggStage.UNMASK, dict.fromkeys(coordinator.signed, signatures), keep)
-        return finish(coordinator)
+        signatures = coordinator.close_signatures()
+
+        self._ask_plain(SecAggStage.UNMASK, dict.fromkeys(coordinator.missing, signatures), keep)
+        total, weight = coordinator.unmask()
+        return SecureSum(total, weight, coordinator.survivors)
 
     def _ask_plain(
         self, stage: SecAggStage, bodies: Mapping[int, bytes], take: Callable[[int, bytes], None]
@@ -141,14 +153,3 @@ class Exchange:
         if stage in (SecAggStage.ADVERTISE, SecAggStage.MASK):
             return self.train_content(request)
         return stage_content(request)
-
-
-def finish(coordinator: Coordinator) -> SecureSum:
-    """Unmasks the sum.
-
-    Raises:
-        TooFewSites: fewer than t sites released their shares.
-        ShareMismatch: a site dealt false shares.
-    """
-    total, weight = coordinator.unmask()
-    return SecureSum(total, weight, coordinator.survivors)

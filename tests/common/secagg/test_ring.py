@@ -227,5 +227,5 @@ def test_encodes_as_defined(width, length):
     ],
 )
 def test_refuses_a_ring_that_cannot_work(width, parties, dimension, clip, weight_bits):
-    with pytest.raises(ValueError, match="should be|too large or too small"):
+    with pytest.raises(ValueError, match=r"should be|too large or too small"):
         Ring(width, parties, dimension, clip, weight_bits)

@@ -1,5 +1,6 @@
 """Tests of secret sharing: known answers, every set of shares, and what too few of them say."""
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -64,10 +65,9 @@ def test_too_few_shares_rebuild_something_else():
     shares = dict(enumerate(shamir.share(secret, 4, 6, _kat_bytes()), start=1))
     for size in (1, 2, 3):
         for chosen in itertools.combinations(shares, size):
-            try:
+            # What is rebuilt may also be longer than 32 bytes, which is refused.
+            with contextlib.suppress(ValueError):
                 assert shamir.reconstruct({x: shares[x] for x in chosen}) != secret
-            except ValueError:
-                pass  # rebuilt a value of more than 32 bytes
 
 
 @pytest.mark.parametrize(
