@@ -52,8 +52,9 @@ class Vault:
             raise StateError("The sealed state does not open; the round is over here.") from None
 
     def erase_run(self, run_id: bytes) -> None:
-        """Forgets all rounds of a run."""
-        for path in self._folder.glob(f"{run_id.hex()}.*"):
+        """Forgets all rounds of a run, with what a crash left of their files."""
+        name = run_id.hex()
+        for path in [*self._folder.glob(f"{name}.*"), *self._folder.glob(f".{name}.*")]:
             # Overwritten first: where the file system writes in place, nothing stays behind.
             with path.open("r+b") as file:
                 file.write(bytes(path.stat().st_size))

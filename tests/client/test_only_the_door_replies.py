@@ -32,8 +32,7 @@ def constructions(source: str) -> set[str]:
             name = called.id if isinstance(called, ast.Name) else getattr(called, "attr", "")
             if aliases.get(name) in _BUILDERS:
                 found.add(aliases[name])
-            masked = name == "pack" and ast.unparse(called).endswith("spec.ring.pack")
-            if name in ("create_reply", "create_error_reply", "pack") and not masked:
+            if name in ("create_reply", "create_error_reply", "pack"):
                 found.add(name)
     return found
 

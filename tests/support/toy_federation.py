@@ -16,13 +16,13 @@ from lepton_common.messages import (
     StageRequest,
     TrainRequest,
     bind,
+    bind_layout,
     bind_privacy,
     model_record,
     read_masked,
     read_stage_reply,
     stage_content,
 )
-from lepton_common.secagg.encoding import tagged_hash
 from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
 from lepton_server.rounds.coordinator import Coordinator
 
@@ -168,7 +168,7 @@ class Federation:
             width=32,
             clip=8.0,
             weight_bits=0,
-            layout_hash=tagged_hash("layout", bytes.fromhex(asked.layout)),
+            layout_hash=bind_layout(asked),
             model_hash=bytes.fromhex(asked.model_digest),
             app_hash=bind(asked),
             dp=bind_privacy(asked.privacy),

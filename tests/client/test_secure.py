@@ -1,0 +1,569 @@
+"""A site's part in SA1, driven by messages: each stage once, by the rules, or an error's name."""
+
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_federation import Federation
+from toy_site import PARTNER, PERMISSIVE, PRIVACY, VECTOR, ask, context, request
+
+import lepton_client.work
+from lepton_client.app import app
+from lepton_client.site import forget_sites
+from lepton_common.durable import append_synced
+from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import sign_roster
+from lepton_common.messages import SecAggStage, bind, read_masked, train_content
+
+ALL = [1, 2, 3, 4]
+STAGES = list(SecAggStage)
+
+
+@pytest.fixture
+def federation(make_site):
+    return Federation(make_site)
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What the sites trained, in order: updates with their losses behind them."""
+    seen = []
+    train = lepton_client.work.train_plain
+
+    def remembering(*arguments):
+        update, loss = train(*arguments)
+        seen.append(np.append(update, np.float32(loss)))
+        return update, loss
+
+    monkeypatch.setattr("lepton_client.work.train_plain", remembering)
+    return seen
+
+
+def name_of(reply):
+    return reply.error.reason if reply.has_error() else None
+
+
+def releases(federation, index, spec):
+    return [
+        record.body
+        for record in federation.open(index).audit.records
+        if record.kind == "release" and record.body.get("spec") == spec.hash.hex()
+    ]
+
+
+def rounding(spec, sites):
+    return sites * 2.0**-spec.ring.scale_bits
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_round_gives_the_sum_even_if_sites_restart_before_each_stage(
+    federation, trained, restart
+):
+    server = federation.server()
+    if restart:
+        server.before_each = forget_sites
+    total, _ = server.run(ALL)
+    assert len(trained) == 4
+    np.testing.assert_allclose(total, np.sum(trained, axis=0), atol=rounding(server.spec, 4))
+    for index in ALL:
+        stages = [body["stage"] for body in releases(federation, index, server.spec)]
+        assert stages == ["ADVERTISED", "SHARED", "MASKED", "SIGNED", "UNMASKED"]
+
+
+def test_sites_that_drop_out_after_sharing_are_not_in_the_sum(federation, trained):
+    server = federation.server()
+    boxes = server.share(ALL, server.advertise(ALL))
+    headers = server.mask([1, 2, 4], boxes)
+    total, _ = server.unmask([1, 2, 4], server.sign([1, 2, 4], headers))
+    np.testing.assert_allclose(total, np.sum(trained, axis=0), atol=rounding(server.spec, 3))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_is_answered_twice(federation, stage, restart):
+    server = federation.server()
+    server.run(ALL)
+    if restart:
+        forget_sites()
+    expected = "ReplayError" if stage is SecAggStage.ADVERTISE else "StateError"
+    assert name_of(server.send(1, server.shown[stage, 1])) == expected
+
+
+@pytest.mark.parametrize("again", STAGES)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_out_of_order_is_refused_and_changes_nothing(federation, stage, again):
+    """Up to ``stage``, then any message of a whole round of the same form, then on."""
+    if again is stage:
+        pytest.skip("in order")
+    server = federation.server()
+    shown = server.up_to(stage, ALL)
+    body = server.shown[again, 1] if (again, 1) in server.shown else server.content(again, b"")
+    wanted = {"StateError"} | ({"ReplayError"} if again is SecAggStage.ADVERTISE else set())
+    if again is SecAggStage.ADVERTISE or stage is not SecAggStage.ADVERTISE:
+        assert name_of(server.send(1, body)) in wanted
+    steps = [server.advertise, server.share, server.mask, server.sign, server.unmask]
+    for step in steps[STAGES.index(stage) :]:
+        shown = step(ALL) if shown is None else step(ALL, shown)
+
+
+@pytest.mark.parametrize("stage", STAGES[1:])
+def test_no_stage_is_answered_twice_even_if_the_sealed_file_is_rolled_back(federation, stage):
+    server = federation.server()
+    shown = server.up_to(stage, ALL)
+    rounds = federation.folders[0] / "rounds"
+    kept = federation.folders[0] / "kept"
+    shutil.copytree(rounds, kept)
+    getattr(server, stage.value)(ALL, shown)
+    shutil.rmtree(rounds)
+    shutil.copytree(kept, rounds)
+    forget_sites()
+    for content in (server.shown[stage, 1], other_view(server, stage, shown)):
+        assert name_of(server.send(1, content)) == "StateError"
+    assert len([b for b in releases(federation, 1, server.spec)]) == STAGES.index(stage) + 1
+
+
+def other_view(server, stage, shown):
+    """Returns a message of a stage that shows site 1 one site fewer, validly signed."""
+    coordinator = server.coordinator
+    if stage is SecAggStage.SHARE:
+        kept = {i: m for i, m in coordinator._adverts.items() if i != 4}
+        body = type(coordinator)(server.spec)
+        body._adverts = kept
+        return server.content(stage, body.close_adverts())
+    if stage is SecAggStage.MASK:
+        from lepton_common.secagg.messages import join_boxes, split_boxes
+
+        boxes = split_boxes(shown[1])
+        boxes.pop(4)
+        return server.content(stage, join_boxes(boxes))
+    if stage is SecAggStage.SIGN:
+        from lepton_common.secagg.messages import join_signed
+
+        kept = [m for i, m in coordinator._headers.items() if i != 4]
+        return server.content(stage, join_signed(kept))
+    from lepton_common.secagg.messages import join_by_site
+
+    return server.content(
+        stage, join_by_site({i: s for i, s in coordinator._signatures.items() if i != 4})
+    )
+
+
+# Each place where a site may die: what it was about to do, or had just done.
+POINTS = [
+    "before state",
+    "torn state",
+    "after state",
+    "before record",
+    "torn record",
+    "after record",
+]
+
+
+def die_at(point, stage):
+    """Makes this process die at a point, once the answer to a stage is ready."""
+    import lepton_client.vault as vault
+    import lepton_common.audit as audit
+
+    def die(*_, **__):
+        os._exit(9)
+
+    final = stage is SecAggStage.UNMASK
+    written = "erase_run" if final else "save"
+    if point == "before state":
+        setattr(vault.Vault, written, die)
+    elif point == "torn state":
+        if final:
+            vault.Path.unlink = die
+        else:
+            vault.Path.replace = die
+    elif point == "after state":
+        work = getattr(vault.Vault, written)
+
+        def then_die(self, *arguments):
+            work(self, *arguments)
+            os._exit(9)
+
+        setattr(vault.Vault, written, then_die)
+    else:
+
+        def append(path, data):
+            if b'"kind":"release"' not in data:
+                return append_synced(path, data)
+            if point == "torn record":
+                append_synced(path, data[: len(data) // 2])
+            if point == "after record":
+                append_synced(path, data)
+            os._exit(9)
+
+        audit.append_synced = append
+
+
+def killed(server, stage, body, point):
+    """Lets site 1 answer in a process of its own that dies at a point: nothing leaves."""
+    forget_sites()
+    child = os.fork()
+    if child == 0:
+        try:
+            torch.set_num_threads(1)
+            die_at(point, stage)
+            server.ask(stage, 1, body)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 9, "the site did not come to this point"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Training that gives another update each time it is called."""
+    count = iter(range(1, 10**6))
+
+    def train(model, task, records, received, recipe, seed):
+        value = np.float32((os.getpid() % 997) / 1e3 + next(count) / 1e2)
+        return np.full(len(received), value, np.float32), 0.5
+
+    monkeypatch.setattr("lepton_client.work.train_plain", train)
+
+
+@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_site_killed_anywhere_never_answers_a_stage_with_two_contents(
+    federation, quick, stage, point
+):
+    server = federation.server()
+    shown = server.up_to(stage, ALL)
+    body = b"" if shown is None else shown[1] if isinstance(shown, dict) else shown
+    killed(server, stage, body, point)
+    forget_sites()
+    recorded = releases(federation, 1, server.spec)  # the log verifies, and says what may have left
+    was_recorded = len(recorded) > STAGES.index(stage)
+    assert was_recorded == (point == "after record")
+
+    contents = [server.content(stage, body)] * 2
+    if stage is not SecAggStage.ADVERTISE:
+        others = [index for index in ALL if index != 1]
+        if stage is not SecAggStage.MASK:
+            {"share": server.share, "sign": server.sign, "unmask": server.unmask}
+        for index in others:  # their own answers are not in question
+            server.ask(stage, index, shown[index] if isinstance(shown, dict) else shown)
+        contents.append(other_view(server, stage, shown))
+    answers = []
+    for content in contents:
+        reply = server.send(1, content)
+        forget_sites()
+        if reply.has_content():
+            answers.append(reply)
+        else:
+            assert name_of(reply) in ("StateError", "ReplayError")
+    assert len(answers) <= (0 if was_recorded else 1)
+    if point == "before state":
+        assert len(answers) == 1  # nothing was lost, nothing was spent
+    stages = [body["stage"] for body in releases(federation, 1, server.spec)]
+    assert len(stages) == len(set(stages))
+
+    # The site is not lost: it takes part in a retry by the rule, unless it may have unmasked.
+    retry = federation.server(round=2, retry_of=(server.spec.hash,))
+    if "UNMASKED" in stages:
+        assert name_of(retry.ask(SecAggStage.ADVERTISE, 1)) == "UpdateAlreadySpent"
+    else:
+        assert name_of(retry.ask(SecAggStage.ADVERTISE, 1)) is None
+    rounds = federation.folders[0] / "rounds"
+    left = [path.name for path in rounds.iterdir()]
+    assert all(server.spec.hash.hex() not in name for name in left)
+
+
+@pytest.mark.parametrize("where", ["vault.write_atomic", "audit"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_disk_that_fails_ends_the_round_for_the_site(
+    federation, quick, monkeypatch, stage, where
+):
+    server = federation.server()
+    shown = server.up_to(stage, ALL)
+    body = b"" if shown is None else shown[1] if isinstance(shown, dict) else shown
+    if where == "audit":
+        monkeypatch.setattr("lepton_common.audit.append_synced", full)
+    elif stage is SecAggStage.UNMASK:
+        monkeypatch.setattr("lepton_client.vault.sync_folder", full)
+    else:
+        monkeypatch.setattr("lepton_client.vault.write_atomic", full)
+    assert name_of(server.ask(stage, 1, body)) == "OSError"
+    with pytest.MonkeyPatch.context() as undo:
+        undo.setattr("lepton_common.audit.append_synced", append_synced)
+    monkeypatch.setattr("lepton_common.audit.append_synced", append_synced)
+    if stage is not SecAggStage.ADVERTISE:
+        assert name_of(server.ask(stage, 1, body)) == "StateError"
+    assert len(releases(federation, 1, server.spec)) == STAGES.index(stage)
+
+
+def full(*_, **__):
+    raise OSError(28, "No space left on device")
+
+
+def test_two_specifications_of_one_round_do_not_come_together(federation):
+    one, other = federation.server(), federation.server(clip=4.0)
+    for index in (1, 2):
+        one.ask(SecAggStage.ADVERTISE, index)
+    for index in (3, 4):
+        other.ask(SecAggStage.ADVERTISE, index)
+    from lepton_common.messages import read_stage_reply
+    from lepton_common.secagg.messages import Signed, join_signed
+
+    replies = {**{i: one.replies[i] for i in (1, 2)}, **{i: other.replies[i] for i in (3, 4)}}
+    adverts = join_signed(Signed.from_bytes(read_stage_reply(r.content)) for r in replies.values())
+    assert name_of(one.ask(SecAggStage.SHARE, 1, adverts)) == "BadSignature"
+    assert name_of(other.ask(SecAggStage.SHARE, 3, adverts)) == "BadSignature"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"app_hash": b"a" * 32}, "PolicyViolation"),
+        ({"app_hash": b""}, "PolicyViolation"),
+        ({"model_hash": b"a" * 32}, "PolicyViolation"),
+        ({"layout_hash": b"a" * 32}, "PolicyViolation"),
+        ({"dp": b"epsilon 1"}, "PolicyViolation"),
+        ({"weight_bits": 16}, "PolicyViolation"),
+        ({"threshold": 2}, "PolicyViolation"),
+        ({"threshold": 4}, "PolicyViolation"),
+        ({"min_survivors": 2}, "PolicyViolation"),
+        ({"width": 1}, "PolicyViolation"),
+        ({"round": 0}, "PolicyViolation"),
+        ({"dimension": 0}, "PolicyViolation"),
+        ({"federation": "others"}, "RosterMismatch"),
+    ],
+    ids=str,
+)
+def test_a_round_that_is_not_what_the_site_was_told_is_refused(federation, changes, error):
+    assert name_of(federation.server(**changes).ask(SecAggStage.ADVERTISE, 1)) == error
+
+
+def roster_of(federation, change):
+    members = list(federation.spec(federation.request()).roster)
+    if change == "stranger":
+        members[3] = ("site-9", bytes.fromhex(SigningKey.generate().public_hex))
+    if change == "other key":
+        members[2] = ("site-3", bytes.fromhex(SigningKey.generate().public_hex))
+    if change == "own key":
+        members[0] = ("site-1", bytes.fromhex(SigningKey.generate().public_hex))
+    if change == "without us":
+        members = members[1:]
+    if change == "swapped":
+        members[1], members[2] = ("site-2", members[2][1]), ("site-3", members[1][1])
+    return tuple(members)
+
+
+@pytest.mark.parametrize("change", ["stranger", "other key", "own key", "without us", "swapped"])
+def test_a_cohort_that_is_not_in_the_signed_roster_is_refused(federation, change):
+    roster = roster_of(federation, change)
+    names = [name for name, _ in roster]
+    asked = federation.request(cohort=len(names), weights=dict.fromkeys(names, 1))
+    server = federation.server(asked, roster=roster)
+    assert name_of(server.ask(SecAggStage.ADVERTISE, 1)) == "RosterMismatch"
+
+
+@pytest.mark.parametrize("damage", ["missing", "unsigned", "altered", "not text"])
+def test_without_a_roster_that_the_partners_signed_there_is_no_round(federation, damage):
+    path = federation.folders[0] / "roster.json"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "unsigned":
+        path.write_text(sign_roster(federation.roster, [SigningKey.generate()]))
+    elif damage == "altered":
+        path.write_text(path.read_text().replace("site-4", "site-5"))
+    else:
+        path.write_bytes(b"\xff\xfe\x00")
+    assert name_of(federation.server().ask(SecAggStage.ADVERTISE, 1)) == "RosterMismatch"
+
+
+@pytest.mark.parametrize(
+    ("policy", "tolerated", "error"),
+    [(0, 0, None), (1, 0, "PolicyViolation"), (1, 1, None), (2, 1, "PolicyViolation"), (2, 2, None),
+     (None, 0, "PolicyViolation"), (None, 1, None)],
+)  # fmt: skip
+def test_a_round_tolerates_as_many_colluders_as_the_policy_asks_for(
+    make_site, policy, tolerated, error
+):
+    federation = Federation(make_site, policy=replace(PERMISSIVE, colluders=policy))
+    server = federation.server(colluders=tolerated)
+    assert name_of(server.ask(SecAggStage.ADVERTISE, 1)) == error
+
+
+def test_the_default_of_colluders_is_of_the_whole_roster_and_not_of_the_cohort(make_site):
+    federation = Federation(make_site, 7, policy=replace(PERMISSIVE, colluders=None))
+    names = ["site-1", "site-2", "site-3", "site-4"]
+    asked = federation.request(cohort=4, weights=dict.fromkeys(names, 1))
+    roster = federation.spec(asked).roster[:4]
+    for tolerated, error in ((1, "PolicyViolation"), (2, None)):
+        changes = {"roster": roster, "threshold": (4 + tolerated) // 2 + 1, "min_survivors": 4}
+        server = federation.server(asked, colluders=tolerated, **changes)
+        assert name_of(server.ask(SecAggStage.ADVERTISE, 1)) == error
+
+
+def test_a_site_that_masks_only_trains_for_no_plain_request(make_site):
+    federation = Federation(make_site, policy=replace(PERMISSIVE, allow_without_secagg=False))
+    folder = federation.folders[0]
+    plain = app(ask(train_content(request(cohort=4), VECTOR)), context(folder))
+    assert name_of(plain) == "ConsentRefused"
+    disguised = app(ask(train_content(federation.request(), VECTOR)), context(folder))
+    assert name_of(disguised) == "ConsentRefused"
+    federation.server().run(ALL)
+
+
+def test_a_masked_round_without_weights_is_refused(federation):
+    asked = federation.request(weights=None)
+    assert name_of(federation.server(asked).ask(SecAggStage.ADVERTISE, 1)) == "ConsentRefused"
+
+
+@pytest.mark.parametrize(
+    ("weights", "errors"),
+    [
+        ({1: 1, 2: 1, 3: 1, 4: 1}, {1: None, 2: None}),
+        ({1: 7, 2: 7, 3: 7, 4: 7}, {1: None, 2: None}),
+        ({1: 16, 2: 16, 3: 16, 4: 16}, {1: None, 4: None}),
+        # One whose size is told right shows its own update only if all others lie.
+        ({1: 16, 2: 1, 3: 1, 4: 1}, {1: None, 2: "PolicyViolation", 4: "PolicyViolation"}),
+        ({1: 2**40, 2: 16, 3: 16, 4: 16}, {1: "PolicyViolation", 2: None}),
+        ({1: 15, 2: 16, 3: 16, 4: 16}, {1: "PolicyViolation", 3: None}),
+    ],
+)
+def test_no_sites_weight_can_be_shrunk_or_blown_up_without_its_knowing(federation, weights, errors):
+    asked = federation.request(weights={f"site-{i}": w for i, w in weights.items()})
+    for index, error in errors.items():
+        server = federation.server(asked)
+        assert name_of(server.ask(SecAggStage.ADVERTISE, index)) == error
+
+
+@pytest.mark.parametrize(
+    "names", [["site-1", "site-2", "site-3"], [f"site-{i}" for i in range(1, 6)]]
+)
+def test_weights_are_those_of_the_rounds_own_sites(federation, names):
+    asked = federation.request(weights=dict.fromkeys(names, 1))
+    assert name_of(federation.server(asked).ask(SecAggStage.ADVERTISE, 1)) == "PolicyViolation"
+
+
+def test_sites_scale_by_their_public_size(make_site, trained, tmp_path):
+    federation = Federation(make_site)
+    path = federation.folders[3] / "site.yaml"
+    path.write_text(path.read_text().replace("public_size: 16", "public_size: 64"))
+    forget_sites()
+    weights = {"site-1": 16, "site-2": 16, "site-3": 16, "site-4": 64}
+    server = federation.server(federation.request(weights=weights))
+    total, _ = server.run(ALL)
+    expected = np.sum(trained[:3], axis=0) / 4 + trained[3]
+    np.testing.assert_allclose(total, expected, atol=rounding(server.spec, 4) + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"recipe": {"learning_rate": 0.2}}, "PolicyViolation"),
+        ({"round": 2}, "PolicyViolation"),
+        ({"cohort": 3}, "PolicyViolation"),
+        ({"model": VECTOR + 1}, "ModelMismatch"),
+        ({"model": VECTOR[:-1]}, "ModelMismatch"),
+        ({"spec": bytes(32)}, "StateError"),
+    ],
+    ids=["recipe", "round", "cohort", "model", "short model", "spec"],
+)
+def test_what_comes_to_be_masked_is_what_was_agreed_on(federation, changes, error):
+    server = federation.server()
+    boxes = server.up_to(SecAggStage.MASK, ALL)
+    sent = {name: value for name, value in changes.items() if name in ("model", "spec")}
+    if not sent:
+        recipe = replace(server.request.recipe, **changes.get("recipe", {}))
+        asked = {name: value for name, value in changes.items() if name != "recipe"}
+        sent = {"request": replace(server.request, recipe=recipe, **asked)}
+    reply = server.ask(SecAggStage.MASK, 1, boxes[1], **sent)
+    assert name_of(reply) == error
+    after = server.ask(SecAggStage.MASK, 1, boxes[1])
+    assert name_of(after) == (None if error == "StateError" else "StateError")
+
+
+def test_the_request_of_a_round_is_bound_whole(federation):
+    asked = federation.request()
+    other = replace(asked, recipe=replace(asked.recipe, seed=2))
+    assert bind(asked) != bind(other)
+    server = federation.server(asked)
+    reply = server.ask(SecAggStage.ADVERTISE, 1, request=other)
+    assert name_of(reply) == "PolicyViolation"
+
+
+def test_with_dp_the_masked_vector_is_charged_once_and_says_both(federation):
+    asked = federation.request(privacy=PRIVACY)
+    server = federation.server(asked)
+    headers = server.up_to(SecAggStage.SIGN, ALL)
+    *_, receipt = read_masked(server.replies[1].content)
+    assert (receipt.steps, receipt.epsilon > 0) == (PRIVACY.steps_per_round, True)
+    forget_sites()
+    assert name_of(server.send(1, server.shown[SecAggStage.MASK, 1])) == "StateError"
+    forget_sites()
+    site = federation.open(1)
+    charges = [record for record in site.audit.records if record.kind == "charge"]
+    assert len(charges) == 1
+    assert site.ledger.steps("run-1") == PRIVACY.steps_per_round
+    body = releases(federation, 1, server.spec)[-1]
+    assert body["charge"] == charges[0].hash
+    (proof,) = [i["provenance"] for i in body["items"] if i["name"] == "masked"]
+    event = charges[0].body["event"]
+    assert proof == {"secagg": server.spec.hash.hex(), "dp": event}
+    assert {item["name"] for item in body["items"]} == {"secagg", "masked", "receipt"}
+    server.unmask(ALL, server.sign(ALL, headers))
+
+
+def test_with_dp_nothing_rides_behind_the_update(federation):
+    server = federation.server(federation.request(privacy=PRIVACY))
+    total, _ = server.run(ALL)
+    assert len(total) == len(VECTOR)
+
+
+def test_a_site_that_needs_dp_masks_nothing_without(make_site):
+    federation = Federation(make_site, policy=replace(PERMISSIVE, allow_without_dp=False))
+    assert name_of(federation.server().ask(SecAggStage.ADVERTISE, 1)) == "ConsentRefused"
+    federation.server(federation.request(privacy=PRIVACY)).run(ALL)
+
+
+def test_nothing_is_charged_for_a_round_that_cannot_be(federation):
+    server = federation.server(federation.request(privacy=PRIVACY))
+    boxes = server.up_to(SecAggStage.MASK, ALL)
+    spoiled = bytearray(boxes[1])
+    spoiled[-1] ^= 1
+    assert name_of(server.ask(SecAggStage.MASK, 1, bytes(spoiled))) == "ShareDecryptError"
+    assert federation.open(1).ledger.steps("run-1") == 0
+    assert name_of(server.ask(SecAggStage.MASK, 1, boxes[1])) == "StateError"
+
+
+def test_diverged_training_is_named_and_ends_the_round(federation, monkeypatch):
+    server = federation.server()
+    boxes = server.up_to(SecAggStage.MASK, ALL)
+    monkeypatch.setattr(
+        "lepton_client.work.train_plain",
+        lambda *_: (np.full(len(VECTOR), np.nan, np.float32), 0.5),
+    )
+    assert name_of(server.ask(SecAggStage.MASK, 1, boxes[1])) == "EncodingError"
+    assert name_of(server.ask(SecAggStage.MASK, 1, boxes[1])) == "StateError"
+    assert list((federation.folders[0] / "rounds").iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_malformed_bodies_are_named(federation, stage):
+    server = federation.server()
+    server.up_to(stage, ALL)
+    changes = {"spec": b"junk"} if stage is SecAggStage.ADVERTISE else {}
+    reply = server.ask(stage, 1, b"\0\0\0\x09junk", **changes)
+    assert name_of(reply) == "MalformedMessage"
+
+
+def test_no_secret_of_a_round_is_left_in_flowers_context(federation):
+    server = federation.server()
+    contexts = [context(folder) for folder in federation.folders]
+    server.send = lambda index, content: app(ask(content), contexts[index - 1])
+    server.run(ALL)
+    assert all(dict(each.state) == {} for each in contexts)
+
+
+def test_the_partner_key_of_these_tests_is_not_a_sites(federation):
+    keys = {member.public_key for member in federation.roster.members}
+    assert PARTNER.public_hex not in keys
