@@ -91,7 +91,6 @@ def release(
         StateError: the stage was answered before.
         DoorRefused: see `Door.release`.
     """
-    if part.stage is not Stage.UNMASKED:  # whose one answer may be sent again
-        site.spent.check_stage(part.spec, part.stage)
+    site.spent.check_stage(part.spec, part.stage)
     site.vault.save(part)
     return site.door.release(message, items, {**about, **site.spent.about(part)}, charge)

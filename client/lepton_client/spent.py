@@ -46,15 +46,19 @@ class SpentRounds:
                 raise UpdateAlreadySpent("A retry must keep the cohort of the round it repeats.")
 
     def check_stage(self, spec: RoundSpec, stage: Stage) -> None:
-        """Checks that a stage was not answered before, whatever the sealed file says.
+        """Checks that a stage may be answered, whatever the sealed file says.
+
+        The unmasking's one answer may be sent again, but never once a retry has begun.
 
         Raises:
-            StateError: it was, or the site has renounced the round.
+            StateError: it was answered before, or the site has renounced the round.
         """
         self._catch_up()
         name = spec.hash.hex()
-        if name in self._renounced or (name, stage.name) in self._answered:
-            raise StateError("This stage was answered before, or the round given up by a retry.")
+        if name in self._renounced:
+            raise StateError("This site has given the round up by taking part in a retry.")
+        if stage is not Stage.UNMASKED and (name, stage.name) in self._answered:
+            raise StateError("This stage was answered before.")
 
     def about(self, part: Participant) -> dict[str, str | int]:
         """Returns what the release of a stage's answer puts on record."""

@@ -9,6 +9,7 @@ from lepton_common.errors import SettingsError
 from lepton_common.models.catalog import MODELS
 from lepton_common.names import unknown
 from lepton_common.policy import SitePolicy
+from lepton_common.secagg.ring import Ring
 from lepton_common.secagg.spec import default_colluders
 from lepton_common.strict import (
     Count,
@@ -281,6 +282,14 @@ def parse_settings(values: Any) -> Settings:  # noqa: ANN401
     return settings
 
 
+def _ring_fits(settings: Settings) -> bool:
+    try:
+        Ring(settings.secagg.width, max(2, settings.cohort), 1, settings.secagg.clip, 0)
+    except ValueError:
+        return False
+    return True
+
+
 def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
     robust = strategy.name in ROBUST
@@ -331,6 +340,9 @@ def _contradictions(settings: Settings) -> list[str]:
         "if that is safe to assume, or choose secagg=none where the sites allow it.": (
             settings.secure and settings.cohort < settings.colluders + 2
         ),
+        f"secagg.clip={settings.secagg.clip} leaves no fraction bits in a ring of "
+        f"{settings.secagg.width} bits for {settings.cohort} sites: lower it, or raise "
+        "secagg.width.": settings.secure and not _ring_fits(settings),
         f"strategy.beta={strategy.beta} trims everything: keep it below 0.5.": (
             strategy.beta >= 0.5
         ),

@@ -87,7 +87,8 @@ def test_the_returned_run_holds_a_model_that_predicts_as_measured():
     run = lepton_cli.simulate(*PLAIN)
     test = load_dataset("breast_cancer", None, "public_ranges").test
     again = find_task("breast_cancer").evaluate(run.model(), test.features, test.labels)
-    assert again == run.metrics
+    # The loss on the sites' own records comes out of the masked sum, not out of the model.
+    assert again | {"train_loss": run.metrics["train_loss"]} == run.metrics
 
 
 @pytest.mark.parametrize("task", ["digits", "breast_cancer"])

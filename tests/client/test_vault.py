@@ -130,14 +130,23 @@ def test_what_a_crash_in_mid_write_left_is_erased_too(vault, part, monkeypatch):
     assert files(vault) == []
 
 
-def test_a_round_that_was_unmasked_leaves_no_file(federation):
+def test_a_round_that_was_unmasked_leaves_no_secret_and_the_next_one_no_file(federation):
     server = federation.server()
     signatures = server.up_to(SecAggStage.UNMASK, ALL)
-    for folder in federation.folders:
-        assert len(list((folder / "rounds").iterdir())) == 1
+    before = federation.open(1).vault.load(server.spec.hash)
+    assert len(before._shares) == 3
     server.unmask(ALL, signatures)
+    after = federation.open(1).vault.load(server.spec.hash)
+    assert (after._secrets, after._shares) == ((), {})
+    released = after._last[1]
+    for owner, shares in before._shares.items():
+        assert shares[:33] in released, owner  # of b, which unmasks the sum
+        assert shares[33:] not in after.to_bytes(), owner  # of s, which would unmask a site
+    spoken = federation.request(round=2, model_digest="a" * 64)
+    federation.server(spoken).advertise(ALL)
     for folder in federation.folders:
-        assert list((folder / "rounds").iterdir()) == []
+        (path,) = (folder / "rounds").iterdir()
+        assert server.spec.hash.hex() not in path.name
 
 
 def test_a_round_that_failed_leaves_no_file(federation):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +36,20 @@ class Server:
     Attributes:
         spec: the round.
         request: the training request that it is bound to.
-        coordinator: the server's state.
         replies: what each site answered last, by its position.
         shown: the content that each site was sent, by stage and position.
     """
 
     def __init__(self, folders: list[Path], spec: RoundSpec, asked: TrainRequest) -> None:
         self.folders, self.spec, self.request = folders, spec, asked
-        self.coordinator = Coordinator(spec)
         self.replies: dict[int, Message] = {}
         self.shown: dict[tuple[SecAggStage, int], RecordDict] = {}
         self.before_each: Callable[[], None] = lambda: None
+
+    @cached_property
+    def coordinator(self) -> Coordinator:
+        """The server's state."""
+        return Coordinator(self.spec)
 
     def send(self, index: int, content: RecordDict) -> Message:
         """Sends a site a content, through its ClientApp."""
@@ -155,12 +159,14 @@ class Federation:
 
     def spec(self, asked: TrainRequest, **changes: Any) -> RoundSpec:
         """Returns the round that a request belongs to, with some fields changed."""
-        n, f = len(self.roster.members), changes.pop("colluders", 0)
+        members = tuple((m.name, bytes.fromhex(m.public_key)) for m in self.roster.members)
+        roster = changes.pop("roster", members)
+        n, f = len(roster), changes.pop("colluders", 0)
         spec = RoundSpec(
             federation=FEDERATION,
             run_id=b"run-1".ljust(16, b"\0"),
             round=asked.round,
-            roster=tuple((m.name, bytes.fromhex(m.public_key)) for m in self.roster.members),
+            roster=roster,
             colluders=f,
             threshold=threshold(n, f),
             min_survivors=least_survivors(n, f),

@@ -106,6 +106,8 @@ class SumJournal:
             while True:
                 found.append(reader.item())
         except MalformedMessage:  # the end, or a reply torn by the crash
+            if (whole := lp(*found)) != data:
+                write_atomic(self._replies, whole)  # or the next one would be read as its end
             return found
 
     def _write(self) -> None:

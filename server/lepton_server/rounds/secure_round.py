@@ -83,10 +83,11 @@ class SecureRound:
             TooFewSites: each attempt ended below the threshold; the run may be resumed.
             RoundLost: a site may have helped to unmask, and the sum cannot be finished.
         """
-        finished = self._finished_from_disk()
-        if finished is not None:
-            return finished
         for attempt in range(1, self._settings.secagg.attempts + 1):
+            # First, because a repetition would leave out whoever has helped to unmask.
+            finished = self._finished_from_disk()
+            if finished is not None:
+                return finished
             spec = self._journal.next_spec(self._proposal)
             gathered: dict[str, Any] = {"epsilon": {}, "heads": {}, "failed": {}}
             exchange = self._exchange(spec, gathered)
@@ -97,7 +98,6 @@ class SecureRound:
                 if attempt == self._settings.secagg.attempts:
                     raise self._given_up(error, failed) from error
             else:
-                gathered["failed"] = self._named(exchange.failed)
                 return self._gathered(spec, result, gathered)
         raise AssertionError("there is at least one attempt")
 
@@ -185,6 +185,7 @@ class SecureRound:
         if self._journal.unmasking_began:
             return RoundLost(
                 f"{where} Some sites have helped to unmask a sum that cannot be finished, and "
-                "never answer twice for one model: start a new run with another seed."
+                "never answer twice for one model. Resume when the others are back; if they do not "
+                "come back, start a new run with another seed."
             )
         return TooFewSites(f"{where} The last finished round is kept; resume when they are back.")

@@ -95,6 +95,12 @@ class Exchange:
             coordinator.take_signature,
         )
         coordinator.close_signatures()
+        # Who failed after masking is in the sum all the same.
+        self.facts["failed"] = {
+            self.spec.roster[index - 1][0]: name
+            for index, name in self.failed.items()
+            if index not in coordinator.survivors
+        }
         # From here on a repetition may be refused, so all it takes to finish is on disk first.
         journal.unmasking(coordinator, self.facts)
         return self.unmask(coordinator, journal)

@@ -39,19 +39,19 @@ def test_one_partner_that_signs_twice_is_one():
     (key, signature), = signed["signatures"].items()  # fmt: skip
     text = json.dumps(signed)
     twice = text.replace(f'"{key}"', f'"{key}": "{signature}", "{key}"', 1)
-    with pytest.raises(RosterMismatch, match="^1 of"):
+    with pytest.raises(RosterMismatch, match=r"^1 of"):
         read_roster(twice, pin())
     doubled = Pin(partners=[PARTNERS[0].public_hex] * 2, threshold=2)
-    with pytest.raises(RosterMismatch, match="^1 of"):
+    with pytest.raises(RosterMismatch, match=r"^1 of"):
         read_roster(text, doubled)
 
 
 def test_a_key_that_is_not_pinned_does_not_count():
     stranger = SigningKey.generate()
     text = sign_roster(roster(), [PARTNERS[0], stranger])
-    with pytest.raises(RosterMismatch, match="^1 of"):
+    with pytest.raises(RosterMismatch, match=r"^1 of"):
         read_roster(text, pin())
-    with pytest.raises(RosterMismatch, match="^0 of"):
+    with pytest.raises(RosterMismatch, match=r"^0 of"):
         read_roster(text, pin(1, PARTNERS[1:]))
 
 
@@ -60,7 +60,7 @@ def test_a_signature_under_another_partners_name_does_not_count():
     first, second = signed["signatures"]
     signatures = signed["signatures"]
     signatures[first], signatures[second] = signatures[second], signatures[first]
-    with pytest.raises(RosterMismatch, match="^0 of"):
+    with pytest.raises(RosterMismatch, match=r"^0 of"):
         read_roster(json.dumps(signed), pin())
 
 
@@ -77,7 +77,7 @@ def test_a_signature_under_another_partners_name_does_not_count():
 def test_no_change_to_the_signed_text_passes(old, new):
     text = sign_roster(roster(), PARTNERS)
     assert old in text
-    with pytest.raises(RosterMismatch, match="^0 of"):
+    with pytest.raises(RosterMismatch, match=r"^0 of"):
         read_roster(text.replace(old, new, 1), pin())
 
 
@@ -107,5 +107,5 @@ def test_a_signature_for_another_purpose_is_worth_nothing():
     signed = json.loads(sign_roster(roster(), PARTNERS[:1]))
     bare = PARTNERS[1].sign(signed["roster"].encode()).hex()
     signed["signatures"][PARTNERS[1].public_hex] = bare
-    with pytest.raises(RosterMismatch, match="^1 of"):
+    with pytest.raises(RosterMismatch, match=r"^1 of"):
         read_roster(json.dumps(signed), pin())

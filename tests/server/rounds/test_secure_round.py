@@ -1,0 +1,364 @@
+"""A whole secure round at the server: same model as in clear, whoever fails, wherever it dies."""
+
+import numpy as np
+import pytest
+from flwr.app import Error, Message
+
+from lepton_cli.simulation import make_sites, split_over_sites
+from lepton_client.app import app as client_app
+from lepton_client.site import forget_sites
+from lepton_common.audit import read_records
+from lepton_common.datasets.catalog import load_dataset
+from lepton_common.errors import QuorumNotMet, RoundLost, SettingsError, TooFewSites
+from lepton_common.messages import TRAIN, SecAggStage
+from lepton_common.settings import LINEAR, ROBUST
+from lepton_server.engines.inprocess import InProcessGrid
+from lepton_server.engines.serialising import SerialisingGrid
+from lepton_server.rounds import loop, secure_sum
+from lepton_server.rounds.checkpoint import load_checkpoint
+from lepton_server.rounds.evaluate import Evaluator
+from lepton_server.rounds.journal import SumJournal
+from lepton_server.run_folder import RunFolder
+
+SITES = 5  # with f = 0: t = 3, and at least 3 in a sum
+SETTINGS = {
+    "task": "breast_cancer",
+    "sites": SITES,
+    "rounds": 2,
+    "data.partition": "dirichlet",
+    "data.alpha": 5.0,
+    "secagg.mode": "sa1",
+    "secagg.colluders": 0,
+}
+STAGES = [stage.value for stage in SecAggStage]
+
+
+class Crash(Exception):
+    """The server dies here."""
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    yield
+    forget_sites()
+
+
+@pytest.fixture
+def simulate(tmp_path, make_settings):
+    """Returns a runner of a federation; each name has its sites and its run folder."""
+
+    def run(name="run-1", changes=None, *, kind=InProcessGrid, fails=lambda node, stage: None):
+        settings = make_settings({**SETTINGS, **(changes or {})})
+        folder = RunFolder(tmp_path / name)
+        if not folder.path.exists():
+            folder.path.mkdir()
+            dataset = load_dataset("breast_cancer", None, "public_ranges")
+            make_sites(settings, folder, dataset, split_over_sites(settings, dataset))
+        forget_sites()
+
+        def app(message, context):
+            stage = "hello"
+            if message.metadata.message_type == TRAIN:
+                fields = message.content.config_records.get("secagg")
+                stage = fields["stage"] if fields else "mask"
+            how = fails(context.node_id - 1, stage)
+            if how == "before":
+                return Message(Error(100, "SiteBroke"), reply_to=message)
+            reply = client_app(message, context)
+            return Message(Error(100, "SiteBroke"), reply_to=message) if how else reply
+
+        nodes = {
+            node: {"site": str(folder.site(f"site-{node - 1}"))} for node in range(2, SITES + 2)
+        }
+        grid = kind(app, nodes)
+        try:
+            loop.run_rounds(grid, settings, folder)
+        finally:
+            grid.close()
+        layout = Evaluator(settings).layout
+        return load_checkpoint(folder.checkpoint, layout).model
+
+    run.folder = lambda name="run-1": RunFolder(tmp_path / name)
+    run.reports = lambda name="run-1": list(RunFolder(tmp_path / name).reports())
+    return run
+
+
+def assert_same(one, other, width=32):
+    tolerance = {32: 3e-7, 24: 1e-5, 20: 1e-4, 16: 2e-3}[width]
+    np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+@pytest.fixture
+def in_clear(simulate):
+    """Returns the model of the same rounds without secure aggregation."""
+
+    def run(changes=None, *, without=()):
+        plain = {"secagg.mode": "none", **(changes or {})}
+        return simulate(
+            "plain", plain, fails=lambda site, stage: "before" if (site, stage) in without else None
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("kind", [InProcessGrid, SerialisingGrid])
+@pytest.mark.parametrize("weights", ["equal", "public_size"])
+def test_secure_and_plain_runs_give_the_same_model(simulate, in_clear, kind, weights):
+    changes = {"federation.weights": weights}
+    assert_same(simulate(changes=changes, kind=kind), in_clear(changes))
+
+
+@pytest.mark.parametrize("width", [16, 20, 24])
+def test_narrower_rings_give_the_same_model_up_to_their_rounding(simulate, in_clear, width):
+    assert_same(simulate(changes={"secagg.width": width}), in_clear(), width)
+
+
+@pytest.mark.parametrize("strategy", ["fedadam", "fedavgm"])
+def test_linear_strategies_step_alike(simulate, in_clear, strategy):
+    changes = {"strategy.name": strategy, "strategy.tau": 0.1, "strategy.server_momentum": 0.9}
+    assert_same(simulate(changes=changes), in_clear(changes))
+
+
+def test_the_mean_of_the_training_losses_comes_out_of_the_sum(simulate):
+    simulate()
+    losses = [report.metrics["train_loss"] for report in simulate.reports()]
+    assert 0 < losses[1] < losses[0] < 1
+
+
+@pytest.mark.parametrize("how", ["before", "after"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_site_that_fails_at_a_stage_costs_at_most_its_own_update(simulate, in_clear, stage, how):
+    """Before: it never answers. After: its answer is lost on the way."""
+    changes = {"rounds": 1}
+    model = simulate(
+        changes=changes, fails=lambda site, at: how if (site, at) == (4, stage) else None
+    )
+    in_the_sum = stage in ("sign", "unmask")
+    assert_same(model, in_clear(changes, without=() if in_the_sum else [(4, "mask")]))
+    (report,) = simulate.reports()
+    assert report.failed == ({} if in_the_sum else {"site-4": "SiteBroke"})
+
+
+@pytest.mark.parametrize("stage", ["sign", "unmask"])
+def test_a_site_whose_update_is_in_the_sum_counts_for_the_quorum(simulate, in_clear, stage):
+    changes = {"rounds": 1, "federation.quorum": 1.0}
+    model = simulate(
+        changes=changes, fails=lambda site, at: "before" if (site, at) == (2, stage) else None
+    )
+    assert_same(model, in_clear({"rounds": 1}))
+
+
+@pytest.mark.parametrize("stage", STAGES[:3])
+def test_too_few_sites_are_named_and_when_they_are_back_the_round_is_repeated(
+    simulate, in_clear, stage
+):
+    changes = {"rounds": 1}
+    with pytest.raises(TooFewSites, match=r"site-1 \(SiteBroke\).* resume when they are back"):
+        simulate(
+            changes=changes, fails=lambda site, at: "after" if site <= 3 and at == stage else None
+        )
+    assert_same(simulate(changes=changes), in_clear(changes))
+
+
+def test_too_few_signatures_are_repeated_by_the_rule(simulate, in_clear):
+    changes = {"rounds": 1}
+    with pytest.raises(TooFewSites, match="2 sites signed and 3 are needed"):
+        simulate(
+            changes=changes, fails=lambda site, at: "after" if site <= 3 and at == "sign" else None
+        )
+    assert_same(simulate(changes=changes), in_clear(changes))
+
+
+@pytest.mark.parametrize("stage", STAGES[:4])
+def test_a_passing_failure_is_survived_by_a_second_attempt(simulate, in_clear, stage):
+    failed = set()
+
+    def once(site, at):
+        if at != stage or site > 3 or site in failed:
+            return None
+        failed.add(site)
+        return "after"
+
+    changes = {"rounds": 1}
+    assert_same(simulate(changes=changes, fails=once), in_clear(changes))
+    assert failed == {1, 2, 3}
+
+
+def test_lost_unmasking_answers_are_asked_for_again(simulate, in_clear):
+    changes = {"rounds": 1, "secagg.attempts": 1}
+    with pytest.raises((TooFewSites, RoundLost)):
+        simulate(
+            changes=changes,
+            fails=lambda site, at: "after" if site <= 3 and at == "unmask" else None,
+        )
+    assert_same(simulate(changes=changes), in_clear(changes))
+
+
+def test_a_retry_leaves_out_and_names_the_sites_that_have_unmasked(simulate, in_clear):
+    changes = {"rounds": 1}
+    unmasking = []
+
+    def fails(site, at):
+        unmasking.append(site) if at == "unmask" else None
+        # In the first attempt, sites 4 and 5 unmask; the others take part in the second.
+        return "before" if site <= 3 and at == "unmask" and len(unmasking) <= 5 else None
+
+    model = simulate(changes=changes, fails=fails)
+    assert_same(model, in_clear(changes, without=[(4, "mask"), (5, "mask")]))
+    (report,) = simulate.reports()
+    assert report.failed == dict.fromkeys(("site-4", "site-5"), "UpdateAlreadySpent")
+
+
+def die(monkeypatch, owner, method, when, count=1):
+    """Lets the server die before or after the n-th call of a method."""
+    calls = iter(range(1, 10**6))
+    work = getattr(owner, method)
+
+    def dying(*arguments, **options):
+        now = next(calls) == count
+        if now and when == "before":
+            raise Crash
+        result = work(*arguments, **options)
+        if now:
+            raise Crash
+        return result
+
+    monkeypatch.setattr(owner, method, dying)
+
+
+JOURNAL = [("next_spec", 1), ("masking", 1), ("unmasking", 1), ("unmasked", 1), ("unmasked", 2),
+           ("unmasked", 3), ("unmasked", 5), ("done", 1), ("unmasking", 2),
+           ("done", 2)]  # fmt: skip
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(("method", "count"), JOURNAL)
+def test_a_server_killed_at_the_journal_ends_in_the_same_model(
+    simulate, in_clear, monkeypatch, method, count, when
+):
+    expected = in_clear()
+    with monkeypatch.context() as killing:
+        die(killing, SumJournal, method, when, count)
+        with pytest.raises(Crash):
+            simulate()
+    assert_same(simulate(), expected)
+    assert [report.round for report in simulate.reports()] == [1, 2]
+    assert all(report.failed == {} for report in simulate.reports())
+
+
+@pytest.mark.parametrize("method", ["save_checkpoint", "_check_quorum", "make_strategy"])
+def test_a_server_killed_after_the_sum_finishes_it_from_disk(
+    simulate, in_clear, monkeypatch, method
+):
+    asked = []
+    with monkeypatch.context() as killing:
+        die(killing, loop, method, "before")
+        with pytest.raises(Crash):
+            simulate(changes={"rounds": 1})
+    fails = lambda site, at: asked.append(at)  # noqa: E731
+    model = simulate(changes={"rounds": 1}, fails=fails)
+    assert_same(model, in_clear({"rounds": 1}))
+    if method != "make_strategy":
+        assert set(asked) == {"hello"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_server_killed_in_the_middle_of_a_stage_ends_in_the_same_model(
+    simulate, in_clear, monkeypatch, stage
+):
+    collect = secure_sum.collect
+
+    def dying(grid, contents, kind, timeout):
+        for number, (node, answer) in enumerate(collect(grid, contents, kind, timeout)):
+            name = next(iter(contents.values()))["secagg"]["stage"]
+            if (name, number) == (stage, 2):
+                raise Crash
+            yield node, answer
+
+    with monkeypatch.context() as killing:
+        killing.setattr(secure_sum, "collect", dying)
+        with pytest.raises(Crash):
+            simulate(changes={"rounds": 1})
+    assert_same(simulate(changes={"rounds": 1}), in_clear({"rounds": 1}))
+
+
+def test_who_dropped_out_is_known_after_a_crash_too(simulate, monkeypatch):
+    broken = lambda site, at: "before" if (site, at) == (5, "mask") else None  # noqa: E731
+    changes = {"rounds": 1, "federation.quorum": 1.0}
+    for _ in range(2):  # the first time, and finished from disk
+        with pytest.raises(QuorumNotMet, match=r"site-5 \(SiteBroke\)"):
+            simulate(changes=changes, fails=broken)
+
+
+def test_a_reply_torn_by_the_crash_is_asked_for_again(simulate, in_clear, monkeypatch):
+    with monkeypatch.context() as killing:
+        die(killing, SumJournal, "unmasked", "after", 4)
+        with pytest.raises(Crash):
+            simulate(changes={"rounds": 1})
+    path = simulate.folder().sums / "replies"
+    path.write_bytes(path.read_bytes()[:-7])
+    assert_same(simulate(changes={"rounds": 1}), in_clear({"rounds": 1}))
+
+
+def test_two_crashes_in_a_row_while_replies_come_in(simulate, in_clear, monkeypatch):
+    for count in (2, 1):
+        with monkeypatch.context() as killing:
+            die(killing, SumJournal, "unmasked", "after", count)
+            with pytest.raises(Crash):
+                simulate(changes={"rounds": 1})
+        path = simulate.folder().sums / "replies"
+        path.write_bytes(path.read_bytes()[:-7])
+    assert_same(simulate(changes={"rounds": 1}), in_clear({"rounds": 1}))
+
+
+def test_where_sites_lost_their_answers_too_the_round_is_lost_by_name(simulate, monkeypatch):
+    collect = secure_sum.collect
+    with monkeypatch.context() as killing:
+        killing.setattr(secure_sum, "collect", lambda *asked: iter(list(collect(*asked))))
+        die(killing, SumJournal, "unmasked", "before", 1)
+        with pytest.raises(Crash):
+            simulate()
+    for path in simulate.folder().path.glob("sites/*/rounds/*"):
+        path.unlink()
+    for _ in range(2):
+        with pytest.raises(RoundLost, match="start a new run with another seed"):
+            simulate()
+
+
+def test_the_log_witnesses_the_round_under_its_specification(simulate):
+    simulate()
+    collected = [r for r in read_records(simulate.folder().audit) if r.kind == "collected"]
+    specs = [record.body["secagg"] for record in collected]
+    assert len(set(specs)) == 2
+    site = simulate.folder().site("site-1") / "audit.jsonl"
+    hashes = {record.hash: record.body for record in read_records(site)}
+    for record in collected:
+        assert hashes[record.body["heads"]["site-1"]]["spec"] == record.body["secagg"]
+
+
+def test_with_privacy_the_sum_is_made_and_charged_once_a_round(simulate):
+    changes = {"privacy.mode": "record", "privacy.epsilon": 3.0, "privacy.delta": 1e-5,
+               "train.local_epochs": None, "train.local_steps": 1}  # fmt: skip
+    simulate(changes=changes)
+    reports = simulate.reports()
+    assert set(reports[1].epsilon) == {f"site-{i}" for i in range(1, SITES + 1)}
+    assert 2.9 < max(reports[1].epsilon.values()) <= 3.0
+    assert "train_loss" not in reports[1].metrics
+
+
+@pytest.mark.parametrize("strategy", ROBUST)
+def test_strategies_that_need_single_updates_are_refused_with_the_reason(make_settings, strategy):
+    changes = {"secagg.mode": "sa1", "strategy.name": strategy, "sites": 20}
+    with pytest.raises(SettingsError, match="needs single updates, which secure aggregation hides"):
+        make_settings(changes)
+    make_settings({**changes, "secagg.mode": "none"})
+
+
+@pytest.mark.parametrize("strategy", LINEAR)
+def test_linear_strategies_are_offered(make_settings, strategy):
+    assert make_settings({"secagg.mode": "sa1", "strategy.name": strategy}).secure
+
+
+def test_a_cohort_too_small_for_its_colluders_is_refused(make_settings):
+    with pytest.raises(SettingsError, match="tolerates 2 colluding sites"):
+        make_settings({"secagg.mode": "sa1", "secagg.colluders": 2, "sites": 3})
