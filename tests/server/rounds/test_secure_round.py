@@ -194,14 +194,28 @@ def test_lost_unmasking_answers_are_asked_for_again(simulate, in_clear):
     assert_same(simulate(changes=changes), in_clear(changes))
 
 
+def test_before_a_retry_the_missing_answers_are_asked_for_again(simulate, in_clear):
+    changes = {"rounds": 1}
+    unmasking = []
+
+    def fails(site, at):
+        unmasking.append(site) if at == "unmask" else None
+        return "before" if site <= 3 and at == "unmask" and len(unmasking) <= 5 else None
+
+    assert_same(simulate(changes=changes, fails=fails), in_clear(changes))
+    (report,) = simulate.reports()
+    assert report.failed == {}
+
+
 def test_a_retry_leaves_out_and_names_the_sites_that_have_unmasked(simulate, in_clear):
     changes = {"rounds": 1}
     unmasking = []
 
     def fails(site, at):
         unmasking.append(site) if at == "unmask" else None
-        # In the first attempt, sites 4 and 5 unmask; the others take part in the second.
-        return "before" if site <= 3 and at == "unmask" and len(unmasking) <= 5 else None
+        # In the first attempt, sites 4 and 5 unmask; the others fail again when they are asked
+        # once more, and take part in the second attempt.
+        return "before" if site <= 3 and at == "unmask" and len(unmasking) <= 5 + 3 else None
 
     model = simulate(changes=changes, fails=fails)
     assert_same(model, in_clear(changes, without=[(4, "mask"), (5, "mask")]))
