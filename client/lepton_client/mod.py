@@ -10,9 +10,10 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 
 from lepton_client import consent, secure
-from lepton_client.door import Outbound, refuse_without_site
+from lepton_client.answering import answer_at_site
+from lepton_client.door import Outbound
 from lepton_client.participant import Participant
-from lepton_client.site import Site, open_site
+from lepton_client.site import Site
 from lepton_client.work import introduce
 from lepton_common.errors import ConsentRefused, MalformedMessage, PolicyViolation
 from lepton_common.messages import TRAIN, SecAggStage, StageRequest, read_stage
@@ -33,16 +34,9 @@ ClientAppCallable = Callable[[Message, Context], Message]
 
 def secure_aggregation(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
     """Answers a stage of SA1; the app itself is called only to train."""
-    try:
-        site = open_site(str(context.node_config["site"]))
-    except Exception as error:
-        return refuse_without_site(message, error)
-    with site.lock:
-        try:
-            return _answer(message, context, call_next, site)
-        except Exception as error:
-            site.keep_trace(error)
-            return site.door.refuse(message, error)
+    return answer_at_site(
+        message, context, lambda asked, site: _answer(asked, context, call_next, site)
+    )
 
 
 def _answer(

@@ -6,11 +6,10 @@ nothing more but the error's name.
 """
 
 import os
-from collections.abc import Callable, Sized
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
-
-import numpy as np
 
 from lepton_common.arrays import Vector
 from lepton_common.errors import (
@@ -162,11 +161,11 @@ class Participant:
             self._t2 = hash_sharers(self._t1, self._shares)
             self.stage = Stage.OPENED
 
-    def mask(self, values: Vector | RingVector, weight: float = 1.0) -> tuple[bytes, RingVector]:
+    def mask(self, values: Vector, weight: float = 1.0) -> tuple[bytes, RingVector]:
         """SA1 R2, second half: encodes and masks; returns the signed header and the vector.
 
         Args:
-            values: float32, shape [d], encoded here; or ring elements, shape [D], as they are.
+            values: float32, shape [d].
             weight: the site's share, in (0, 1].
 
         Raises:
@@ -177,14 +176,9 @@ class Participant:
         self._expect(Stage.OPENED)
         with self._aborting():
             ring = self.spec.ring
-            if values.dtype == np.float32:
-                if values.shape != (self.spec.dimension,):
-                    raise DimensionMismatch("The update has not the length that was agreed on.")
-                masked: RingVector = ring.encode(values, weight)  # type: ignore[arg-type]
-            else:
-                masked = values.astype(ring.dtype)
-            if masked.shape != (ring.length,):
-                raise DimensionMismatch("The encoded update has not the length agreed on.")
+            if values.shape != (self.spec.dimension,):
+                raise DimensionMismatch("The update has not the length that was agreed on.")
+            masked = ring.encode(values, weight)
             add_masks(masked, self._mask_keys(sorted(self._shares)), self.spec.width)
             digest = ring.digest(masked)
             header = Header(self.index, self._t2, ring.length, self.spec.width, digest)
@@ -323,8 +317,14 @@ class Participant:
                 f"'{stage.name.lower()}'; each stage answers once."
             )
 
-    def _aborting(self) -> "_Aborting":
-        return _Aborting(self)
+    @contextmanager
+    def _aborting(self) -> Iterator[None]:
+        """Ends the round for this site when what happens inside fails."""
+        try:
+            yield
+        except BaseException:
+            self.abort()
+            raise
 
     def _forget(self) -> None:
         self._secrets, self._shares = (), {}
@@ -387,18 +387,3 @@ class Participant:
             if other != self.index
         ]
         return [own, *pairs]
-
-
-class _Aborting:
-    """Ends the round for the site when what happens inside fails."""
-
-    def __init__(self, participant: Participant) -> None:
-        self._participant = participant
-
-    def __enter__(self) -> None:
-        """Nothing to do."""
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Aborts on any error."""
-        if kind is not None:
-            self._participant.abort()

@@ -137,7 +137,9 @@ def test_when_all_sites_fail_the_run_fails_and_keeps_what_was_finished(lepton, m
     assert len(run.rounds) == 1
 
 
-def test_a_site_that_raises_in_mid_round_is_named_without_its_words(lepton, monkeypatch):
+@pytest.fixture
+def mended(monkeypatch):
+    """Lets training fail at one site, until the returned function is called."""
     import lepton_client.work as work
 
     train = work.train_plain
@@ -148,6 +150,11 @@ def test_a_site_that_raises_in_mid_round_is_named_without_its_words(lepton, monk
         return train(model, task, records, received, recipe, seed)
 
     monkeypatch.setattr(work, "train_plain", sometimes)
+    return lambda: monkeypatch.setattr(work, "train_plain", train)
+
+
+@pytest.mark.usefixtures("mended")
+def test_a_site_that_raises_in_mid_round_is_named_without_its_words(lepton):
     ended = lepton("simulate", *QUICK)
     assert ended.code == 0
     assert "(KeyError)" in ended.err
@@ -158,23 +165,13 @@ def test_a_site_that_raises_in_mid_round_is_named_without_its_words(lepton, monk
     assert "Quixote" in (run.folder.site(failed) / "errors.log").read_text()
 
 
-def test_with_secure_aggregation_a_sum_of_two_is_refused_and_the_round_resumes(lepton, monkeypatch):
-    import lepton_client.work as work
-
-    train = work.train_plain
-
-    def sometimes(model, task, records, received, recipe, seed):
-        if len(records) == 151:
-            raise KeyError("patient Quixote")
-        return train(model, task, records, received, recipe, seed)
-
-    monkeypatch.setattr(work, "train_plain", sometimes)
+def test_with_secure_aggregation_a_sum_of_two_is_refused_and_the_round_resumes(lepton, mended):
     ended = lepton("simulate", *SECURE)
     assert ended.code == 7
     assert "2 sites masked and 3 are needed" in ended.err
     assert "(KeyError)" in ended.err
     assert "Quixote" not in ended.err + find_run("last").folder.audit.read_text()
-    monkeypatch.setattr(work, "train_plain", train)
+    mended()
     assert lepton("simulate", "resume=last").code == 0
 
 

@@ -89,7 +89,8 @@ def test_random_patterns_of_dropouts(sites, patterns):
         done = check(Drive(spec, SIGNERS[:sites], drops=drops))
         assert done == (count <= sites - spec.threshold)
         ends.add(done)
-    assert True in ends
+    # Both ends were met, or the test has not tried what it is about.
+    assert ends == {True, False} or patterns < 20
 
 
 def test_a_coordinator_restored_from_disk_finishes_with_the_same_sum():
