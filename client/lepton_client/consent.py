@@ -6,11 +6,12 @@ from lepton_client.site import SiteFile
 from lepton_common.arrays import Vector
 from lepton_common.errors import ConsentRefused, PolicyViolation, RosterMismatch
 from lepton_common.identity.roster import Roster
-from lepton_common.messages import TrainRequest, bind, bind_layout, bind_privacy
+from lepton_common.messages import TrainRequest
 from lepton_common.models.catalog import MODELS
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.secagg.spec import RoundSpec, default_colluders
+from lepton_common.summing import bind, bind_layout, bind_privacy
 from lepton_common.tasks.catalog import TASKS
 
 _LARGEST_WEIGHT = 100.0

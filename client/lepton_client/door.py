@@ -15,9 +15,10 @@ from lepton_client.ledger import Charge, Ledger
 from lepton_common.arrays import Vector, digest_of, pack
 from lepton_common.audit import AuditLog
 from lepton_common.errors import DoorRefused
-from lepton_common.messages import Receipt, SiteFacts, masked_record
+from lepton_common.messages import Receipt, SiteFacts
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.provenance import Protection, Provenance
+from lepton_common.stages import masked_record
 from lepton_common.strict import to_json
 
 _REFUSED = 100  # error code of a named refusal; Flower's own codes end at 8

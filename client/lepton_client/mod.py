@@ -16,9 +16,10 @@ from lepton_client.participant import Participant
 from lepton_client.site import Site
 from lepton_client.work import introduce
 from lepton_common.errors import ConsentRefused, MalformedMessage, PolicyViolation
-from lepton_common.messages import TRAIN, SecAggStage, StageRequest, read_stage
+from lepton_common.messages import TRAIN
 from lepton_common.privacy.provenance import PROTOCOL
 from lepton_common.secagg.spec import RoundSpec
+from lepton_common.stages import SecAggStage, StageRequest, read_stage
 from lepton_common.terms import (
     RECORD,
     Terms,

@@ -15,9 +15,9 @@ from lepton_client.participant import Participant, Stage
 from lepton_client.site import Site
 from lepton_common.arrays import Vector
 from lepton_common.errors import StateError
-from lepton_common.messages import SecAggStage, StageRequest
 from lepton_common.privacy.provenance import PROTOCOL, protected_by_secagg
 from lepton_common.secagg.spec import RoundSpec
+from lepton_common.stages import SecAggStage, StageRequest
 
 
 def begin(spec: RoundSpec, site: Site) -> Participant:

@@ -21,20 +21,17 @@ from lepton_common.device import pick_device
 from lepton_common.errors import EmptySite, EncodingError, ModelMismatch, PrivateWorkFailed
 from lepton_common.messages import (
     Receipt,
-    SecAggStage,
     SiteFacts,
-    StageRequest,
     TrainRequest,
     read_hello,
     read_model,
-    read_request,
-    read_stage,
     read_train,
-    weight_share,
 )
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, protected_by_dp
 from lepton_common.secagg.spec import RoundSpec
+from lepton_common.stages import SecAggStage, StageRequest, read_request, read_stage
+from lepton_common.summing import weight_share
 from lepton_common.tasks.catalog import find_task
 
 

@@ -1,26 +1,21 @@
 """Typed requests and replies, and their one form inside Flower's records.
 
-A stage of secure aggregation is the ConfigRecord ``secagg`` with the stage's name, the round
-and bytes in SA1's own encoding; the masked vector rides beside it as the ArrayRecord ``masked``.
-
 A request is the ConfigRecord ``request`` with one JSON text, and for training the ArrayRecord
 ``model`` with one packed vector. A reply to training is the ArrayRecord ``update``, the
 MetricRecord ``metrics`` and the ConfigRecord ``receipt``. Parsing is strict: any other record,
 field or type is refused. Replies are built in the site's door only.
 """
 
-from dataclasses import dataclass
-from enum import Enum
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field
 
 from lepton_common.arrays import Vector, digest_of, pack, unpack
+from lepton_common.content import expect_records, read_text, read_vector
 from lepton_common.device import DEVICE
 from lepton_common.errors import MalformedMessage, ModelMismatch
 from lepton_common.privacy.plan import PrivacyPlan
-from lepton_common.secagg.encoding import tagged_hash
 from lepton_common.strict import (
     Count,
     Digest,
@@ -34,47 +29,12 @@ from lepton_common.strict import (
     Rate,
     Size,
     Steps,
-    parse_json,
     record,
     to_json,
 )
 
 HELLO = "query.hello"
 TRAIN = "train"
-
-T = TypeVar("T")
-_MASKED = "lepton.masked.u8"
-
-
-class SecAggStage(Enum):
-    """The five exchanges of SA1, by what the server asks for."""
-
-    ADVERTISE = "advertise"
-    SHARE = "share"
-    MASK = "mask"
-    SIGN = "sign"
-    UNMASK = "unmask"
-
-
-_RECORDS = {
-    SecAggStage.ADVERTISE: {"secagg", "request"},
-    SecAggStage.MASK: {"secagg", "request", "model"},
-}
-
-
-@dataclass(frozen=True)
-class StageRequest:
-    """Asks a site for its part in one stage of secure aggregation.
-
-    Attributes:
-        stage: which of the five.
-        spec: the encoded round specification at ``advertise``, its hash afterwards.
-        body: what the stage shows the site, in SA1's encoding.
-    """
-
-    stage: SecAggStage
-    spec: bytes
-    body: bytes
 
 
 @record
@@ -218,119 +178,6 @@ def train_content(request: TrainRequest, model: Vector) -> RecordDict:
     )
 
 
-def stage_content(
-    request: StageRequest, train: TrainRequest | None = None, model: ArrayRecord | None = None
-) -> RecordDict:
-    """Returns the records of one stage of secure aggregation."""
-    fields: dict[str, str | bytes] = {
-        "stage": request.stage.value,
-        "spec": request.spec,
-        "body": request.body,
-    }
-    content = RecordDict({"secagg": ConfigRecord(dict(fields))})
-    if train is not None:
-        content["request"] = ConfigRecord({"json": to_json(train)})
-    if model is not None:
-        content["model"] = model
-    return content
-
-
-def weight_share(weights: dict[str, int], site: str) -> float:
-    """Returns by how much a site scales its values in a masked sum, at most 1."""
-    return weights[site] / max(weights.values())
-
-
-def bind(request: TrainRequest) -> bytes:
-    """Returns the 32 bytes that bind a round of secure aggregation to its training request."""
-    return tagged_hash("app", to_json(request).encode())
-
-
-def summed_metrics(request: TrainRequest) -> tuple[str, ...]:
-    """Returns the metrics that ride behind the update in a masked vector; none with DP."""
-    return () if request.privacy else ("train_loss",)
-
-
-def bind_layout(request: TrainRequest) -> bytes:
-    """Returns the 32 bytes that name all that is summed in a masked round."""
-    metrics = (metric.encode() for metric in summed_metrics(request))
-    return tagged_hash("layout", bytes.fromhex(request.layout), *metrics)
-
-
-def bind_privacy(request: PrivacyRequest | None) -> bytes:
-    """Returns the differential privacy in force, as a round's specification names it."""
-    return to_json(request).encode() if request else b"none"
-
-
-def read_stage(content: RecordDict, *, alone: bool = True) -> StageRequest:
-    """Parses one stage of secure aggregation.
-
-    Args:
-        content: what came.
-        alone: whether Lepton's own records may stand beside it only.
-
-    Raises:
-        MalformedMessage: anything but exactly that.
-    """
-    fields = content.config_records.get("secagg")
-    if fields is None or set(fields) != {"stage", "spec", "body"}:
-        raise MalformedMessage("The record 'secagg' should hold a stage, a round and a body.")
-    name, spec, body = fields["stage"], fields["spec"], fields["body"]
-    if not isinstance(spec, bytes) or not isinstance(body, bytes):
-        raise MalformedMessage("The record 'secagg' should hold bytes.")
-    try:
-        stage = SecAggStage(name)
-    except ValueError:
-        raise MalformedMessage("The record 'secagg' names no stage.") from None
-    if alone:
-        _only(content, _RECORDS.get(stage, {"secagg"}))
-    return StageRequest(stage, spec, body)
-
-
-def read_request(content: RecordDict) -> TrainRequest:
-    """Parses the training request that rides in a stage of secure aggregation.
-
-    Raises:
-        MalformedMessage: anything but exactly that.
-    """
-    return _text(TrainRequest, content, "request")
-
-
-def read_stage_reply(content: RecordDict) -> bytes:
-    """Returns what a site answered to a stage without a vector.
-
-    Raises:
-        MalformedMessage: anything but exactly that.
-    """
-    _only(content, {"secagg"})
-    return _body(content)
-
-
-def read_masked(content: RecordDict) -> tuple[bytes, bytes, Receipt]:
-    """Parses a masked update: signed header, packed ring elements, receipt.
-
-    Raises:
-        MalformedMessage: anything but exactly that.
-    """
-    _only(content, {"secagg", "masked", "receipt"})
-    return *_masked(content), _text(Receipt, content, "receipt")
-
-
-def read_masked_only(content: RecordDict) -> tuple[bytes, bytes]:
-    """Parses a masked update of a plain Flower app: signed header, packed ring elements.
-
-    Raises:
-        MalformedMessage: anything but exactly that.
-    """
-    _only(content, {"secagg", "masked"})
-    return _masked(content)
-
-
-def masked_record(packed: bytes) -> ArrayRecord:
-    """Returns packed ring elements as a record."""
-    array = Array(dtype="uint8", shape=(len(packed),), stype=_MASKED, data=packed)
-    return ArrayRecord({"vector": array})
-
-
 def model_record(model: Vector) -> ArrayRecord:
     """Returns a model as a record; one object can serve all sites of a round."""
     return ArrayRecord({"vector": pack(model)})
@@ -342,8 +189,8 @@ def read_hello(content: RecordDict) -> HelloRequest:
     Raises:
         MalformedMessage: anything but exactly that.
     """
-    _only(content, {"request"})
-    return _text(HelloRequest, content, "request")
+    expect_records(content, {"request"})
+    return read_text(HelloRequest, content, "request")
 
 
 def read_train(content: RecordDict) -> TrainRequest:
@@ -352,8 +199,8 @@ def read_train(content: RecordDict) -> TrainRequest:
     Raises:
         MalformedMessage: anything but exactly that.
     """
-    _only(content, {"request", "model"})
-    return _text(TrainRequest, content, "request")
+    expect_records(content, {"request", "model"})
+    return read_text(TrainRequest, content, "request")
 
 
 def read_model(content: RecordDict, request: TrainRequest) -> Vector:
@@ -363,7 +210,7 @@ def read_model(content: RecordDict, request: TrainRequest) -> Vector:
         MalformedMessage: not a packed vector.
         ModelMismatch: not the model that the request names.
     """
-    array = _vector(content, "model")
+    array = read_vector(content, "model")
     model = unpack(array, len(array.data) // 4)
     if digest_of(array.data) != request.model_digest:
         raise ModelMismatch("The model that came is not the one the request names; ask again.")
@@ -376,8 +223,8 @@ def read_facts(content: RecordDict) -> SiteFacts:
     Raises:
         MalformedMessage: anything but exactly that.
     """
-    _only(content, {"site"})
-    return _text(SiteFacts, content, "site")
+    expect_records(content, {"site"})
+    return read_text(SiteFacts, content, "site")
 
 
 def read_update(content: RecordDict, size: int) -> tuple[Vector, dict[str, float], Receipt]:
@@ -386,53 +233,12 @@ def read_update(content: RecordDict, size: int) -> tuple[Vector, dict[str, float
     Raises:
         MalformedMessage: anything but exactly that.
     """
-    _only(content, {"update", "metrics", "receipt"})
-    update = unpack(_vector(content, "update"), size)
+    expect_records(content, {"update", "metrics", "receipt"})
+    update = unpack(read_vector(content, "update"), size)
     metrics = content.metric_records.get("metrics")
     if metrics is None:
         raise MalformedMessage("The record 'metrics' should hold metrics.")
     losses = {name: value for name, value in metrics.items() if isinstance(value, float)}
     if set(metrics) - {"loss"} or len(losses) != len(metrics):
         raise MalformedMessage("A reply may hold no metric but 'loss'; update the site.")
-    return update, losses, _text(Receipt, content, "receipt")
-
-
-def _only(content: RecordDict, names: set[str]) -> None:
-    if set(content) != names:
-        raise MalformedMessage(
-            f"Expected the records {sorted(names)}, got {len(content)} others; "
-            "are both sides on the same version?"
-        )
-
-
-def _text(cls: type[T], content: RecordDict, name: str) -> T:
-    fields = content.config_records.get(name)
-    text = fields.get("json") if fields is not None and len(fields) == 1 else None
-    if not isinstance(text, str):
-        raise MalformedMessage(f"The record '{name}' should hold one JSON text.")
-    try:
-        return parse_json(cls, text)
-    except ValueError as error:
-        raise MalformedMessage(f"The record '{name}' is {error}.") from None
-
-
-def _body(content: RecordDict) -> bytes:
-    fields = content.config_records.get("secagg")
-    body = fields.get("body") if fields is not None and len(fields) == 1 else None
-    if not isinstance(body, bytes):
-        raise MalformedMessage("The record 'secagg' should hold one body of bytes.")
-    return body
-
-
-def _masked(content: RecordDict) -> tuple[bytes, bytes]:
-    array = _vector(content, "masked")
-    if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", _MASKED, (len(array.data),)):
-        raise MalformedMessage("The record 'masked' should hold packed ring elements.")
-    return _body(content), array.data
-
-
-def _vector(content: RecordDict, name: str) -> Array:
-    arrays = content.array_records.get(name)
-    if arrays is None or set(arrays) != {"vector"}:
-        raise MalformedMessage(f"The record '{name}' should hold one array, 'vector'.")
-    return arrays["vector"]
+    return update, losses, read_text(Receipt, content, "receipt")

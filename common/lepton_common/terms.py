@@ -10,9 +10,10 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from lepton_common.arrays import Vector
+from lepton_common.content import read_text
 from lepton_common.errors import DimensionMismatch, MalformedMessage
 from lepton_common.secagg.encoding import lp, tagged_hash
-from lepton_common.strict import Count, Name, parse_json, record, to_json
+from lepton_common.strict import Count, Name, record, to_json
 
 RECORD = "terms"
 
@@ -48,12 +49,7 @@ def read_terms(content: RecordDict) -> Terms:
     Raises:
         MalformedMessage: there are none.
     """
-    fields = content.config_records.get(RECORD)
-    text = fields.get("json") if fields is not None and len(fields) == 1 else None
-    try:
-        return parse_json(Terms, text if isinstance(text, str) else "")
-    except ValueError as error:
-        raise MalformedMessage(f"The record '{RECORD}' is {error}.") from None
+    return read_text(Terms, content, RECORD)
 
 
 def only_arrays(content: RecordDict) -> ArrayRecord:

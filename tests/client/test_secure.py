@@ -16,7 +16,7 @@ from lepton_client.site import forget_sites
 from lepton_common.durable import append_synced
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import sign_roster
-from lepton_common.messages import SecAggStage, bind, read_masked, read_stage_reply, train_content
+from lepton_common.messages import train_content
 from lepton_common.secagg.messages import (
     Signed,
     join_boxes,
@@ -24,6 +24,8 @@ from lepton_common.secagg.messages import (
     join_signed,
     split_boxes,
 )
+from lepton_common.stages import SecAggStage, read_masked, read_stage_reply
+from lepton_common.summing import bind
 
 ALL = [1, 2, 3, 4]
 STAGES = list(SecAggStage)

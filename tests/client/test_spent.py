@@ -9,7 +9,8 @@ from toy_site import VECTOR
 
 from lepton_client.site import forget_sites
 from lepton_common.arrays import digest_of, pack
-from lepton_common.messages import SecAggStage, bind
+from lepton_common.stages import SecAggStage
+from lepton_common.summing import bind
 
 ALL = [1, 2, 3, 4]
 OTHER = VECTOR + np.float32(0.5)

@@ -10,7 +10,7 @@ from lepton_client.participant import Participant, Stage
 from lepton_client.vault import Vault
 from lepton_common.errors import StateError
 from lepton_common.identity.keys import SigningKey
-from lepton_common.messages import SecAggStage
+from lepton_common.stages import SecAggStage
 
 ALL = [1, 2, 3]
 

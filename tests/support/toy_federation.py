@@ -12,19 +12,16 @@ from toy_site import PARTNER, VECTOR, ask, context, request
 from lepton_client.app import app
 from lepton_client.site import Site, forget_sites, open_site
 from lepton_common.identity.roster import Member, Roster, sign_roster
-from lepton_common.messages import (
+from lepton_common.messages import TrainRequest, model_record
+from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
+from lepton_common.stages import (
     SecAggStage,
     StageRequest,
-    TrainRequest,
-    bind,
-    bind_layout,
-    bind_privacy,
-    model_record,
     read_masked,
     read_stage_reply,
     stage_content,
 )
-from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
+from lepton_common.summing import bind, bind_layout, bind_privacy
 from lepton_server.rounds.coordinator import Coordinator
 
 FEDERATION = "toys"

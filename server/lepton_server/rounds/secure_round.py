@@ -10,22 +10,11 @@ from flwr.serverapp import Grid
 
 from lepton_common.arrays import Vector
 from lepton_common.errors import RoundLost, SecAggError, TooFewSites
-from lepton_common.messages import (
-    SecAggStage,
-    SiteFacts,
-    StageRequest,
-    TrainRequest,
-    bind,
-    bind_layout,
-    bind_privacy,
-    model_record,
-    read_masked,
-    stage_content,
-    summed_metrics,
-    weight_share,
-)
+from lepton_common.messages import SiteFacts, TrainRequest, model_record
 from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
 from lepton_common.settings import Settings
+from lepton_common.stages import SecAggStage, StageRequest, read_masked, stage_content
+from lepton_common.summing import bind, bind_layout, bind_privacy, summed_metrics, weight_share
 from lepton_server.rounds.gathered import Gathered, check_receipt
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.secure_sum import Exchange, SecureSum

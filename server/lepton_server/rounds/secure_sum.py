@@ -10,14 +10,9 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from lepton_common.errors import LeptonError
-from lepton_common.messages import (
-    TRAIN,
-    SecAggStage,
-    StageRequest,
-    read_stage_reply,
-    stage_content,
-)
+from lepton_common.messages import TRAIN
 from lepton_common.secagg.spec import RoundSpec
+from lepton_common.stages import SecAggStage, StageRequest, read_stage_reply, stage_content
 from lepton_server.rounds.collect import collect
 from lepton_server.rounds.coordinator import Coordinator
 from lepton_server.rounds.journal import SumJournal

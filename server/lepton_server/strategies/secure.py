@@ -15,18 +15,9 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
 from lepton_common.errors import SettingsError, TooFewSites
-from lepton_common.messages import (
-    TRAIN,
-    HelloRequest,
-    SecAggStage,
-    SiteFacts,
-    StageRequest,
-    hello_content,
-    read_facts,
-    read_masked_only,
-    stage_content,
-)
+from lepton_common.messages import TRAIN, HelloRequest, SiteFacts, hello_content, read_facts
 from lepton_common.secagg.spec import RoundSpec, default_colluders, least_survivors, threshold
+from lepton_common.stages import SecAggStage, StageRequest, read_masked_only, stage_content
 from lepton_common.terms import (
     RECORD,
     Terms,

@@ -10,8 +10,9 @@ from lepton_client.site import forget_sites
 from lepton_common.audit import read_records
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.errors import QuorumNotMet, RoundLost, SettingsError, TooFewSites
-from lepton_common.messages import TRAIN, SecAggStage
+from lepton_common.messages import TRAIN
 from lepton_common.settings import LINEAR, ROBUST
+from lepton_common.stages import SecAggStage
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.engines.serialising import SerialisingGrid
 from lepton_server.rounds import loop, secure_sum
