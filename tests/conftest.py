@@ -84,6 +84,10 @@ _SETTINGS = {
         "colluders": None,
         "attempts": 2,
         "stage_timeout_s": 60.0,
+        "compression": "none",
+        "coordinates": 0.1,
+        "rotate": False,
+        "rounding": "nearest",
     },
     "federation": {
         "name": "simulation",

@@ -10,7 +10,7 @@ from lepton_common.messages import TrainRequest
 from lepton_common.models.catalog import MODELS
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import PrivacyPlan
-from lepton_common.secagg.spec import RoundSpec, default_colluders
+from lepton_common.secagg.spec import WEIGHT_BITS, RoundSpec, default_colluders
 from lepton_common.summing import bind, bind_layout, bind_privacy
 from lepton_common.tasks.catalog import TASKS
 
@@ -57,11 +57,13 @@ def check(request: TrainRequest, site: SiteFile, *, masked: bool) -> PrivacyPlan
         raise ConsentRefused(
             f"A cohort of {request.cohort} is below this site's floor of {policy.min_cohort}."
         )
-    if masked != (request.weights is not None):
-        raise ConsentRefused("A masked sum, and only that, has its weights in the request.")
+    if masked != (request.masked is not None):
+        raise ConsentRefused("A masked sum, and only that, is described in the request.")
     if not masked and not policy.allow_without_secagg:
         raise ConsentRefused("This site's updates leave under secure aggregation only.")
     asked = request.privacy
+    if asked and request.masked and request.masked.weight_cap is not None:
+        raise ConsentRefused("With DP, no weight may depend on the number of records.")
     if asked is None:
         if not policy.allow_without_dp:
             raise ConsentRefused("This site trains with differential privacy only.")
@@ -98,11 +100,13 @@ def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: 
     check_members(spec, roster)
     check_colluders(spec, site.policy, roster)
     names = [name for name, _ in spec.roster]
-    weights = request.weights or {}
+    form = request.masked
+    weights = form.weights if form else {}
+    weight_bits = WEIGHT_BITS if form and form.weight_cap else 0
     rules = {
         "be as large as the cohort it names": len(names) == request.cohort,
         "be bound to its privacy plan": spec.dp == bind_privacy(request.privacy),
-        "weigh by public weights only": spec.weight_bits == 0,
+        "weigh as its request says": spec.weight_bits == weight_bits,
         "be bound to its request": spec.app_hash == bind(request),
         "be bound to its layout": spec.layout_hash == bind_layout(request),
         "be bound to its model": spec.model_hash.hex() == request.model_digest,

@@ -108,4 +108,4 @@ def _train(
     if not isinstance(counted, int | float) or not counted > 0:
         raise MalformedMessage(f"The app should return '{terms.weighted_by}', above zero.")
     values = change_of(before, only_arrays(reply.content), metrics, terms)
-    return secure.mask(part, values, min(counted / terms.weight_cap, 1.0), None)
+    return secure.mask(part, values, min(counted / terms.weight_cap, 1.0))

@@ -161,12 +161,15 @@ class Participant:
             self._t2 = hash_sharers(self._t1, self._shares)
             self.stage = Stage.OPENED
 
-    def mask(self, values: Vector, weight: float = 1.0) -> tuple[bytes, RingVector]:
+    def mask(
+        self, values: Vector, weight: float = 1.0, *, stochastic: bool = False
+    ) -> tuple[bytes, RingVector]:
         """SA1 R2, second half: encodes and masks; returns the signed header and the vector.
 
         Args:
             values: float32, shape [d].
             weight: the site's share, in (0, 1].
+            stochastic: whether to round at random; see `Ring.encode`.
 
         Raises:
             StateError: out of order.
@@ -178,7 +181,7 @@ class Participant:
             ring = self.spec.ring
             if values.shape != (self.spec.dimension,):
                 raise DimensionMismatch("The update has not the length that was agreed on.")
-            masked = ring.encode(values, weight)
+            masked = ring.encode(values, weight, self.random_bytes(32) if stochastic else None)
             add_masks(masked, self._mask_keys(sorted(self._shares)), self.spec.width)
             digest = ring.digest(masked)
             header = Header(self.index, self._t2, ring.length, self.spec.width, digest)

@@ -65,13 +65,20 @@ def answer(part: Participant, asked: StageRequest) -> bytes:
     return part.unmask(asked.body)
 
 
-def mask(part: Participant, values: Vector, weight: float, charge: Charge | None) -> list[Outbound]:
+def mask(
+    part: Participant,
+    values: Vector,
+    weight: float,
+    charge: Charge | None = None,
+    *,
+    stochastic: bool = False,
+) -> list[Outbound]:
     """Masks a vector, float32, shape [d], and returns it with its header, ready for the door.
 
     Raises:
         SecAggError: see `Participant.mask`.
     """
-    header, masked = part.mask(values, weight)
+    header, masked = part.mask(values, weight, stochastic=stochastic)
     packed = part.spec.ring.pack(masked)
     provenance = protected_by_secagg(part.spec.hash.hex(), charge.event if charge else None)
     return [Outbound("secagg", header, PROTOCOL), Outbound("masked", packed, provenance)]

@@ -12,6 +12,7 @@ import yaml
 
 from lepton_client.door import Door
 from lepton_client.ledger import Ledger
+from lepton_client.residual import Residuals
 from lepton_client.spent import SpentRounds
 from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
@@ -86,6 +87,7 @@ class Site:
         self.door = Door(self.audit, self.ledger, self.file.policy)
         self.spent = SpentRounds(self.audit)
         self.vault = Vault(folder / "rounds", self.key)
+        self.residuals = Residuals(folder / "residuals")
         self.lock = threading.Lock()
 
     def keep_trace(self, error: BaseException) -> None:

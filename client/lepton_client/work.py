@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.app import Message
 
 from lepton_client import consent, secure
@@ -31,7 +30,7 @@ from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, protected_by_dp
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.stages import SecAggStage, StageRequest, read_request, read_stage
-from lepton_common.summing import weight_share
+from lepton_common.summing import SummedForm
 from lepton_common.tasks.catalog import find_task
 
 
@@ -103,10 +102,8 @@ def _train_masked(message: Message, asked: StageRequest, part: Participant, site
     received = read_model(message.content, request)
     part.open(asked.body)  # before anything is spent on a round that cannot be
     trained = _train(request, received, site, plan)
-    values = trained.update if plan else np.append(trained.update, np.float32(trained.loss))
-    values = values * np.float32(weight_share(request.weights or {}, site.file.name))
     try:
-        items = secure.mask(part, values, 1.0, trained.charge)
+        items = _masked(trained, request, part, site)
     except EncodingError as error:
         if plan is None:
             raise
@@ -117,22 +114,40 @@ def _train_masked(message: Message, asked: StageRequest, part: Participant, site
     return secure.release(message, part, items, site, _about(request), trained.charge)
 
 
+def _masked(
+    trained: "_Trained", request: TrainRequest, part: Participant, site: Site
+) -> list[Outbound]:
+    """Returns the masked update; what the round does not sum of it stays for a later one."""
+    form, spec, update = request.masked, part.spec, trained.update
+    assert form is not None, "consent refuses masked rounds without it"
+    summed = SummedForm(request, form, len(update))
+    if form.coordinates < 1:
+        before = site.residuals.before(request, len(update))
+        update = update + before
+        site.residuals.keep(request, before, summed.unsent(spec, update))
+    metrics = [trained.loss][: len(summed.metrics)]
+    values = summed.vector(spec, update, metrics, site.file.name)
+    weight = min(trained.records / form.weight_cap, 1.0) if form.weight_cap else 1.0
+    stochastic = form.rounding == "stochastic"
+    return secure.mask(part, values, weight, trained.charge, stochastic=stochastic)
+
+
 @dataclass(frozen=True)
 class _Trained:
     update: Vector
-    loss: float
-    charge: Charge | None
+    loss: float = 0.0
+    records: int = 0
+    charge: Charge | None = None
 
 
 def _train(
     request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan | None
 ) -> _Trained:
     if plan is None:
-        update, loss = _train_plain(request, received, site)
-        return _Trained(update, loss, None)
+        return _train_plain(request, received, site)
     consent.check_model(received)
     charge = site.ledger.reserve(plan, request, site.file.policy)
-    return _Trained(_train_private(request, received, site, plan), 0.0, charge)
+    return _Trained(_train_private(request, received, site, plan), charge=charge)
 
 
 def _about(request: TrainRequest) -> dict[str, str | int]:
@@ -150,10 +165,12 @@ def _receipt(request: TrainRequest, site: Site, plan: PrivacyPlan | None) -> Rec
     )
 
 
-def _train_plain(request: TrainRequest, received: Vector, site: Site) -> tuple[Vector, float]:
+def _train_plain(request: TrainRequest, received: Vector, site: Site) -> _Trained:
     model, records = _prepare(request, received, site, channels_last=True)
     seed = _site_seed(request.recipe.seed, site.file.name)
-    return train_plain(model, find_task(request.task), records, received, request.recipe, seed)
+    task = find_task(request.task)
+    update, loss = train_plain(model, task, records, received, request.recipe, seed)
+    return _Trained(update, loss, len(records))
 
 
 def _train_private(

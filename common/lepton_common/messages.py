@@ -111,6 +111,26 @@ class PrivacyRequest:
 
 
 @record
+class MaskedSum:
+    """How the updates of a round are summed under secure aggregation.
+
+    Attributes:
+        weights: public weight of each site of the cohort.
+        weight_cap: where each site counts by its own number of records, masked too, the most it
+            counts for; None: by ``weights`` alone.
+        coordinates: share of the weights that a round sums, at random positions.
+        rotate: whether values are rotated before they are encoded.
+        rounding: ``nearest``, or ``stochastic``: up or down at random, right on average.
+    """
+
+    weights: dict[Name, Size]
+    weight_cap: Count | None
+    coordinates: Rate
+    rotate: bool
+    rounding: Literal["nearest", "stochastic"]
+
+
+@record
 class TrainRequest:
     """Asks a site for one round of training.
 
@@ -125,8 +145,7 @@ class TrainRequest:
         model_digest: SHA-256 of the model's vector.
         recipe: how to train.
         privacy: None for training without DP.
-        weights: public weight of each site of the cohort in a masked sum; None without secure
-            aggregation, where the server does the weighting.
+        masked: None without secure aggregation, where the server does the weighting.
     """
 
     run: Name
@@ -139,7 +158,7 @@ class TrainRequest:
     model_digest: Digest
     recipe: Recipe
     privacy: PrivacyRequest | None
-    weights: dict[Name, Size] | None
+    masked: MaskedSum | None
 
 
 @record

@@ -148,6 +148,10 @@ class SecAggSettings:
         colluders: sites that may collude with the server; None: a third of all, (sites - 1) / 3.
         attempts: times a round is tried before the run fails.
         stage_timeout_s: longest wait for a stage without training, in seconds.
+        compression: ``none``, or ``random_coordinates``: each round sums some of the weights.
+        coordinates: their share, for ``random_coordinates``.
+        rotate: whether to rotate updates, so that a low clip and few bits lose little.
+        rounding: ``nearest`` or, at a width of 16, ``stochastic``.
     """
 
     mode: Literal["none", "sa1"]
@@ -156,6 +160,10 @@ class SecAggSettings:
     colluders: Natural | None
     attempts: Count
     stage_timeout_s: Positive
+    compression: Literal["none", "random_coordinates", "top_k"]
+    coordinates: Rate
+    rotate: bool
+    rounding: Literal["nearest", "stochastic"]
 
 
 @record
@@ -185,14 +193,15 @@ class FederationSettings:
         cohort: sites asked in each round; None: all.
         quorum: share of the asked sites that must answer, or the run fails.
         round_timeout_s: longest wait for a round's answers, in seconds.
-        weights: ``equal``, or ``public_size``: each site's public size class.
+        weights: ``equal``; ``public_size``: each site's public size class; or ``masked_size``:
+            its number of records, which nobody sees, at most the largest size class.
     """
 
     name: Name
     cohort: Count | None
     quorum: Fraction
     round_timeout_s: Positive
-    weights: Literal["equal", "public_size"]
+    weights: Literal["equal", "public_size", "masked_size"]
 
 
 @record
@@ -343,6 +352,21 @@ def _contradictions(settings: Settings) -> list[str]:
         f"secagg.clip={settings.secagg.clip} leaves no fraction bits in a ring of "
         f"{settings.secagg.width} bits for {settings.cohort} sites: lower it, or raise "
         "secagg.width.": settings.secure and not _ring_fits(settings),
+        "secagg.compression=top_k would tell which weights a site's records move, and the sites' "
+        "positions would not line up in a sum: choose random_coordinates.": (
+            settings.secagg.compression == "top_k"
+        ),
+        "secagg.rounding=stochastic is for secagg.width=16; wider rings need none.": (
+            settings.secagg.rounding == "stochastic" and settings.secagg.width != 16
+        ),
+        "federation.weights=masked_size needs secure aggregation, which hides them: choose "
+        "secagg=sa1, or federation.weights=public_size.": (
+            settings.federation.weights == "masked_size" and not settings.secure
+        ),
+        "federation.weights=masked_size depends on private records, which privacy=record does not "
+        "charge for: choose public_size or equal.": (
+            settings.federation.weights == "masked_size" and settings.private
+        ),
         f"strategy.beta={strategy.beta} trims everything: keep it below 0.5.": (
             strategy.beta >= 0.5
         ),

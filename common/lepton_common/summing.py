@@ -1,11 +1,84 @@
 """What a round of secure aggregation sums, and what binds it to its training request."""
 
-from lepton_common.messages import PrivacyRequest, TrainRequest
+import math
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lepton_common.arrays import Vector
+from lepton_common.messages import MaskedSum, PrivacyRequest, TrainRequest
+from lepton_common.secagg.compression import Rotation, draw_positions, rotated_size
 from lepton_common.secagg.encoding import tagged_hash
+from lepton_common.secagg.spec import RoundSpec
 from lepton_common.strict import to_json
 
+LARGEST_METRIC = 8.0  # larger ones count as this much
 
-def weight_share(weights: dict[str, int], site: str) -> float:
+
+class SummedForm:
+    """How updates become the vectors that a round sums, and their sum a mean again.
+
+    Attributes:
+        metrics: names of the metrics that ride behind the update; none with DP.
+        dimension: d, number of values in a vector.
+    """
+
+    def __init__(self, request: TrainRequest, form: MaskedSum, size: int) -> None:
+        """Takes the request of the round and the number of weights in its model."""
+        self.metrics = summed_metrics(request)
+        self._form, self._size = form, size
+        self._sent = max(1, math.ceil(form.coordinates * size))
+        values = rotated_size(self._sent) if form.rotate else self._sent
+        self.dimension = values + len(self.metrics)
+
+    def vector(
+        self, spec: RoundSpec, update: Vector, metrics: Iterable[float], site: str
+    ) -> Vector:
+        """Returns what a site masks, float32, shape [d].
+
+        Args:
+            spec: the round.
+            update: float32, shape [size].
+            metrics: one value for each of `metrics`.
+            site: the site's name, for its public weight.
+        """
+        values = update if self._sent == self._size else update[self._positions(spec)]
+        if self._form.rotate:
+            values = Rotation(spec.hash, self._sent).forward(values)
+        # A clip that suits the update must not cut the metrics, so these fill it by themselves.
+        behind = np.array([*metrics], np.float32) * np.float32(spec.clip / LARGEST_METRIC)
+        share = np.float32(weight_share(self._form.weights, site))
+        vector: Vector = np.concatenate([values, behind]) * share
+        return vector
+
+    def unsent(self, spec: RoundSpec, update: Vector) -> Vector:
+        """Returns what of an update `vector` leaves out: the residual of error feedback."""
+        left = update.copy()
+        left[self._positions(spec)] = 0
+        return left
+
+    def mean(
+        self, spec: RoundSpec, total: NDArray[np.float64], weight: float
+    ) -> tuple[Vector, dict[str, float]]:
+        """Returns the mean update, float32, shape [size], and the means of the metrics."""
+        mean = total / weight
+        values = mean[: len(mean) - len(self.metrics)].astype(np.float32)
+        behind = mean[len(values) :] * (LARGEST_METRIC / spec.clip)
+        metrics = dict(zip(self.metrics, map(float, behind), strict=True))
+        if self._form.rotate:
+            values = Rotation(spec.hash, self._sent).inverse(values)
+        if self._sent == self._size:
+            return values, metrics
+        update = np.zeros(self._size, np.float32)
+        update[self._positions(spec)] = values
+        return update, metrics
+
+    def _positions(self, spec: RoundSpec) -> NDArray[np.int64]:
+        return draw_positions(spec.hash, self._size, self._sent)
+
+
+def weight_share(weights: Mapping[str, int], site: str) -> float:
     """Returns by how much a site scales its values in a masked sum, at most 1."""
     return weights[site] / max(weights.values())
 

@@ -1,5 +1,6 @@
 """A site's part in SA1, driven by messages: each stage once, by the rules, or an error's name."""
 
+import math
 import os
 import shutil
 from dataclasses import replace
@@ -7,16 +8,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_federation import Federation
+from toy_federation import Federation, masked_sum
 from toy_site import PARTNER, PERMISSIVE, PRIVACY, VECTOR, ask, context, request
 
 import lepton_client.work
 from lepton_client.app import app
 from lepton_client.site import forget_sites
+from lepton_common.arrays import digest_of, pack
 from lepton_common.durable import append_synced
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import sign_roster
 from lepton_common.messages import train_content
+from lepton_common.secagg.compression import draw_positions
 from lepton_common.secagg.messages import (
     Signed,
     join_boxes,
@@ -25,7 +28,7 @@ from lepton_common.secagg.messages import (
     split_boxes,
 )
 from lepton_common.stages import SecAggStage, read_masked, read_stage_reply
-from lepton_common.summing import bind
+from lepton_common.summing import SummedForm, bind
 
 ALL = [1, 2, 3, 4]
 STAGES = list(SecAggStage)
@@ -377,7 +380,7 @@ def roster_of(federation, change):
 def test_a_cohort_that_is_not_in_the_signed_roster_is_refused(federation, change):
     roster = roster_of(federation, change)
     names = [name for name, _ in roster]
-    asked = federation.request(cohort=len(names), weights=dict.fromkeys(names, 1))
+    asked = federation.request(cohort=len(names), masked=masked_sum(dict.fromkeys(names, 1)))
     server = federation.server(asked, roster=roster)
     assert name_of(server.ask(SecAggStage.ADVERTISE, 1)) == "RosterMismatch"
 
@@ -412,7 +415,7 @@ def test_a_round_tolerates_as_many_colluders_as_the_policy_asks_for(
 def test_the_default_of_colluders_is_of_the_whole_roster_and_not_of_the_cohort(make_site):
     federation = Federation(make_site, 7, policy=replace(PERMISSIVE, colluders=None))
     names = ["site-1", "site-2", "site-3", "site-4"]
-    asked = federation.request(cohort=4, weights=dict.fromkeys(names, 1))
+    asked = federation.request(cohort=4, masked=masked_sum(dict.fromkeys(names, 1)))
     roster = federation.spec(asked).roster[:4]
     for tolerated, error in ((1, "PolicyViolation"), (2, None)):
         changes = {"roster": roster, "threshold": (4 + tolerated) // 2 + 1, "min_survivors": 4}
@@ -431,7 +434,7 @@ def test_a_site_that_masks_only_trains_for_no_plain_request(make_site):
 
 
 def test_a_masked_round_without_weights_is_refused(federation):
-    asked = federation.request(weights=None)
+    asked = federation.request(masked=None)
     assert name_of(federation.server(asked).ask(SecAggStage.ADVERTISE, 1)) == "ConsentRefused"
 
 
@@ -448,7 +451,7 @@ def test_a_masked_round_without_weights_is_refused(federation):
     ],
 )
 def test_no_sites_weight_can_be_shrunk_or_blown_up_without_its_knowing(federation, weights, errors):
-    asked = federation.request(weights={f"site-{i}": w for i, w in weights.items()})
+    asked = federation.request(masked=masked_sum({f"site-{i}": w for i, w in weights.items()}))
     for index, error in errors.items():
         server = federation.server(asked)
         assert name_of(server.ask(SecAggStage.ADVERTISE, index)) == error
@@ -458,7 +461,7 @@ def test_no_sites_weight_can_be_shrunk_or_blown_up_without_its_knowing(federatio
     "names", [["site-1", "site-2", "site-3"], [f"site-{i}" for i in range(1, 6)]]
 )
 def test_weights_are_those_of_the_rounds_own_sites(federation, names):
-    asked = federation.request(weights=dict.fromkeys(names, 1))
+    asked = federation.request(masked=masked_sum(dict.fromkeys(names, 1)))
     assert name_of(federation.server(asked).ask(SecAggStage.ADVERTISE, 1)) == "PolicyViolation"
 
 
@@ -468,10 +471,102 @@ def test_sites_scale_by_their_public_size(make_site, trained, tmp_path):
     path.write_text(path.read_text().replace("public_size: 16", "public_size: 64"))
     forget_sites()
     weights = {"site-1": 16, "site-2": 16, "site-3": 16, "site-4": 64}
-    server = federation.server(federation.request(weights=weights))
+    server = federation.server(federation.request(masked=masked_sum(weights)))
     total, _ = server.run(ALL)
     expected = np.sum(trained[:3], axis=0) / 4 + trained[3]
     np.testing.assert_allclose(total, expected, atol=rounding(server.spec, 4) + 1e-6)
+
+
+def masked(federation, **changes):
+    """Returns a request whose sum is formed in another way, and its server."""
+    weights = {folder.name: 1 for folder in federation.folders}
+    asked = federation.request(masked=masked_sum(weights, **changes))
+    form = SummedForm(asked, asked.masked, len(VECTOR))
+    bits = 16 if asked.masked.weight_cap else 0
+    return federation.server(asked, dimension=form.dimension, weight_bits=bits), form
+
+
+def test_sites_count_by_their_own_records_without_telling(make_site, trained):
+    federation = Federation(make_site)
+    for folder, records in zip(federation.folders, (2, 4, 8, 16), strict=True):
+        np.save(folder / "rows.npy", np.arange(records))
+    forget_sites()
+    server, _ = masked(federation, weight_cap=8)
+    total, weight = server.run(ALL)
+    shares = [2 / 8, 4 / 8, 1, 1]  # the fourth counts at most as the cap
+    assert weight == sum(shares)
+    expected = np.tensordot(shares, trained, 1)
+    np.testing.assert_allclose(total, expected, atol=rounding(server.spec, 4) + 1e-6)
+
+
+@pytest.mark.parametrize(("bits", "cap"), [(0, 8), (8, 8), (16, None)])
+def test_weights_are_masked_as_the_request_says(federation, bits, cap):
+    server, _ = masked(federation, weight_cap=cap)
+    asked = federation.server(server.request, weight_bits=bits)
+    assert name_of(asked.ask(SecAggStage.ADVERTISE, 1)) == "PolicyViolation"
+
+
+def test_with_dp_no_weight_depends_on_the_number_of_records(federation):
+    server, _ = masked(federation, weight_cap=8)
+    asked = federation.server(replace(server.request, privacy=PRIVACY), weight_bits=16)
+    assert name_of(asked.ask(SecAggStage.ADVERTISE, 1)) == "ConsentRefused"
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_some_coordinates_are_summed_and_the_others_wait_at_the_sites(federation, trained, rotate):
+    server, form = masked(federation, coordinates=0.25, rotate=rotate)
+    assert form.dimension < len(VECTOR) or rotate
+    total, _ = server.run(ALL)
+    mean, metrics = form.mean(server.spec, total, 4)
+    kept = draw_positions(server.spec.hash, len(VECTOR), math.ceil(len(VECTOR) / 4))
+    everything = np.mean(trained, axis=0)
+    expected = np.zeros(len(VECTOR))
+    expected[kept] = everything[kept]
+    np.testing.assert_allclose(mean, expected, atol=1e-5)
+    assert metrics["train_loss"] == pytest.approx(everything[-1], abs=1e-5)
+    for index, update in enumerate(trained, start=1):
+        left = update[:-1].copy()
+        left[kept] = 0
+        later = replace(server.request, model_digest="b" * 64)
+        found = federation.open(index).residuals.before(later, len(VECTOR))
+        np.testing.assert_array_equal(found, left)
+
+
+def test_what_waited_is_sent_in_the_next_round(federation, trained):
+    first, _ = masked(federation, coordinates=0.5)
+    first.run(ALL)
+    waited = [
+        federation.open(index).residuals.before(
+            replace(first.request, model_digest="b" * 64), len(VECTOR)
+        )
+        for index in ALL
+    ]
+    later = VECTOR + np.float32(0.5)
+    asked = replace(first.request, round=2, model_digest=digest_of(pack(later).data))
+    second = federation.server(asked, dimension=first.spec.dimension)
+    boxes = second.up_to(SecAggStage.MASK, ALL)
+    for index in ALL:
+        reply = second.ask(SecAggStage.MASK, index, boxes[index], model=later)
+        header, packed, _ = read_masked(reply.content)
+        second.coordinator.take_masked(index, header, packed)
+    signatures = second.sign(ALL, second.coordinator.close_masked())
+    total, _ = second.unmask(ALL, signatures)
+    kept = draw_positions(second.spec.hash, len(VECTOR), math.ceil(len(VECTOR) / 2))
+    sent = [update[:-1] + left for update, left in zip(trained[4:], waited, strict=True)]
+    assert np.abs(waited).max() > 1e-3
+    np.testing.assert_allclose(total[:-1], np.sum(sent, axis=0)[kept], atol=1e-5)
+
+
+def test_rotation_and_stochastic_rounding_keep_the_mean(federation, trained):
+    server, form = masked(federation, rotate=True, rounding="stochastic")
+    narrow = federation.server(
+        server.request, dimension=form.dimension, width=16, clip=1.0, weight_bits=0
+    )
+    total, _ = narrow.run(ALL)
+    mean, _ = form.mean(narrow.spec, total, 4)
+    unit = 2.0**-narrow.spec.ring.scale_bits
+    error = mean - np.mean(trained, axis=0)[:-1]
+    assert 0 < np.sqrt(np.mean(error**2)) < unit
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from toy_federation import Federation
+from toy_federation import Federation, masked_sum
 from toy_site import VECTOR
 
 from lepton_client.site import forget_sites
@@ -121,7 +121,7 @@ def test_a_retry_keeps_the_cohort(federation):
     first = federation.server()
     first.up_to(SecAggStage.SIGN, ALL)
     names = ["site-1", "site-2", "site-3"]
-    smaller = federation.request(cohort=3, weights=dict.fromkeys(names, 1))
+    smaller = federation.request(cohort=3, masked=masked_sum(dict.fromkeys(names, 1)))
     roster = first.spec.roster[:3]
     changes = {"roster": roster, "threshold": 2, "app_hash": bind(smaller), "round": 2}
     retried = federation.server(smaller, **changes, retry_of=(first.spec.hash,))

@@ -59,7 +59,7 @@ _REQUEST = TrainRequest(
         steps_per_round=2,
         max_steps=10,
     ),
-    weights=None,
+    masked=None,
 )
 _RECEIPT = Receipt(run="run-1", round=3, plan="a" * 64, steps=6, epsilon=1.5, audit_head="b" * 64)
 _FACTS = SiteFacts(

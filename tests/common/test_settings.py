@@ -58,6 +58,18 @@ def test_valid_settings_pass(make_settings):
             "strategy=fedmedian treats all sites alike",
         ),
         ({"strategy.beta": 0.5}, False, "strategy.beta=0.5 trims everything"),
+        ({"secagg.compression": "top_k"}, False, "secagg.compression=top_k would tell"),
+        ({"secagg.rounding": "stochastic"}, False, "secagg.rounding=stochastic is for"),
+        (
+            {"federation.weights": "masked_size"},
+            False,
+            "federation.weights=masked_size needs secure aggregation",
+        ),
+        (
+            {"federation.weights": "masked_size", "secagg.mode": "sa1"},
+            True,
+            "federation.weights=masked_size depends on private records",
+        ),
         ({"strategy.beta_1": 1.0}, False, "strategy.beta_1 and strategy.beta_2 must be below 1."),
         ({"strategy.beta_2": 1.0}, False, "strategy.beta_1 and strategy.beta_2 must be below 1."),
     ],
@@ -82,6 +94,8 @@ def test_each_contradiction_is_named_alone(setting_values, changes, private, sai
         ({"strategy.beta": 0.49}, False),
         ({"federation.weights": "public_size"}, False),
         ({"privacy.sample_rate": 0.1}, True),
+        ({"federation.weights": "masked_size", "secagg.mode": "sa1"}, False),
+        ({"secagg.rounding": "stochastic", "secagg.width": 16}, False),
     ],
 )
 def test_what_stands_next_to_a_contradiction_is_allowed(make_settings, changes, private):

@@ -12,7 +12,7 @@ from toy_site import PARTNER, VECTOR, ask, context, request
 from lepton_client.app import app
 from lepton_client.site import Site, forget_sites, open_site
 from lepton_common.identity.roster import Member, Roster, sign_roster
-from lepton_common.messages import TrainRequest, model_record
+from lepton_common.messages import MaskedSum, TrainRequest, model_record
 from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
 from lepton_common.stages import (
     SecAggStage,
@@ -25,6 +25,12 @@ from lepton_common.summing import bind, bind_layout, bind_privacy
 from lepton_server.rounds.coordinator import Coordinator
 
 FEDERATION = "toys"
+
+
+def masked_sum(weights: dict[str, int], **changes: Any) -> MaskedSum:
+    """Returns how the updates of a round are summed, plainly unless changed."""
+    plain = {"weight_cap": None, "coordinates": 1.0, "rotate": False, "rounding": "nearest"}
+    return MaskedSum(weights=weights, **{**plain, **changes})
 
 
 class Server:
@@ -151,8 +157,8 @@ class Federation:
     def request(self, **changes: object) -> TrainRequest:
         """Returns a request to all sites, alike."""
         count = len(self.folders)
-        weights = {folder.name: 1 for folder in self.folders}
-        return request(**{"cohort": count, "weights": weights, **changes})
+        form = masked_sum({folder.name: 1 for folder in self.folders})
+        return request(**{"cohort": count, "masked": form, **changes})
 
     def spec(self, asked: TrainRequest, **changes: Any) -> RoundSpec:
         """Returns the round that a request belongs to, with some fields changed."""

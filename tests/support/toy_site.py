@@ -121,7 +121,7 @@ def request(**changes: object) -> TrainRequest:
         model_digest=digest_of(pack(VECTOR).data),
         recipe=RECIPE,
         privacy=None,
-        weights=None,
+        masked=None,
     )
     return replace(valid, **changes)
 

@@ -116,8 +116,13 @@ def each_part(
 
 def keystream(key: bytes, count: int, backend: str | None = None) -> NDArray[np.uint8]:
     """Returns the first ``count`` bytes of lane 0, by the chosen backend or another."""
+    return lane_bytes(key, 0, count, backend)
+
+
+def lane_bytes(key: bytes, lane: int, count: int, backend: str | None = None) -> NDArray[np.uint8]:
+    """Returns the first ``count`` bytes of a lane."""
     out = bytearray(count)
-    BACKENDS[backend or _chosen](key, 0, 0).update_into(memoryview(bytes(count)), out)
+    BACKENDS[backend or _chosen](key, lane, 0).update_into(memoryview(bytes(count)), out)
     return np.frombuffer(out, np.uint8)
 
 

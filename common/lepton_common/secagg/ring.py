@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from lepton_common.arrays import Vector
 from lepton_common.errors import EncodingError, MalformedMessage
 from lepton_common.secagg.encoding import tagged_hash
-from lepton_common.secagg.masks import LANE, RingVector, each_lane
+from lepton_common.secagg.masks import LANE, RingVector, each_lane, lane_bytes
 
 WIDTHS = (16, 20, 24, 32)
 # Elements. Temporaries stay in the cache; smaller pieces make threads wait for Python's lock.
 _CHUNK = 1 << 17
 _MOST_SCALE_BITS = 60
+_STEP = np.float32(1 / 256)
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,16 @@ class Ring:
         scale = most.numerator.bit_length() - most.denominator.bit_length()
         return scale if most >= Fraction(2) ** scale else scale - 1
 
-    def encode(self, values: Vector, weight: float = 1.0) -> RingVector:
+    def encode(
+        self, values: Vector, weight: float = 1.0, dither: bytes | None = None
+    ) -> RingVector:
         """Returns weighted values, clipped to ±``clip``, and the weight, shape [D].
 
         Args:
             values: float32, shape [d].
             weight: in (0, 1]; rounded to ``weight_bits``, at least one unit, and applied so.
+            dither: a fresh secret key, 32 bytes, for stochastic rounding (Gupta et al. 2015), at
+                a width of 16; None: to the nearest.
 
         Raises:
             EncodingError: a value is not finite, the weight out of bounds, or the values of
@@ -111,12 +116,19 @@ class Ring:
             raise EncodingError(f"There should be {self.dimension} values of type float32.")
         if not 0 < weight <= 1:
             raise EncodingError("A weight should be above 0 and at most 1.")
+        if dither is not None and self.width != 16:
+            raise EncodingError("Stochastic rounding is for rings of 16 bits.")
         units = max(1, round(weight * 2**self.weight_bits))
         factor = np.float32(2.0**self.scale_bits * units / 2**self.weight_bits)
         out: RingVector = np.empty(self.length, self.dtype)
         each_lane(
             self.dimension,
-            lambda _, part: self._encode_lane(values[part], factor, out[: self.dimension][part]),
+            lambda lane, part: self._encode_lane(
+                values[part],
+                factor,
+                out[: self.dimension][part],
+                None if dither is None else (dither, lane),
+            ),
         )
         for limb in range(self.limbs):
             piece = units >> (limb * self.limb_width)
@@ -204,8 +216,15 @@ class Ring:
         bound = np.float32(self.clip)
         return bound if float(bound) <= self.clip else np.nextafter(bound, np.float32(0))
 
-    def _encode_lane(self, values: Vector, factor: np.float32, out: RingVector) -> None:
+    def _encode_lane(
+        self,
+        values: Vector,
+        factor: np.float32,
+        out: RingVector,
+        dither: tuple[bytes, int] | None,
+    ) -> None:
         buffer = np.empty(min(_CHUNK, len(values)), np.float32)
+        noise = lane_bytes(*dither, len(values)) if dither else None
         signed = out.view(self._signed)
         for piece in _pieces(slice(0, len(values)), len(values)):
             came = values[piece]
@@ -214,7 +233,12 @@ class Ring:
                 raise EncodingError("A value is not finite; training diverged.")
             np.clip(came, -self._bound, self._bound, out=scaled)
             np.multiply(scaled, factor, out=scaled)
-            np.rint(scaled, out=scaled)
+            if noise is None:
+                np.rint(scaled, out=scaled)
+            else:
+                # Odd multiples of 1/512: what is below 2**15 can take them without rounding.
+                scaled += noise[piece].astype(np.float32) * _STEP + _STEP / 2
+                np.floor(scaled, out=scaled)
             np.copyto(signed[piece], scaled, casting="unsafe")
             if self.width in (20, 24):
                 out[piece] &= self._mask

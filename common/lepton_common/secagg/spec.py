@@ -9,6 +9,7 @@ from lepton_common.secagg.encoding import Reader, i8, lp, tagged_hash
 from lepton_common.secagg.ring import Ring
 
 SUITE = "SA1-X25519-HKDFSHA256-AES256CTR-Shamir(2^256+297)-v1"
+WEIGHT_BITS = 16  # fraction bits of a masked weight
 _MOST_SITES = 1000
 _LARGEST = 1 << 40
 

@@ -3,7 +3,7 @@
 import hashlib
 
 from lepton_common.arrays import Layout, digest_of, pack
-from lepton_common.messages import PrivacyRequest, Recipe, TrainRequest
+from lepton_common.messages import MaskedSum, PrivacyRequest, Recipe, TrainRequest
 from lepton_common.privacy.plan import calibrated_noise
 from lepton_common.settings import Settings
 from lepton_server.rounds.checkpoint import Checkpoint
@@ -65,7 +65,19 @@ def train_request(
         model_digest=digest_of(pack(state.model).data),
         recipe=recipe(settings, state.round + 1),
         privacy=privacy,
-        weights=weights if settings.secure else None,
+        masked=masked_sum(settings, weights) if settings.secure else None,
+    )
+
+
+def masked_sum(settings: Settings, weights: dict[str, int]) -> MaskedSum:
+    """Returns how a cohort's updates are summed, given each site's public weight."""
+    secagg, masked_size = settings.secagg, settings.federation.weights == "masked_size"
+    return MaskedSum(
+        weights=dict.fromkeys(weights, 1) if masked_size else weights,
+        weight_cap=max(weights.values()) if masked_size else None,
+        coordinates=secagg.coordinates if secagg.compression == "random_coordinates" else 1.0,
+        rotate=secagg.rotate,
+        rounding=secagg.rounding,
     )
 
 

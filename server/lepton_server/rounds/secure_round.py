@@ -4,17 +4,16 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from lepton_common.arrays import Vector
 from lepton_common.errors import RoundLost, SecAggError, TooFewSites
 from lepton_common.messages import SiteFacts, TrainRequest, model_record
-from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
+from lepton_common.secagg.spec import WEIGHT_BITS, RoundSpec, least_survivors, threshold
 from lepton_common.settings import Settings
 from lepton_common.stages import SecAggStage, StageRequest, read_masked, stage_content
-from lepton_common.summing import bind, bind_layout, bind_privacy, summed_metrics, weight_share
+from lepton_common.summing import SummedForm, bind, bind_layout, bind_privacy, weight_share
 from lepton_server.rounds.gathered import Gathered, check_receipt
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.secure_sum import Exchange, SecureSum
@@ -62,8 +61,10 @@ class SecureRound:
         self._sites = sorted(cohort.values(), key=lambda facts: facts.name)
         node_of = {facts.name: node for node, facts in cohort.items()}
         self._nodes = {i: node_of[facts.name] for i, facts in enumerate(self._sites, start=1)}
-        self._metrics = summed_metrics(request)
-        self._proposal = self._specification(len(model) + len(self._metrics))
+        assert request.masked is not None, "a masked round describes its sum"
+        self._form = request.masked
+        self._summed = SummedForm(request, self._form, len(model))
+        self._proposal = self._specification(self._summed.dimension)
 
     def gather(self) -> Gathered:
         """Returns the mean of the updates, from disk where a crash left a sum unfinished.
@@ -118,7 +119,7 @@ class SecureRound:
             dimension=dimension,
             width=settings.secagg.width,
             clip=settings.secagg.clip,
-            weight_bits=0,
+            weight_bits=WEIGHT_BITS if self._form.weight_cap else 0,
             layout_hash=bind_layout(request),
             model_hash=bytes.fromhex(request.model_digest),
             app_hash=bind(request),
@@ -150,17 +151,18 @@ class SecureRound:
         )
 
     def _gathered(self, spec: RoundSpec, result: SecureSum, facts: dict[str, Any]) -> Gathered:
-        weights = self._request.weights or {}
         names = [spec.roster[index - 1][0] for index in result.survivors]
-        mean = result.total / sum(weight_share(weights, name) for name in names)
-        d = len(mean) - len(self._metrics)
+        weight = result.weight
+        if self._form.weight_cap is None:
+            weight = sum(weight_share(self._form.weights, name) for name in names)
+        mean, metrics = self._summed.mean(spec, result.total, weight)
         gathered = Gathered(
-            mean=SecureMean(mean[:d].astype(np.float32), len(names)),
+            mean=SecureMean(mean, len(names)),
             epsilon=facts["epsilon"],
             heads=facts["heads"],
             failed=facts["failed"],
             spec=spec.hash.hex(),
-            metrics=dict(zip(self._metrics, map(float, mean[d:]), strict=True)),
+            metrics=metrics,
         )
         gathered.sort()
         return gathered

@@ -16,7 +16,13 @@ from flwr.serverapp import strategy as flower
 
 from lepton_common.errors import SettingsError, TooFewSites
 from lepton_common.messages import TRAIN, HelloRequest, SiteFacts, hello_content, read_facts
-from lepton_common.secagg.spec import RoundSpec, default_colluders, least_survivors, threshold
+from lepton_common.secagg.spec import (
+    WEIGHT_BITS,
+    RoundSpec,
+    default_colluders,
+    least_survivors,
+    threshold,
+)
 from lepton_common.stages import SecAggStage, StageRequest, read_masked_only, stage_content
 from lepton_common.terms import (
     RECORD,
@@ -191,7 +197,7 @@ class SecureAggregation(flower.Strategy):
             dimension=flatten(arrays).size + len(self._terms.metrics),
             width=self._width,
             clip=self._clip,
-            weight_bits=16,
+            weight_bits=WEIGHT_BITS,
             layout_hash=hash_layout(arrays, self._terms),
             model_hash=hash_model(arrays),
             app_hash=self._terms.hash,

@@ -229,3 +229,42 @@ def test_encodes_as_defined(width, length):
 def test_refuses_a_ring_that_cannot_work(width, parties, dimension, clip, weight_bits):
     with pytest.raises(ValueError, match=r"should be|too large or too small"):
         Ring(width, parties, dimension, clip, weight_bits)
+
+
+@pytest.mark.parametrize("parties", [2, 10, 200])
+def test_stochastic_rounding_is_right_on_average_and_off_by_less_than_one(parties):
+    ring = Ring(16, parties, 400_000, 1.0, 0)
+    unit = 2.0**-ring.scale_bits
+    for part in (0.0, 0.25, 0.5, 0.9):
+        value = np.float32((3 + part) * unit)
+        values = np.full(ring.dimension, value, np.float32)
+        found, _ = ring.decode(ring.encode(values, dither=b"k" * 32))
+        steps = np.unique(found / unit)
+        assert set(steps) <= ({3.0} if part == 0 else {3.0, 4.0})
+        # A mean of 400,000 draws of 0 or 1; 1/512 is the grid of the dither.
+        tolerance = 5 * np.sqrt(part * (1 - part) / ring.dimension) + 1 / 512
+        assert abs(found.mean() / unit - value / unit) <= tolerance
+
+
+def test_stochastic_rounding_at_the_bound_never_overflows():
+    for parties in (2, 3, 10, 100):
+        for clip in (1.0, 0.3, 1.7):
+            ring = Ring(16, parties, 2000, clip, 16)
+            values = np.repeat(np.float32([1e30, -1e30]), 1000)
+            most = (2**15 - 1) // parties
+            steps = ring.encode(values, dither=b"k" * 32)[: ring.dimension].view("<i2")
+            assert np.abs(steps.astype(int)).max() <= most
+
+
+def test_lanes_dither_apart_and_each_key_dithers_anew():
+    ring = Ring(16, 2, 2 * LANE, 1.0, 0)
+    half = np.full(ring.dimension, 2.0 ** -(ring.scale_bits + 1), np.float32)
+    one, other = ring.encode(half, dither=b"k" * 32), ring.encode(half, dither=b"l" * 32)
+    assert 0.45 < (one[:LANE] == one[LANE:-1]).mean() < 0.55
+    assert 0.45 < (one == other).mean() < 0.55
+
+
+@pytest.mark.parametrize("width", [20, 24, 32])
+def test_wider_rings_refuse_stochastic_rounding(width):
+    with pytest.raises(EncodingError):
+        Ring(width, 2, 1, 1.0, 0).encode(np.zeros(1, np.float32), dither=b"k" * 32)

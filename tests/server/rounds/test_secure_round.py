@@ -114,6 +114,30 @@ def test_narrower_rings_give_the_same_model_up_to_their_rounding(simulate, in_cl
     assert_same(simulate(changes={"secagg.width": width}), in_clear(), width)
 
 
+def test_sites_that_count_by_masked_records_give_their_weighted_mean(simulate, in_clear):
+    changes = {"rounds": 1, "federation.weights": "masked_size"}
+    masked = simulate(changes=changes)
+    # Of equal sites nothing would be learnt, and these differ by the partition.
+    assert np.abs(masked - in_clear({"rounds": 1})).max() > 1e-3
+    by_class = simulate("by-class", {"rounds": 1, "federation.weights": "public_size"})
+    assert np.abs(masked - by_class).max() < 0.1 * np.abs(masked).max()
+
+
+def test_a_run_of_few_rotated_coordinates_learns(simulate):
+    changes = {
+        "rounds": 12,
+        "secagg.compression": "random_coordinates",
+        "secagg.coordinates": 0.3,
+        "secagg.rotate": True,
+        "secagg.width": 16,
+        "secagg.rounding": "stochastic",
+        "secagg.clip": 0.5,
+    }
+    simulate(changes=changes)
+    losses = [report.metrics["train_loss"] for report in simulate.reports()]
+    assert losses[-1] < 0.7 * losses[0]
+
+
 @pytest.mark.parametrize("strategy", ["fedadam", "fedavgm"])
 def test_linear_strategies_step_alike(simulate, in_clear, strategy):
     changes = {"strategy.name": strategy, "strategy.tau": 0.1, "strategy.server_momentum": 0.9}
@@ -124,6 +148,14 @@ def test_the_mean_of_the_training_losses_comes_out_of_the_sum(simulate):
     simulate()
     losses = [report.metrics["train_loss"] for report in simulate.reports()]
     assert 0 < losses[1] < losses[0] < 1
+
+
+def test_a_low_clip_does_not_cut_the_metrics(simulate):
+    simulate(changes={"rounds": 1})
+    simulate("clipped", {"rounds": 1, "secagg.clip": 0.01})
+    (report,), (clipped,) = simulate.reports(), simulate.reports("clipped")
+    assert clipped.metrics["train_loss"] == pytest.approx(report.metrics["train_loss"], abs=1e-6)
+    assert clipped.metrics["train_loss"] > 0.1
 
 
 @pytest.mark.parametrize("how", ["before", "after"])
