@@ -88,6 +88,7 @@ _SETTINGS = {
         "coordinates": 0.1,
         "rotate": False,
         "rounding": "nearest",
+        "groups": 1,
     },
     "federation": {
         "name": "simulation",

@@ -1,5 +1,7 @@
 """The site's veto: a request is held against the site's own policy before any data is read."""
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from lepton_client.site import SiteFile
@@ -10,8 +12,8 @@ from lepton_common.messages import TrainRequest
 from lepton_common.models.catalog import MODELS
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import PrivacyPlan
-from lepton_common.secagg.spec import WEIGHT_BITS, RoundSpec, default_colluders
-from lepton_common.summing import bind, bind_layout, bind_privacy
+from lepton_common.secagg.spec import WEIGHT_BITS, RosterEntry, RoundSpec, default_colluders
+from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of
 from lepton_common.tasks.catalog import TASKS
 
 _LARGEST_WEIGHT = 100.0
@@ -97,20 +99,24 @@ def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: 
         PolicyViolation: it tolerates fewer colluders than the policy asks for, or is not about
             the request that came with it.
     """
-    check_members(spec, roster)
+    check_members(spec.federation, spec.roster, roster)
     check_colluders(spec, site.policy, roster)
-    names = [name for name, _ in spec.roster]
     form = request.masked
-    weights = form.weights if form else {}
-    weight_bits = WEIGHT_BITS if form and form.weight_cap else 0
+    if form is None:
+        raise PolicyViolation("A round at this site must be described in its request.")
+    names, weights = {name for name, _ in spec.roster}, form.weights
+    weight_bits = WEIGHT_BITS if form.weight_cap else 0
     rules = {
-        "be as large as the cohort it names": len(names) == request.cohort,
+        "have the cohort that this site's floor asks for": len(names) >= site.policy.min_cohort,
+        "be as large as the cohort it names": len(weights) == request.cohort,
+        "be of its own run": spec.run_id == run_id_of(request.run),
         "be bound to its privacy plan": spec.dp == bind_privacy(request.privacy),
         "weigh as its request says": spec.weight_bits == weight_bits,
         "be bound to its request": spec.app_hash == bind(request),
         "be bound to its layout": spec.layout_hash == bind_layout(request),
         "be bound to its model": spec.model_hash.hex() == request.model_digest,
-        "weigh its own sites": sorted(weights) == names,
+        "weigh its own sites": names <= set(weights)
+        and (form.groups > 1 or len(names) == len(weights)),
         "weigh all sites alike, or this one by its public size": (
             len(set(weights.values())) == 1 or weights.get(site.name) == site.public_size
         ),
@@ -135,15 +141,15 @@ def check_colluders(spec: RoundSpec, policy: SitePolicy, roster: Roster) -> None
         raise PolicyViolation(f"A round at this site must tolerate {least} colluding sites.")
 
 
-def check_members(spec: RoundSpec, roster: Roster) -> None:
+def check_members(federation: str, members: Iterable[RosterEntry], roster: Roster) -> None:
     """Checks that a round's sites are the federation's, under the keys that partners signed.
 
     Raises:
         RosterMismatch: naming nothing that the server does not know.
     """
     known = {member.name: bytes.fromhex(member.public_key) for member in roster.members}
-    if spec.federation != roster.federation:
+    if federation != roster.federation:
         raise RosterMismatch("The round is of another federation than this site's.")
-    for name, key in spec.roster:
+    for name, key in members:
         if known.get(name) != key:
             raise RosterMismatch(f"The site {name} is not in the roster under that key.")

@@ -12,6 +12,7 @@ from flwr.app import Context, Message
 from lepton_client import consent, secure
 from lepton_client.answering import answer_at_site
 from lepton_client.door import Outbound
+from lepton_client.drawing import check_group, draw_groups
 from lepton_client.participant import Participant
 from lepton_client.site import Site
 from lepton_client.work import introduce
@@ -19,7 +20,7 @@ from lepton_common.errors import ConsentRefused, MalformedMessage, PolicyViolati
 from lepton_common.messages import TRAIN
 from lepton_common.privacy.provenance import PROTOCOL
 from lepton_common.secagg.spec import RoundSpec
-from lepton_common.stages import SecAggStage, StageRequest, read_stage
+from lepton_common.stages import DRAWING, SecAggStage, StageRequest, read_stage
 from lepton_common.terms import (
     RECORD,
     Terms,
@@ -49,9 +50,12 @@ def _answer(
         return introduce(message, site)
     asked = read_stage(message.content, alone=False)
     about = {"run": f"flower-{context.run_id}"}
+    if asked.stage in DRAWING:
+        return draw_groups(message, asked, site)
     if asked.stage is SecAggStage.ADVERTISE:
-        spec = RoundSpec.from_bytes(asked.spec)
-        _check(spec, read_terms(message.content), site)
+        spec, terms = RoundSpec.from_bytes(asked.spec), read_terms(message.content)
+        _check(spec, terms, site)
+        check_group(spec, asked.body, terms.groups, terms.round, site)
         part = secure.begin(spec, site)
         items = [Outbound("secagg", part.advertise(), PROTOCOL)]
         return secure.release(message, part, items, site, about)
@@ -70,7 +74,7 @@ def _check(spec: RoundSpec, terms: Terms, site: Site) -> None:
         ConsentRefused: the site trains with DP only, which a plain app does not prove.
         PolicyViolation: another bound is broken.
     """
-    consent.check_members(spec, site.roster)
+    consent.check_members(spec.federation, spec.roster, site.roster)
     consent.check_colluders(spec, site.file.policy, site.roster)
     if not site.file.policy.allow_without_dp:
         raise ConsentRefused("This site trains with differential privacy only.")

@@ -8,8 +8,11 @@ from collections import defaultdict
 
 from lepton_client.participant import Participant, Stage
 from lepton_common.audit import AuditLog
-from lepton_common.errors import ReplayError, StateError, UpdateAlreadySpent
+from lepton_common.errors import InconsistentView, ReplayError, StateError, UpdateAlreadySpent
+from lepton_common.secagg.grouping import Draw
 from lepton_common.secagg.spec import RoundSpec
+
+_MOST_DRAWS = 3  # of the groups of one round
 
 
 class SpentRounds:
@@ -21,6 +24,7 @@ class SpentRounds:
         self._answered: set[tuple[str, str]] = set()
         self._masked: dict[str, dict[str, str]] = defaultdict(dict)  # model -> spec -> cohort
         self._renounced: set[str] = set()
+        self._revealed: dict[str, dict[str, str]] = defaultdict(dict)  # round -> draw -> commits
 
     def check_new(self, spec: RoundSpec) -> None:
         """Checks that the site may begin this round.
@@ -71,10 +75,41 @@ class SpentRounds:
             facts |= {"model": spec.model_hash.hex(), "cohort": spec.roster_hash.hex()}
         return facts
 
+    def check_reveal(self, draw: Draw, commits: str) -> dict[str, str | int]:
+        """Checks that the site may reveal its secret of a draw; returns what goes on record.
+
+        Each draw of a round that is given up after the secrets are known is one more throw of
+        the dice for whoever made it fail, so there are few.
+
+        Raises:
+            ReplayError: the site has revealed it against other commitments, or too many others.
+        """
+        self._catch_up()
+        round_ = _round_of(draw)
+        before = self._revealed[round_]
+        if before.get(draw.hash.hex(), commits) != commits:
+            raise ReplayError("This site has revealed its secret against other commitments.")
+        if draw.hash.hex() not in before and len(before) >= _MOST_DRAWS:
+            raise ReplayError(f"The groups of this round were drawn {_MOST_DRAWS} times already.")
+        return {"commits": commits, "drawn_for": round_}
+
+    def check_drawn(self, draw: Draw, commits: str) -> None:
+        """Checks that these are the groups in whose draw the site took part.
+
+        Raises:
+            InconsistentView: it revealed its secret against other commitments, or not at all.
+        """
+        self._catch_up()
+        if self._revealed[_round_of(draw)].get(draw.hash.hex()) != commits:
+            raise InconsistentView("This site has not taken part in that draw of groups.")
+
     def _catch_up(self) -> None:
         for record in self._audit.records[self._seen :]:
             if record.kind == "release" and "spec" in record.body:
                 self._note(record.body)
+            if record.kind == "release" and "commits" in record.body:
+                body = record.body
+                self._revealed[body["drawn_for"]][body["draw"]] = body["commits"]
         self._seen = len(self._audit.records)
 
     def _note(self, body: dict[str, str]) -> None:
@@ -85,3 +120,7 @@ class SpentRounds:
             self._renounced |= set(body["retry_of"].split())
         if stage == Stage.MASKED.name:
             self._masked[body["model"]][spec] = body["cohort"]
+
+
+def _round_of(draw: Draw) -> str:
+    return f"{draw.run_id.hex()}/{draw.round}"

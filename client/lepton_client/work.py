@@ -7,6 +7,7 @@ from flwr.app import Message
 
 from lepton_client import consent, secure
 from lepton_client.door import Outbound
+from lepton_client.drawing import check_group, draw_groups
 from lepton_client.ledger import Charge
 from lepton_client.participant import Participant
 from lepton_client.site import Site
@@ -29,7 +30,7 @@ from lepton_common.messages import (
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, protected_by_dp
 from lepton_common.secagg.spec import RoundSpec
-from lepton_common.stages import SecAggStage, StageRequest, read_request, read_stage
+from lepton_common.stages import DRAWING, SecAggStage, StageRequest, read_request, read_stage
 from lepton_common.summing import SummedForm
 from lepton_common.tasks.catalog import find_task
 
@@ -76,6 +77,8 @@ def take_part(message: Message, site: Site) -> Message:
         LeptonError: what forbids it; the round is over for this site.
     """
     asked = read_stage(message.content)
+    if asked.stage in DRAWING:
+        return draw_groups(message, asked, site)
     if asked.stage is SecAggStage.ADVERTISE:
         return _join(message, asked, site)
     with secure.resumed(asked, site) as part:
@@ -90,6 +93,8 @@ def _join(message: Message, asked: StageRequest, site: Site) -> Message:
     consent.check(request, site.file, masked=True)
     spec = RoundSpec.from_bytes(asked.spec)
     consent.check_round(spec, request, site.file, site.roster)
+    groups = request.masked.groups if request.masked else 1
+    check_group(spec, asked.body, groups, request.round, site)
     part = secure.begin(spec, site)
     items = [Outbound("secagg", part.advertise(), PROTOCOL)]
     return secure.release(message, part, items, site, _about(request))

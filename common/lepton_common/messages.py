@@ -121,6 +121,7 @@ class MaskedSum:
         coordinates: share of the weights that a round sums, at random positions.
         rotate: whether values are rotated before they are encoded.
         rounding: ``nearest``, or ``stochastic``: up or down at random, right on average.
+        groups: number of sums that the cohort is split into.
     """
 
     weights: dict[Name, Size]
@@ -128,6 +129,7 @@ class MaskedSum:
     coordinates: Rate
     rotate: bool
     rounding: Literal["nearest", "stochastic"]
+    groups: Count
 
 
 @record

@@ -152,6 +152,7 @@ class SecAggSettings:
         coordinates: their share, for ``random_coordinates``.
         rotate: whether to rotate updates, so that a low clip and few bits lose little.
         rounding: ``nearest`` or, at a width of 16, ``stochastic``.
+        groups: sums that the cohort is split into at random, for robust strategies.
     """
 
     mode: Literal["none", "sa1"]
@@ -164,6 +165,7 @@ class SecAggSettings:
     coordinates: Rate
     rotate: bool
     rounding: Literal["nearest", "stochastic"]
+    groups: Count
 
 
 @record
@@ -259,6 +261,11 @@ class Settings:
         return default_colluders(self.sites) if chosen is None else chosen
 
     @property
+    def updates(self) -> int:
+        """Number of updates, or sums of a group's updates, that a robust strategy chooses from."""
+        return self.secagg.groups if self.secure else self.cohort
+
+    @property
     def private(self) -> bool:
         """Whether the run trains with differential privacy."""
         return self.privacy.mode == "record"
@@ -275,6 +282,13 @@ def least_updates(strategy: StrategySettings) -> int:
     if strategy.name == "fedtrimmedavg" and strategy.beta > 0:
         return math.ceil(1 / strategy.beta)
     return needs.get(strategy.name, 1)
+
+
+def poisoned_tolerated(strategy: StrategySettings, updates: int) -> int:
+    """Returns how many poisoned ones out of so many updates a strategy holds against."""
+    name, f = strategy.name, strategy.num_malicious_nodes
+    found = {"fedmedian": (updates - 1) // 2, "fedtrimmedavg": math.floor(strategy.beta * updates)}
+    return found.get(name, f) if name in ROBUST else 0
 
 
 def parse_settings(values: Any) -> Settings:  # noqa: ANN401
@@ -302,7 +316,7 @@ def _ring_fits(settings: Settings) -> bool:
 def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
     robust = strategy.name in ROBUST
-    least = least_updates(strategy)
+    least, groups = least_updates(strategy), settings.secagg.groups
     rules = {
         unknown("task", settings.task, TASKS): settings.task not in TASKS,
         unknown("model", settings.model, MODELS): settings.model not in MODELS,
@@ -337,12 +351,27 @@ def _contradictions(settings: Settings) -> list[str]:
         ),
         f"strategy={strategy.name} as set needs a cohort of at least {least}, not "
         f"{settings.cohort}.": settings.cohort < least,
+        f"strategy={strategy.name} as set needs at least {least} sums to choose from, not "
+        f"{groups}: raise secagg.groups.": (
+            robust and settings.secure and 1 < groups < least <= settings.cohort
+        ),
         f"strategy={strategy.name} treats all sites alike: set federation.weights=equal.": (
             robust and settings.federation.weights != "equal"
         ),
-        f"strategy={strategy.name} needs single updates, which secure aggregation hides: choose a "
-        f"linear strategy ({', '.join(LINEAR)}), or secagg=none where the sites allow it.": (
-            robust and settings.secure
+        f"strategy={strategy.name} needs single updates, which secure aggregation hides: set "
+        f"secagg.groups to run it over sums of groups, choose a linear strategy "
+        f"({', '.join(LINEAR)}), or secagg=none where the sites allow it.": (
+            robust and settings.secure and groups == 1
+        ),
+        f"strategy={strategy.name} is linear, so secagg.groups={groups} would only show the server "
+        "smaller sums: set secagg.groups=1.": not robust and settings.secure and groups > 1,
+        f"secagg.groups={groups} makes groups of {settings.cohort // groups} of {settings.cohort} "
+        f"sites; with {settings.colluders} colluding sites each group needs "
+        f"{settings.colluders + 2}: lower secagg.groups, raise federation.cohort or sites, or "
+        "lower secagg.colluders if that is safe to assume.": (
+            settings.secure
+            and groups > 1
+            and settings.cohort // groups < settings.colluders + 2 <= settings.cohort
         ),
         f"secagg=sa1 tolerates {settings.colluders} colluding sites and needs a cohort of two "
         f"more, not {settings.cohort}: raise federation.cohort or sites, lower secagg.colluders "

@@ -18,8 +18,10 @@ _MASKED = "lepton.masked.u8"
 
 
 class SecAggStage(Enum):
-    """The five exchanges of SA1, by what the server asks for."""
+    """The exchanges of SA1, by what the server asks for; the first two draw groups, if any."""
 
+    COMMIT = "commit"
+    REVEAL = "reveal"
     ADVERTISE = "advertise"
     SHARE = "share"
     MASK = "mask"
@@ -27,6 +29,7 @@ class SecAggStage(Enum):
     UNMASK = "unmask"
 
 
+DRAWING = frozenset({SecAggStage.COMMIT, SecAggStage.REVEAL})
 _RECORDS = {
     SecAggStage.ADVERTISE: {"secagg", "request"},
     SecAggStage.MASK: {"secagg", "request", "model"},
@@ -38,8 +41,9 @@ class StageRequest:
     """Asks a site for its part in one stage of secure aggregation.
 
     Attributes:
-        stage: which of the five.
-        spec: the encoded round specification at ``advertise``, its hash afterwards.
+        stage: which one.
+        spec: the encoded draw at ``commit`` and ``reveal``, the encoded round specification at
+            ``advertise``, its hash afterwards.
         body: what the stage shows the site, in SA1's encoding.
     """
 

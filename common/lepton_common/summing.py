@@ -1,5 +1,6 @@
 """What a round of secure aggregation sums, and what binds it to its training request."""
 
+import hashlib
 import math
 from collections.abc import Iterable, Mapping
 
@@ -76,6 +77,11 @@ class SummedForm:
 
     def _positions(self, spec: RoundSpec) -> NDArray[np.int64]:
         return draw_positions(spec.hash, self._size, self._sent)
+
+
+def run_id_of(run: str) -> bytes:
+    """Returns the 16 bytes that name a run in SA1."""
+    return hashlib.sha256(run.encode()).digest()[:16]
 
 
 def weight_share(weights: Mapping[str, int], site: str) -> float:

@@ -26,11 +26,15 @@ class Terms:
         metrics: metrics that ride masked, in this order.
         weighted_by: the metric by which a site's reply counts; it rides masked too.
         weight_cap: a reply counts at most this much.
+        groups: number of sums that the cohort is split into.
+        round: number of the training round.
     """
 
     metrics: list[Name]
     weighted_by: Name
     weight_cap: Count
+    groups: Count
+    round: Count
 
     @property
     def hash(self) -> bytes:

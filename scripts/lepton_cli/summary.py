@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lepton_cli.evidence import SiteEvidence
 from lepton_cli.run import Run
+from lepton_common.settings import Settings, poisoned_tolerated
 
 _MOST_SITES = 12
 
@@ -78,7 +79,20 @@ def _aggregation(run: Run) -> str:
     remark = " A sum may still reveal records." if any(site.without_dp for site in sites) else ""
     return (
         "The server saw sums of updates only (SA1), which holds against it and up to "
-        f"{run.settings.colluders} colluding sites.{remark}"
+        f"{run.settings.colluders} colluding sites.{_groups(run.settings)}{remark}"
+    )
+
+
+def _groups(settings: Settings) -> str:
+    """Returns what groups cost and give: one poisoned site poisons the sum of its whole group."""
+    groups = settings.secagg.groups
+    if groups == 1:
+        return ""
+    held = poisoned_tolerated(settings.strategy, groups)
+    return (
+        f" Each round had {groups} groups, drawn by the sites, with a sum each; "
+        f"{settings.strategy.name} holds against {held} poisoned groups of {groups}, and one "
+        "poisoned site poisons its group."
     )
 
 

@@ -36,16 +36,17 @@ def test_a_rounds_number_must_grow_even_after_a_restart_and_for_another_model(fe
         assert reason(federation.server(round=round_)) == "ReplayError"
         assert reason(federation.server(other, round=round_)) == "ReplayError"
     assert reason(federation.server(round=6)) is None
-    assert reason(federation.server(round=1, run_id=b"r" * 16)) is None
+    assert reason(federation.server(federation.request(run="run-2"), round=1)) is None
 
 
 @pytest.mark.parametrize("stage", [SecAggStage.SIGN, SecAggStage.UNMASK])
-@pytest.mark.parametrize("run", [b"run-1".ljust(16, b"\0"), b"another-run-----"])
+@pytest.mark.parametrize("run", ["run-1", "another-run"])
 def test_a_rerun_on_a_model_whose_update_has_left_must_say_so(federation, stage, run):
     federation.server().up_to(stage, ALL)
     forget_sites()
-    assert reason(federation.server(round=2, run_id=run)) == "UpdateAlreadySpent"
-    unrelated = federation.server(round=2, run_id=run, retry_of=(b"x" * 32,))
+    asked = federation.request(run=run)
+    assert reason(federation.server(asked, round=2)) == "UpdateAlreadySpent"
+    unrelated = federation.server(asked, round=2, retry_of=(b"x" * 32,))
     assert reason(unrelated) == "UpdateAlreadySpent"
 
 
@@ -102,7 +103,8 @@ def test_the_earlier_round_stays_over_even_if_its_sealed_file_comes_back(federat
 def test_a_retry_under_another_runs_name_renounces_the_earlier_round_too(federation):
     first = federation.server()
     signatures = first.up_to(SecAggStage.UNMASK, ALL)
-    federation.server(round=1, run_id=b"r" * 16, retry_of=(first.spec.hash,)).advertise(ALL)
+    asked = federation.request(run="another-run")
+    federation.server(asked, round=1, retry_of=(first.spec.hash,)).advertise(ALL)
     forget_sites()
     assert first.ask(SecAggStage.UNMASK, 1, signatures).error.reason == "StateError"
 

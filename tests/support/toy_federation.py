@@ -21,7 +21,7 @@ from lepton_common.stages import (
     read_stage_reply,
     stage_content,
 )
-from lepton_common.summing import bind, bind_layout, bind_privacy
+from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of
 from lepton_server.rounds.coordinator import Coordinator
 
 FEDERATION = "toys"
@@ -29,8 +29,15 @@ FEDERATION = "toys"
 
 def masked_sum(weights: dict[str, int], **changes: Any) -> MaskedSum:
     """Returns how the updates of a round are summed, plainly unless changed."""
-    plain = {"weight_cap": None, "coordinates": 1.0, "rotate": False, "rounding": "nearest"}
-    return MaskedSum(weights=weights, **{**plain, **changes})
+    plain = MaskedSum(
+        weights=weights,
+        weight_cap=None,
+        coordinates=1.0,
+        rotate=False,
+        rounding="nearest",
+        groups=1,
+    )
+    return replace(plain, **changes)
 
 
 class Server:
@@ -115,7 +122,7 @@ class Server:
         """Runs the stages before ``stage`` with some sites; returns what it will show them."""
         shown: Any = None
         steps = [self.advertise, self.share, self.mask, self.sign, self.unmask]
-        for step, name in zip(steps, SecAggStage, strict=True):
+        for step, name in zip(steps, list(SecAggStage)[2:], strict=True):
             if name is stage:
                 return shown
             shown = step(sites) if shown is None else step(sites, shown)
@@ -167,7 +174,7 @@ class Federation:
         n, f = len(roster), changes.pop("colluders", 0)
         spec = RoundSpec(
             federation=FEDERATION,
-            run_id=b"run-1".ljust(16, b"\0"),
+            run_id=run_id_of(asked.run),
             round=asked.round,
             roster=roster,
             colluders=f,

@@ -5,17 +5,28 @@ Every list is in ascending order of the sites' indices, so each content has one 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from lepton_common.errors import MalformedMessage
 from lepton_common.identity.keys import SigningKey
 from lepton_common.secagg.encoding import Reader, i8, idx, lp
 from lepton_common.secagg.keys import check_signature, sign
-from lepton_common.secagg.spec import RoundSpec
 
 SHARE_BYTES = 33
 SHARES_BYTES = 2 * SHARE_BYTES  # of b, then of s
 _BOX_BYTES = SHARES_BYTES + 16
 _SIGNATURE_BYTES = 64
+
+
+class Signable(Protocol):
+    """What messages are signed for: a round, or the draw of its groups."""
+
+    @property
+    def hash(self) -> bytes:
+        """32 bytes that name it."""
+
+    def key_of(self, index: int) -> bytes:
+        """Returns a site's public key, 32 bytes."""
 
 
 @dataclass(frozen=True)
@@ -100,19 +111,19 @@ class Signed:
         return int.from_bytes(self.body[:2])
 
     @classmethod
-    def make(cls, key: SigningKey, tag: str, spec: RoundSpec, body: bytes) -> "Signed":
+    def make(cls, key: SigningKey, tag: str, what: Signable, body: bytes) -> "Signed":
         """Signs ``body`` for one stage of one round."""
-        return cls(body, sign(key, tag, spec.hash, body))
+        return cls(body, sign(key, tag, what.hash, body))
 
-    def check(self, tag: str, spec: RoundSpec) -> None:
+    def check(self, tag: str, what: Signable) -> None:
         """Checks the signature under the key that the round's roster gives.
 
         Raises:
             RosterMismatch: there is no such site.
             BadSignature: the signature is not that site's.
         """
-        key = spec.key_of(self.index)
-        check_signature(key, self.signature, tag, spec.hash, self.body, self.index)
+        key = what.key_of(self.index)
+        check_signature(key, self.signature, tag, what.hash, self.body, self.index)
 
     def to_bytes(self) -> bytes:
         """Returns the encoding."""

@@ -8,6 +8,7 @@ from lepton_common.errors import MalformedMessage, PolicyViolation, RosterMismat
 from lepton_common.secagg.encoding import Reader, i8, lp, tagged_hash
 from lepton_common.secagg.ring import Ring
 
+RosterEntry = tuple[str, bytes]  # a site's name, and its 32-byte Ed25519 public key
 SUITE = "SA1-X25519-HKDFSHA256-AES256CTR-Shamir(2^256+297)-v1"
 WEIGHT_BITS = 16  # fraction bits of a masked weight
 _MOST_SITES = 1000
@@ -58,7 +59,7 @@ class RoundSpec:
     federation: str
     run_id: bytes
     round: int
-    roster: tuple[tuple[str, bytes], ...]
+    roster: tuple[RosterEntry, ...]
     colluders: int
     threshold: int
     min_survivors: int
@@ -79,7 +80,7 @@ class RoundSpec:
             self.federation.encode(),
             self.run_id,
             i8(self.round),
-            lp(*(lp(name.encode(), key) for name, key in self.roster)),
+            join_roster(self.roster),
             i8(self.colluders),
             i8(self.threshold),
             i8(self.min_survivors),
@@ -106,7 +107,7 @@ class RoundSpec:
         if reader.text() != SUITE:
             raise MalformedMessage("The round is of another suite; update the older side.")
         federation, run_id, round_ = reader.text(), reader.item(16), reader.number()
-        roster = tuple(_member(member) for member in Reader(reader.item()).rest())
+        roster = split_roster(reader.item())
         spec = cls(
             federation=federation,
             run_id=run_id,
@@ -137,7 +138,7 @@ class RoundSpec:
     @cached_property
     def roster_hash(self) -> bytes:
         """32 bytes that name the cohort alone; a retry must keep it."""
-        return tagged_hash("roster", *(lp(name.encode(), key) for name, key in self.roster))
+        return tagged_hash("roster", *map(_join_entry, self.roster))
 
     @property
     def ring(self) -> Ring:
@@ -155,9 +156,7 @@ class RoundSpec:
         Raises:
             RosterMismatch: there is no such position.
         """
-        if index not in self.indices:
-            raise RosterMismatch(f"There is no site {index} in this round.")
-        return self.roster[index - 1][1]
+        return key_at(self.roster, index)
 
     def index_of(self, name: str) -> int:
         """Returns a site's 1-based position.
@@ -165,10 +164,7 @@ class RoundSpec:
         Raises:
             RosterMismatch: it is not in the roster.
         """
-        for index, (member, _) in enumerate(self.roster, start=1):
-            if member == name:
-                return index
-        raise RosterMismatch(f"The site {name} is not in this round's roster.")
+        return index_in(self.roster, name)
 
     def check(self) -> None:
         """Checks what makes a round safe whoever proposed it.
@@ -199,7 +195,48 @@ class RoundSpec:
             raise PolicyViolation(f"The round's ring is not usable: {error}") from None
 
 
-def _member(data: bytes) -> tuple[str, bytes]:
+def join_roster(roster: tuple[RosterEntry, ...]) -> bytes:
+    """Returns the encoding of a roster."""
+    return lp(*map(_join_entry, roster))
+
+
+def split_roster(data: bytes) -> tuple[RosterEntry, ...]:
+    """Parses what `join_roster` made.
+
+    Raises:
+        MalformedMessage: anything but that.
+    """
+    return tuple(map(_split_entry, Reader(data).rest()))
+
+
+def key_at(roster: tuple[RosterEntry, ...], index: int) -> bytes:
+    """Returns the public key, 32 bytes, of the site at a 1-based position.
+
+    Raises:
+        RosterMismatch: there is no such position.
+    """
+    if not 1 <= index <= len(roster):
+        raise RosterMismatch(f"There is no site {index} in this round.")
+    return roster[index - 1][1]
+
+
+def index_in(roster: tuple[RosterEntry, ...], name: str) -> int:
+    """Returns a site's 1-based position.
+
+    Raises:
+        RosterMismatch: it is not in the roster.
+    """
+    for index, (member, _) in enumerate(roster, start=1):
+        if member == name:
+            return index
+    raise RosterMismatch(f"The site {name} is not in this round's roster.")
+
+
+def _join_entry(entry: RosterEntry) -> bytes:
+    return lp(entry[0].encode(), entry[1])
+
+
+def _split_entry(data: bytes) -> RosterEntry:
     reader = Reader(data)
     name, key = reader.text(), reader.item(32)
     reader.end()

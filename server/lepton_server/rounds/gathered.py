@@ -22,6 +22,28 @@ class Mean(Protocol):
         """Returns the single updates, where there are any to see."""
 
 
+@dataclass(frozen=True)
+class SecureMean:
+    """The mean that secure sums give: of a whole cohort, or one for each of its groups.
+
+    Attributes:
+        groups: mean of each group, float32, shape [d].
+        count: number of updates in them.
+    """
+
+    groups: list[Vector]
+    count: int
+
+    def value(self) -> Vector:
+        """Returns the mean of a cohort in one group."""
+        (mean,) = self.groups
+        return mean
+
+    def each(self) -> list[Vector]:
+        """Returns the groups' means; nobody has the single updates."""
+        return self.groups
+
+
 @dataclass
 class Gathered:
     """What the sites of one cohort said, by site name.
@@ -31,7 +53,7 @@ class Gathered:
         epsilon: spent so far, by their own account.
         heads: newest hashes of their audit logs.
         failed: error names of those that gave nothing usable.
-        spec: hash of the secure aggregation's round; None where there was none.
+        specs: hashes of the secure sums' rounds, one a group.
         metrics: means of the sites' own metrics.
     """
 
@@ -39,7 +61,7 @@ class Gathered:
     epsilon: dict[str, float] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
-    spec: str | None = None
+    specs: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
 
     def note(self, site: str, receipt: Receipt) -> None:

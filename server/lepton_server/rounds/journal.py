@@ -13,8 +13,11 @@ from typing import Any
 from lepton_common.durable import append_synced, write_atomic
 from lepton_common.errors import CheckpointUnreadable, LeptonError, MalformedMessage
 from lepton_common.secagg.encoding import Reader, idx, lp
+from lepton_common.secagg.grouping import Grouping
 from lepton_common.secagg.spec import RoundSpec
 from lepton_server.rounds.coordinator import Coordinator
+
+_GROUP = "group-"
 
 
 @dataclass
@@ -90,9 +93,42 @@ class SumJournal:
         return coordinator, facts
 
     def done(self) -> None:
-        """Forgets the sum of a round that is finished and kept elsewhere."""
-        self._sum.unlink(missing_ok=True)
-        self._replies.unlink(missing_ok=True)
+        """Forgets the sums of a round that is finished and kept elsewhere."""
+        for path in (self._sum, self._replies, self._grouping):
+            path.unlink(missing_ok=True)
+        for folder in self.folder.glob(f"{_GROUP}*"):
+            SumJournal(folder).done()
+
+    def keep_grouping(self, grouping: Grouping) -> None:
+        """Keeps the groups that were drawn for a round; a repetition must keep to them."""
+        self.folder.mkdir(exist_ok=True)
+        write_atomic(self._grouping, grouping.to_bytes())
+
+    def grouping(self, model_hash: bytes) -> Grouping | None:
+        """Returns the groups that were drawn for a model's round, if any were.
+
+        Raises:
+            CheckpointUnreadable: their file is damaged.
+        """
+        if not self._grouping.exists():
+            return None
+        try:
+            found = Grouping.from_bytes(self._grouping.read_bytes())
+        except LeptonError as error:
+            raise CheckpointUnreadable(f"{self._grouping} is damaged; start anew.") from error
+        return found if found.draw.model_hash == model_hash else None
+
+    def groups(self, count: int) -> list["SumJournal"]:
+        """Returns a journal for each group of the next round.
+
+        A site may be in another group than before, and its attempts must be numbered upwards.
+        """
+        self.folder.mkdir(exist_ok=True)
+        journals = [SumJournal(self.folder / f"{_GROUP}{group}") for group in range(1, count + 1)]
+        newest = max(journal._attempts.last for journal in journals)
+        for journal in journals:
+            journal._attempts.last = newest
+        return journals
 
     @property
     def unmasking_began(self) -> bool:
@@ -121,6 +157,10 @@ class SumJournal:
     @property
     def _sum(self) -> Path:
         return self.folder / "sum"
+
+    @property
+    def _grouping(self) -> Path:
+        return self.folder / "grouping"
 
     @property
     def _replies(self) -> Path:

@@ -17,10 +17,10 @@ from lepton_server.rounds.checkpoint import Checkpoint, load_checkpoint, save_ch
 from lepton_server.rounds.cohort import introduce, pick_cohort
 from lepton_server.rounds.evaluate import Evaluator
 from lepton_server.rounds.exact_mean import ExactMean
+from lepton_server.rounds.groups import gather_secure
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.plain_round import gather_plain
 from lepton_server.rounds.request import privacy_request, train_request
-from lepton_server.rounds.secure_round import SecureRound
 from lepton_server.run_folder import RunFolder, as_plain
 from lepton_server.strategies.catalog import make_strategy
 
@@ -57,7 +57,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         weights = _weights(cohort, settings)
         request = train_request(settings, run, evaluator.layout, state, privacy, weights)
         if settings.secure:
-            gathered = SecureRound(grid, settings, cohort, request, state.model, journal).gather()
+            gathered = gather_secure(grid, settings, cohort, request, state.model, journal)
         else:
             mean = ExactMean(state.model.size, weights, strategy.needs_each)
             gathered = gather_plain(
@@ -65,7 +65,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
             )
         # The witness comes first: a released update is on record whatever becomes of the round.
         audit.append("collected", {"round": round_, "model": request.model_digest,
-                                   "secagg": gathered.spec, "heads": gathered.heads,
+                                   "secagg": gathered.specs, "heads": gathered.heads,
                                    "failed": gathered.failed})  # fmt: skip
         _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 

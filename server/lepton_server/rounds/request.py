@@ -78,6 +78,7 @@ def masked_sum(settings: Settings, weights: dict[str, int]) -> MaskedSum:
         coordinates=secagg.coordinates if secagg.compression == "random_coordinates" else 1.0,
         rotate=secagg.rotate,
         rounding=secagg.rounding,
+        groups=secagg.groups,
     )
 
 

@@ -1,11 +1,8 @@
-"""A round with secure aggregation: tried by the rules of SA1 until a sum comes out, or lost."""
+"""One secure sum, tried by the rules of SA1 until it comes out, or lost by name."""
 
-import hashlib
-from dataclasses import dataclass
 from typing import Any
 
 from flwr.app import RecordDict
-from flwr.serverapp import Grid
 
 from lepton_common.arrays import Vector
 from lepton_common.errors import RoundLost, SecAggError, TooFewSites
@@ -13,61 +10,54 @@ from lepton_common.messages import SiteFacts, TrainRequest, model_record
 from lepton_common.secagg.spec import WEIGHT_BITS, RoundSpec, least_survivors, threshold
 from lepton_common.settings import Settings
 from lepton_common.stages import SecAggStage, StageRequest, read_masked, stage_content
-from lepton_common.summing import SummedForm, bind, bind_layout, bind_privacy, weight_share
-from lepton_server.rounds.gathered import Gathered, check_receipt
+from lepton_common.summing import (
+    SummedForm,
+    bind,
+    bind_layout,
+    bind_privacy,
+    run_id_of,
+    weight_share,
+)
+from lepton_server.rounds.conversation import Conversation
+from lepton_server.rounds.gathered import Gathered, SecureMean, check_receipt
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.secure_sum import Exchange, SecureSum
 
 
-@dataclass(frozen=True)
-class SecureMean:
-    """The mean that a secure sum gives.
-
-    Attributes:
-        mean: float32, shape [d].
-        count: number of updates in it.
-    """
-
-    mean: Vector
-    count: int
-
-    def value(self) -> Vector:
-        """Returns the mean."""
-        return self.mean
-
-    def each(self) -> list[Vector]:
-        """Nobody has the single updates.
-
-        Raises:
-            SecAggError: always.
-        """
-        raise SecAggError("Secure aggregation hides single updates; choose a linear strategy.")
-
-
 class SecureRound:
-    """One training round under secure aggregation."""
+    """One sum of one training round: over a whole cohort, or over one of its groups."""
 
     def __init__(
         self,
-        grid: Grid,
         settings: Settings,
-        cohort: dict[int, SiteFacts],
+        sites: dict[int, SiteFacts],
         request: TrainRequest,
         model: Vector,
         journal: SumJournal,
+        evidence: bytes = b"",
     ) -> None:
-        self._grid, self._settings, self._journal = grid, settings, journal
+        """Prepares the sum.
+
+        Args:
+            settings: the whole configuration.
+            sites: those in the sum, by node.
+            request: what the round asks.
+            model: float32, shape [size].
+            journal: of this sum.
+            evidence: the encoded grouping, where the sites are a group of their cohort.
+        """
+        self._settings, self._journal, self._evidence = settings, journal, evidence
         self._request, self._model = request, model_record(model)
-        self._sites = sorted(cohort.values(), key=lambda facts: facts.name)
-        node_of = {facts.name: node for node, facts in cohort.items()}
+        self._sites = sorted(sites.values(), key=lambda facts: facts.name)
+        node_of = {facts.name: node for node, facts in sites.items()}
         self._nodes = {i: node_of[facts.name] for i, facts in enumerate(self._sites, start=1)}
         assert request.masked is not None, "a masked round describes its sum"
         self._form = request.masked
         self._summed = SummedForm(request, self._form, len(model))
         self._proposal = self._specification(self._summed.dimension)
 
-    def gather(self) -> Gathered:
-        """Returns the mean of the updates, from disk where a crash left a sum unfinished.
+    def gather(self) -> Conversation[Gathered]:
+        """Comes to the mean of the updates, from disk where a crash left a sum unfinished.
 
         Raises:
             TooFewSites: each attempt ended below the threshold; the run may be resumed.
@@ -75,14 +65,14 @@ class SecureRound:
         """
         for attempt in range(1, self._settings.secagg.attempts + 1):
             # First, because a repetition would leave out whoever has helped to unmask.
-            finished = self._finished_from_disk()
+            finished = yield from self._finished_from_disk()
             if finished is not None:
                 return finished
             spec = self._journal.next_spec(self._proposal)
             gathered: dict[str, Any] = {"epsilon": {}, "heads": {}, "failed": {}}
             exchange = self._exchange(spec, gathered)
             try:
-                result = exchange.run(self._journal)
+                result = yield from exchange.stages(self._journal)
             except TooFewSites as error:
                 failed = self._named(exchange.failed)
                 if attempt == self._settings.secagg.attempts:
@@ -91,26 +81,25 @@ class SecureRound:
                 return self._gathered(spec, result, gathered)
         raise AssertionError("there is at least one attempt")
 
-    def _finished_from_disk(self) -> Gathered | None:
-        """Returns what a crashed server had in hand, asking again for replies that got lost."""
+    def _finished_from_disk(self) -> Conversation[Gathered | None]:
+        """Comes to what a crashed server had in hand, asking again for replies that got lost."""
         unfinished = self._journal.unfinished(self._proposal.model_hash)
         if unfinished is None or unfinished[0].spec.roster != self._proposal.roster:
             return None
         coordinator, facts = unfinished
         exchange = self._exchange(coordinator.spec, facts)
         try:
-            return self._gathered(
-                coordinator.spec, exchange.unmask(coordinator, self._journal), facts
-            )
+            result = yield from exchange.unmasking(coordinator, self._journal)
         except TooFewSites:
             return None
+        return self._gathered(coordinator.spec, result, facts)
 
     def _specification(self, dimension: int) -> RoundSpec:
         settings, request = self._settings, self._request
         n, f = len(self._sites), settings.colluders
         return RoundSpec(
             federation=settings.federation.name,
-            run_id=hashlib.sha256(request.run.encode()).digest()[:16],
+            run_id=run_id_of(request.run),
             round=1,
             roster=tuple((site.name, bytes.fromhex(site.public_key)) for site in self._sites),
             colluders=f,
@@ -140,7 +129,6 @@ class SecureRound:
             return header, packed
 
         return Exchange(
-            grid=self._grid,
             spec=spec,
             nodes=self._nodes,
             train_content=content,
@@ -148,6 +136,7 @@ class SecureRound:
             facts=gathered,
             stage_timeout_s=self._settings.secagg.stage_timeout_s,
             train_timeout_s=self._settings.federation.round_timeout_s,
+            evidence=self._evidence,
         )
 
     def _gathered(self, spec: RoundSpec, result: SecureSum, facts: dict[str, Any]) -> Gathered:
@@ -157,11 +146,11 @@ class SecureRound:
             weight = sum(weight_share(self._form.weights, name) for name in names)
         mean, metrics = self._summed.mean(spec, result.total, weight)
         gathered = Gathered(
-            mean=SecureMean(mean, len(names)),
+            mean=SecureMean([mean], len(names)),
             epsilon=facts["epsilon"],
             heads=facts["heads"],
             failed=facts["failed"],
-            spec=spec.hash.hex(),
+            specs=[spec.hash.hex()],
             metrics=metrics,
         )
         gathered.sort()

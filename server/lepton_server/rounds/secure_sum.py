@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 from flwr.app import RecordDict
-from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from lepton_common.errors import LeptonError
-from lepton_common.messages import TRAIN
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.stages import SecAggStage, StageRequest, read_stage_reply, stage_content
-from lepton_server.rounds.collect import collect
+from lepton_server.rounds.conversation import Ask, Conversation
 from lepton_server.rounds.coordinator import Coordinator
 from lepton_server.rounds.journal import SumJournal
 
@@ -40,7 +37,6 @@ class Exchange:
     """Asks the sites of one round, stage by stage.
 
     Attributes:
-        grid: the way to the sites.
         spec: the round.
         nodes: Flower's node of each site, by its position in the round's roster.
         train_content: makes the content that asks for an advertisement or a masked update; it
@@ -49,10 +45,10 @@ class Exchange:
         facts: what the journal keeps beside the sum; filled while masked updates come.
         stage_timeout_s: longest wait for a stage without training.
         train_timeout_s: longest wait for the masked updates.
+        evidence: what proves to the sites that they are a group of their cohort; may be empty.
         failed: error names of the sites that dropped out, by position.
     """
 
-    grid: Grid
     spec: RoundSpec
     nodes: Mapping[int, int]
     train_content: Prepare
@@ -60,31 +56,32 @@ class Exchange:
     facts: dict[str, Any]
     stage_timeout_s: float
     train_timeout_s: float
+    evidence: bytes = b""
     failed: dict[int, str] = field(default_factory=dict)
 
-    def run(self, journal: SumJournal) -> SecureSum:
-        """Runs all five stages.
+    def stages(self, journal: SumJournal) -> Conversation[SecureSum]:
+        """Goes through all five stages.
 
         Raises:
             TooFewSites: below the threshold at some stage; the round may be repeated.
             ShareMismatch: a site dealt false shares.
         """
         coordinator = Coordinator(self.spec)
-        self._ask_plain(
-            SecAggStage.ADVERTISE, dict.fromkeys(self.nodes, b""), coordinator.take_advert
+        yield self._plain(
+            SecAggStage.ADVERTISE, dict.fromkeys(self.nodes, self.evidence), coordinator.take_advert
         )
         adverts = coordinator.close_adverts()
         shown = dict.fromkeys(coordinator.advertised, adverts)
-        self._ask_plain(SecAggStage.SHARE, shown, coordinator.take_shares)
+        yield self._plain(SecAggStage.SHARE, shown, coordinator.take_shares)
         boxes = coordinator.close_shares()
         journal.masking(self.spec)
 
         def take(index: int, content: RecordDict) -> None:
             coordinator.take_masked(index, *self.read_masked(index, content))
 
-        self._ask(SecAggStage.MASK, boxes, take, self.train_timeout_s)
+        yield self._ask(SecAggStage.MASK, boxes, take, self.train_timeout_s)
         headers = coordinator.close_masked()
-        self._ask_plain(
+        yield self._plain(
             SecAggStage.SIGN,
             dict.fromkeys(coordinator.survivors, headers),
             coordinator.take_signature,
@@ -98,10 +95,10 @@ class Exchange:
         }
         # From here on a repetition may be refused, so all it takes to finish is on disk first.
         journal.unmasking(coordinator, self.facts)
-        return self.unmask(coordinator, journal)
+        return (yield from self.unmasking(coordinator, journal))
 
-    def unmask(self, coordinator: Coordinator, journal: SumJournal) -> SecureSum:
-        """Runs the last stage, also again after a crash, with those whose answers are missing.
+    def unmasking(self, coordinator: Coordinator, journal: SumJournal) -> Conversation[SecureSum]:
+        """Goes through the last stage; after a crash, with those whose answers are missing.
 
         Raises:
             TooFewSites: fewer than t sites released their shares.
@@ -114,14 +111,14 @@ class Exchange:
 
         signatures = coordinator.close_signatures()
 
-        self._ask_plain(SecAggStage.UNMASK, dict.fromkeys(coordinator.missing, signatures), keep)
+        yield self._plain(SecAggStage.UNMASK, dict.fromkeys(coordinator.missing, signatures), keep)
         total, weight = coordinator.unmask()
         return SecureSum(total, weight, coordinator.survivors)
 
-    def _ask_plain(
+    def _plain(
         self, stage: SecAggStage, bodies: Mapping[int, bytes], take: Callable[[int, bytes], None]
-    ) -> None:
-        self._ask(
+    ) -> Ask:
+        return self._ask(
             stage,
             bodies,
             lambda index, content: take(index, read_stage_reply(content)),
@@ -134,19 +131,14 @@ class Exchange:
         bodies: Mapping[int, bytes],
         take: Callable[[int, RecordDict], None],
         timeout_s: float,
-    ) -> None:
-        """Asks some sites; whoever fails has dropped out, by name."""
+    ) -> Ask:
         index_of = {self.nodes[index]: index for index in bodies}
-        contents = {self.nodes[i]: self._content(stage, body) for i, body in bodies.items()}
-        for node, answer in collect(self.grid, contents, TRAIN, timeout_s):
-            index = index_of[node]
-            if isinstance(answer, str):
-                self.failed[index] = answer
-                continue
-            try:
-                take(index, answer)
-            except LeptonError as error:
-                self.failed[index] = type(error).__name__
+        return Ask(
+            contents={self.nodes[i]: self._content(stage, body) for i, body in bodies.items()},
+            take=lambda node, content: take(index_of[node], content),
+            fail=lambda node, name: self.failed.update({index_of[node]: name}),
+            timeout_s=timeout_s,
+        )
 
     def _content(self, stage: SecAggStage, body: bytes) -> RecordDict:
         named = self.spec.to_bytes() if stage is SecAggStage.ADVERTISE else self.spec.hash

@@ -63,12 +63,12 @@ class Strategy:
         Raises:
             QuorumNotMet: the strategy needs more updates than came.
         """
-        if mean.count < self._least:
+        updates = mean.each() if self.needs_each else [mean.value()]
+        if len(updates) < self._least:
             raise QuorumNotMet(
                 f"Round {round_}: {type(self._inner).__name__} needs {self._least} updates and "
-                f"{mean.count} came; lower strategy.num_malicious_nodes or ask more sites."
+                f"{len(updates)} came; lower strategy.num_malicious_nodes or ask more sites."
             )
-        updates = mean.each() if self.needs_each else [mean.value()]
         if isinstance(self._inner, flower.FedAvgM):
             self._inner.current_arrays = _record(self._zero)
         elif isinstance(self._inner, flower.FedAdagrad | flower.FedAdam | flower.FedYogi):

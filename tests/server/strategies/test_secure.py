@@ -1,6 +1,7 @@
 """Any Flower app under SA1: the strategy wrapper, the mod, and what neither lets through."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from lepton_common.audit import read_records
 from lepton_common.errors import SettingsError
 from lepton_server.engines.serialising import SerialisingGrid
 from lepton_server.rounds.collect import collect
+from lepton_server.rounds.journal import SumJournal
 from lepton_server.strategies.secure import SecureAggregation
 
 SITES = [f"site-{index}" for index in range(1, 6)]
@@ -151,7 +153,7 @@ def test_terms_that_change_in_mid_round_are_refused(federation, monkeypatch):
     def other_terms(terms):
         asked.append(terms)
         if len(asked) > 5:  # after the advertisements
-            terms = secure.Terms(metrics=["secret"], weighted_by="secret", weight_cap=1)
+            terms = replace(terms, metrics=["secret"], weighted_by="secret", weight_cap=1)
         return honest(terms)
 
     monkeypatch.setattr(secure, "terms_record", other_terms)
@@ -174,3 +176,33 @@ def test_strategies_that_need_single_updates_are_refused_with_the_reason(tmp_pat
     for inner in (flower.Krum(), flower.FedMedian(), flower.QFedAvg(client_learning_rate=0.1)):
         with pytest.raises(SettingsError, match="single updates"):
             SecureAggregation(inner, journal=tmp_path)
+    for inner in (flower.FedAvg(), flower.QFedAvg(client_learning_rate=0.1)):
+        with pytest.raises(SettingsError, match="single updates"):
+            SecureAggregation(inner, journal=tmp_path, groups=3)
+
+
+def test_a_robust_strategy_sees_the_weighted_means_of_groups(federation, monkeypatch):
+    seen, groupings = [], []
+    keep = SumJournal.keep_grouping
+
+    def remembering(self, grouping):
+        groupings.append([[int(name[-1]) for name, _ in group] for group in grouping.groups])
+        keep(self, grouping)
+
+    class Watching(flower.FedMedian):
+        def aggregate_train(self, server_round, replies):
+            replies = list(replies)
+            seen.append([float(r.content["arrays"]["a"].numpy()[0, 0]) for r in replies])
+            return super().aggregate_train(server_round, replies)
+
+    monkeypatch.setattr(SumJournal, "keep_grouping", remembering)
+    monkeypatch.setattr("lepton_server.strategies.secure._ROBUST", (Watching,))
+    result = run(*federation(), inner=Watching(), rounds=3, groups=2, colluders=0)
+    moved = [0.0, *(float(np.mean(means)) for means in seen)]
+    for round_, (groups, means) in enumerate(zip(groupings, seen, strict=True)):
+        expected = [
+            moved[round_] + weighted(0.1 * np.array(group), np.array(group)) for group in groups
+        ]
+        assert means == pytest.approx(expected, abs=1e-4)
+    assert result.arrays["a"].numpy() == pytest.approx(moved[-1], abs=1e-4)
+    assert len(seen) == 3
