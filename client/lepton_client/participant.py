@@ -25,7 +25,6 @@ from lepton_common.errors import (
 from lepton_common.identity.keys import SigningKey
 from lepton_common.secagg import keys, shamir
 from lepton_common.secagg.encoding import Reader, i8, idx, lp, tagged_hash
-from lepton_common.secagg.masks import RingVector, add_masks
 from lepton_common.secagg.messages import (
     SHARE_BYTES,
     SHARES_BYTES,
@@ -163,8 +162,8 @@ class Participant:
 
     def mask(
         self, values: Vector, weight: float = 1.0, *, stochastic: bool = False
-    ) -> tuple[bytes, RingVector]:
-        """SA1 R2, second half: encodes and masks; returns the signed header and the vector.
+    ) -> tuple[bytes, bytes]:
+        """SA1 R2, second half: encodes and masks; returns signed header and packed vector.
 
         Args:
             values: float32, shape [d].
@@ -181,15 +180,16 @@ class Participant:
             ring = self.spec.ring
             if values.shape != (self.spec.dimension,):
                 raise DimensionMismatch("The update has not the length that was agreed on.")
-            masked = ring.encode(values, weight, self.random_bytes(32) if stochastic else None)
-            add_masks(masked, self._mask_keys(sorted(self._shares)), self.spec.width)
-            digest = ring.digest(masked)
+            dither = self.random_bytes(32) if stochastic else None
+            packed, digest = ring.mask(
+                values, self._mask_keys(sorted(self._shares)), weight, dither
+            )
             header = Header(self.index, self._t2, ring.length, self.spec.width, digest)
             self._header = header.to_bytes()
             signed = Signed.make(self.signer, "masked", self.spec, self._header).to_bytes()
             self._secrets = ()
             self.stage = Stage.MASKED
-            return signed, masked
+            return signed, packed
 
     def sign(self, headers: bytes) -> bytes:
         """SA1 R3: checks that all sites saw the same round and signs who survived, once.

@@ -78,8 +78,7 @@ def mask(
     Raises:
         SecAggError: see `Participant.mask`.
     """
-    header, masked = part.mask(values, weight, stochastic=stochastic)
-    packed = part.spec.ring.pack(masked)
+    header, packed = part.mask(values, weight, stochastic=stochastic)
     provenance = protected_by_secagg(part.spec.hash.hex(), charge.event if charge else None)
     return [Outbound("secagg", header, PROTOCOL), Outbound("masked", packed, provenance)]
 

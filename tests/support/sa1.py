@@ -172,8 +172,8 @@ class Drive:
     def _mask(self, index: int, boxes: bytes) -> bytes:
         part = self.parts[index]
         part.open(self._to_site("mask", index, boxes))
-        header, masked = part.mask(self.values[index - 1], self.weights[index - 1])
-        self.masked[index] = self.spec.ring.pack(masked)
+        values, weight = self.values[index - 1], self.weights[index - 1]
+        header, self.masked[index] = part.mask(values, weight)
         return header
 
     def _take_masked(self, index: int, header: bytes) -> None:

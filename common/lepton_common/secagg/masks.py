@@ -80,17 +80,45 @@ def add_masks(
     if vector.dtype != dtype or vector.ndim != 1:
         raise ValueError(f"A vector of width {width} should be of type {dtype}.")
     name = backend or _chosen
-    size, make = _part_size(len(vector), name), BACKENDS[name]
 
-    def work(index: int, part: slice) -> None:
-        lane, inside = divmod(index * size, LANE)
-        block = inside * dtype.itemsize // 16
-        streams = [
-            (make(key, lane, block), np.add if sign > 0 else np.subtract) for key, sign in masks
+    def work(_: int, part: slice) -> None:
+        MaskStreams(masks, part.start, width, name).add_to(vector[part])
+
+    each_part(len(vector), part_size(len(vector), name), work, threads)
+
+
+class MaskStreams:
+    """Several masks from one element of a vector on, to be added piece by piece."""
+
+    def __init__(
+        self, masks: Sequence[Mask], start: int, width: int, backend: str | None = None
+    ) -> None:
+        """Opens the keystreams.
+
+        Args:
+            masks: 32-byte keys, each with +1 or -1.
+            start: position of the first element; with GCM the first of a lane.
+            width: bits of the ring.
+            backend: a name in `BACKENDS`; None: the chosen one.
+        """
+        size = 2 if width == 16 else 4
+        self._streams = [
+            (open_stream(key, start, size, backend), np.add if sign > 0 else np.subtract)
+            for key, sign in masks
         ]
-        _add_streams(vector[part], streams, width)
+        self._width, self._buffer = width, bytearray(CHUNK)
 
-    each_part(len(vector), size, work, threads)
+    def add_to(self, part: RingVector) -> None:
+        """Adds all masks to the next elements, in place, modulo 2**width."""
+        words = np.frombuffer(self._buffer, part.dtype)
+        for start in range(0, len(part), len(words)):
+            piece = part[start : start + len(words)]
+            zeros, count = _ZEROS[: piece.nbytes], len(piece)
+            for stream, combine in self._streams:
+                stream.update_into(zeros, self._buffer)
+                combine(piece, words[:count], out=piece)
+            if self._width in (20, 24):
+                piece &= piece.dtype.type(2**self._width - 1)
 
 
 def each_lane(length: int, work: Callable[[int, slice], None], threads: int | None = None) -> None:
@@ -114,9 +142,23 @@ def each_part(
         list(pool.map(lambda item: work(*item), parts))
 
 
+def part_size(length: int, backend: str | None = None) -> int:
+    """Returns how many elements one task should mask: a lane, or less where lanes are few."""
+    return _PART if (backend or _chosen) == "ctr" and length < _FEW_LANES * LANE else LANE
+
+
 def keystream(key: bytes, count: int, backend: str | None = None) -> NDArray[np.uint8]:
     """Returns the first ``count`` bytes of lane 0, by the chosen backend or another."""
     return lane_bytes(key, 0, count, backend)
+
+
+def open_stream(key: bytes, start: int, size: int, backend: str | None = None) -> Keystream:
+    """Returns the keystream from one element of ``size`` bytes on, up to the end of its lane.
+
+    With GCM that element must be the first of a lane.
+    """
+    lane, inside = divmod(start, LANE)
+    return BACKENDS[backend or _chosen](key, lane, inside * size // 16)
 
 
 def lane_bytes(key: bytes, lane: int, count: int, backend: str | None = None) -> NDArray[np.uint8]:
@@ -129,26 +171,6 @@ def lane_bytes(key: bytes, lane: int, count: int, backend: str | None = None) ->
 def chosen_backend() -> str:
     """Returns the name of the backend in use."""
     return _chosen
-
-
-def _part_size(length: int, backend: str) -> int:
-    return _PART if backend == "ctr" and length < _FEW_LANES * LANE else LANE
-
-
-def _add_streams(
-    part: RingVector, streams: Sequence[tuple[Keystream, np.ufunc]], width: int
-) -> None:
-    buffer = bytearray(min(CHUNK, part.nbytes))
-    words = np.frombuffer(buffer, part.dtype)
-    step = len(words)
-    for start in range(0, len(part), step):
-        piece = part[start : start + step]
-        zeros, count = _ZEROS[: piece.nbytes], len(piece)
-        for stream, combine in streams:
-            stream.update_into(zeros, buffer)
-            combine(piece, words[:count], out=piece)
-        if width in (20, 24):
-            piece &= piece.dtype.type(2**width - 1)
 
 
 def _calibrate() -> str:

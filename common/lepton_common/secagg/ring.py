@@ -4,9 +4,8 @@ The scale leaves room for the sum of all parties, so a sum never wraps around.
 """
 
 import hashlib
-import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -16,15 +15,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_common.arrays import Vector
-from lepton_common.errors import EncodingError, MalformedMessage
+from lepton_common.errors import EncodingError
+from lepton_common.secagg import packing
 from lepton_common.secagg.encoding import tagged_hash
-from lepton_common.secagg.masks import LANE, RingVector, each_lane, lane_bytes
+from lepton_common.secagg.masks import (
+    LANE,
+    Mask,
+    MaskStreams,
+    RingVector,
+    add_masks,
+    each_lane,
+    each_part,
+    open_stream,
+    part_size,
+)
+from lepton_common.secagg.packing import CHUNK, pieces
 
 WIDTHS = (16, 20, 24, 32)
-# Elements. Temporaries stay in the cache; smaller pieces make threads wait for Python's lock.
-_CHUNK = 1 << 17
 _MOST_SCALE_BITS = 60
 _STEP = np.float32(1 / 256)
+# Writes a part of an encoded vector, piece by piece, and yields each.
+_Encode = Callable[[slice, RingVector], Iterator[RingVector]]
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ class Ring:
     @property
     def dtype(self) -> np.dtype[np.unsignedinteger[Any]]:
         """Type of a ring element in memory and, little-endian, on the wire."""
-        return np.dtype("<u2") if self.width == 16 else np.dtype("<u4")
+        return packing.element_type(self.width)
 
     @property
     def limb_width(self) -> int:
@@ -85,9 +96,7 @@ class Ring:
     @property
     def packed_bytes(self) -> int:
         """Length of a packed vector."""
-        if self.width == 20:
-            return 2 * self.length + (self.length + 1) // 2
-        return self.length * self.width // 8
+        return packing.packed_bytes(self.width, self.length)
 
     @cached_property
     def scale_bits(self) -> int:
@@ -112,28 +121,40 @@ class Ring:
             EncodingError: a value is not finite, the weight out of bounds, or the values of
                 another type or number.
         """
-        if values.dtype != np.float32 or values.shape != (self.dimension,):
-            raise EncodingError(f"There should be {self.dimension} values of type float32.")
-        if not 0 < weight <= 1:
-            raise EncodingError("A weight should be above 0 and at most 1.")
-        if dither is not None and self.width != 16:
-            raise EncodingError("Stochastic rounding is for rings of 16 bits.")
-        units = max(1, round(weight * 2**self.weight_bits))
-        factor = np.float32(2.0**self.scale_bits * units / 2**self.weight_bits)
+        encode = self._encoder(values, weight, dither)
         out: RingVector = np.empty(self.length, self.dtype)
-        each_lane(
-            self.dimension,
-            lambda lane, part: self._encode_lane(
-                values[part],
-                factor,
-                out[: self.dimension][part],
-                None if dither is None else (dither, lane),
-            ),
-        )
-        for limb in range(self.limbs):
-            piece = units >> (limb * self.limb_width)
-            out[self.dimension + limb] = piece & (2**self.limb_width - 1)
+
+        def fill(_: int, part: slice) -> None:
+            for _piece in encode(part, out):
+                pass
+
+        each_lane(self.length, fill)
         return out
+
+    def mask(
+        self,
+        values: Vector,
+        masks: Sequence[Mask],
+        weight: float = 1.0,
+        dither: bytes | None = None,
+    ) -> tuple[bytes, bytes]:
+        """Encodes and masks; returns the packed vector and its digest.
+
+        The same as `encode`, `add_masks`, `pack` and `digest`, but each piece goes through all of
+        them while it is in the cache, and is written to where it is sent from.
+
+        Raises:
+            EncodingError: see `encode`.
+        """
+        encode = self._encoder(values, weight, dither)
+        if self.width in (20, 24):
+            vector = self.encode(values, weight, dither)
+            add_masks(vector, masks, self.width)
+            return self.pack(vector), self.digest(vector)
+        stream = packing.new_pages(self.packed_bytes)
+        with stream.getbuffer() as buffer:
+            digest = self._mask_into(np.frombuffer(buffer, self.dtype), encode, masks)
+        return stream.getvalue(), digest
 
     def decode(self, total: RingVector) -> tuple[NDArray[np.float64], float]:
         """Returns the sum of weighted values, float64, shape [d], and the sum of weights."""
@@ -145,7 +166,7 @@ class Ring:
         unused = 8 * self.dtype.itemsize - self.width
 
         def decode_lane(_: int, part: slice) -> None:
-            for piece in _pieces(part, self.dimension):
+            for piece in pieces(part, self.dimension):
                 # Shifted to the top of the word and back, the sign fills the unused bits.
                 signed = (total[piece] << unused).view(self._signed) >> unused
                 np.multiply(signed, math.ldexp(1.0, -self.scale_bits), out=values[piece])
@@ -154,17 +175,8 @@ class Ring:
         return values, weight / 2**self.weight_bits
 
     def pack(self, vector: RingVector) -> bytes:
-        """Returns the elements as bytes: planes of 16 bits and of the rest."""
-        # Written in place: the buffer is handed out as the bytes it is, without a copy. Its pages
-        # are new, which costs more than copying does, so that threads help there too.
-        stream = io.BytesIO(bytes(self.packed_bytes))
-        with stream.getbuffer() as buffer:
-            if self.width in (16, 32):
-                _copy_lanes(vector, np.frombuffer(buffer, self.dtype))
-            else:
-                for start, piece in self._planes(vector):
-                    buffer[start : start + len(piece)] = piece
-        return stream.getvalue()
+        """Returns the elements as bytes; see `packing`."""
+        return packing.pack(vector, self.width)
 
     def unpack(self, data: bytes) -> RingVector:
         """Returns the elements that `pack` packed; may share the memory of ``data``.
@@ -172,35 +184,11 @@ class Ring:
         Raises:
             MalformedMessage: not exactly such bytes.
         """
-        if len(data) != self.packed_bytes:
-            raise MalformedMessage(
-                f"A masked vector should have {self.packed_bytes} bytes, not {len(data)}."
-            )
-        if self.width in (16, 32):
-            return np.frombuffer(data, self.dtype)
-        count = self.length
-        low = np.frombuffer(data, "<u2", count)
-        high = np.frombuffer(data, np.uint8, offset=2 * count)
-        if self.width == 20 and count % 2 and high[-1] >> 4:
-            raise MalformedMessage("A masked vector goes on after its last element.")
-        vector = np.empty(count, self.dtype)
-        each_lane(count, lambda _, part: self._join_lane(low, high, vector, part))
-        return vector
+        return packing.unpack(data, self.width, self.length)
 
     def digest(self, vector: RingVector) -> bytes:
         """Returns the 32-byte digest that a site signs for its masked vector."""
-        if self.width in (20, 24):
-            packed = hashlib.sha256()
-            for _, piece in self._planes(vector):
-                packed.update(piece)
-            return tagged_hash("digest", packed.digest())
-        digests = [b""] * -(-len(vector) // LANE)
-
-        def hash_lane(lane: int, part: slice) -> None:
-            digests[lane] = hashlib.sha256(np.ascontiguousarray(vector[part]).data).digest()
-
-        each_lane(len(vector), hash_lane)
-        return tagged_hash("digest", *digests)
+        return packing.digest(vector, self.width)
 
     @property
     def _mask(self) -> int:
@@ -216,68 +204,90 @@ class Ring:
         bound = np.float32(self.clip)
         return bound if float(bound) <= self.clip else np.nextafter(bound, np.float32(0))
 
-    def _encode_lane(
+    def _encoder(self, values: Vector, weight: float, dither: bytes | None) -> _Encode:
+        """Returns what writes a part of the encoded vector, piece by piece, and yields each.
+
+        Raises:
+            EncodingError: see `encode`.
+        """
+        if values.dtype != np.float32 or values.shape != (self.dimension,):
+            raise EncodingError(f"There should be {self.dimension} values of type float32.")
+        if not 0 < weight <= 1:
+            raise EncodingError("A weight should be above 0 and at most 1.")
+        if dither is not None and self.width != 16:
+            raise EncodingError("Stochastic rounding is for rings of 16 bits.")
+        units = max(1, round(weight * 2**self.weight_bits))
+        factor = np.float32(2.0**self.scale_bits * units / 2**self.weight_bits)
+        limbs = [
+            units >> (limb * self.limb_width) & (2**self.limb_width - 1)
+            for limb in range(self.limbs)
+        ]
+
+        def encode(part: slice, out: RingVector) -> Iterator[RingVector]:
+            scratch = np.empty(CHUNK, np.float32)
+            noise = None if dither is None else _Dither(dither, part.start)
+            for piece in pieces(part, self.length):
+                came, target = values[piece], out[piece]
+                self._encode_piece(came, factor, target[: len(came)], scratch, noise)
+                behind = max(piece.start - self.dimension, 0)
+                target[len(came) :] = limbs[behind : behind + len(target) - len(came)]
+                yield target
+
+        return encode
+
+    def _mask_into(self, out: RingVector, encode: _Encode, masks: Sequence[Mask]) -> bytes:
+        """Writes the masked vector and returns its digest."""
+        size = part_size(self.length)
+        digests = [b""] * -(-self.length // size)
+
+        def work(index: int, part: slice) -> None:
+            streams, hashed = MaskStreams(masks, part.start, self.width), hashlib.sha256()
+            for piece in encode(part, out):
+                streams.add_to(piece)
+                if size == LANE:
+                    hashed.update(piece.data)
+            digests[index] = hashed.digest()
+
+        each_part(self.length, size, work)
+        return tagged_hash("digest", *digests) if size == LANE else self.digest(out)
+
+    def _encode_piece(
         self,
         values: Vector,
         factor: np.float32,
         out: RingVector,
-        dither: tuple[bytes, int] | None,
+        scratch: Vector,
+        noise: "_Dither | None",
     ) -> None:
-        buffer = np.empty(min(_CHUNK, len(values)), np.float32)
-        noise = lane_bytes(*dither, len(values)) if dither else None
-        signed = out.view(self._signed)
-        for piece in _pieces(slice(0, len(values)), len(values)):
-            came = values[piece]
-            scaled = buffer[: len(came)]
-            if not (np.isfinite(came.min()) and np.isfinite(came.max())):
-                raise EncodingError("A value is not finite; training diverged.")
-            np.clip(came, -self._bound, self._bound, out=scaled)
-            np.multiply(scaled, factor, out=scaled)
-            if noise is None:
-                np.rint(scaled, out=scaled)
-            else:
-                # Odd multiples of 1/512: what is below 2**15 can take them without rounding.
-                scaled += noise[piece].astype(np.float32) * _STEP + _STEP / 2
-                np.floor(scaled, out=scaled)
-            np.copyto(signed[piece], scaled, casting="unsafe")
-            if self.width in (20, 24):
-                out[piece] &= self._mask
-
-    def _planes(self, vector: RingVector) -> Iterator[tuple[int, bytes]]:
-        """Yields the packed form of widths 20 and 24 piece by piece, each with its position."""
-        for piece in _pieces(slice(0, self.length), self.length):
-            yield 2 * piece.start, vector[piece].astype("<u2").tobytes()
-        for piece in _pieces(slice(0, self.length), self.length):
-            high = (vector[piece] >> 16).astype(np.uint8)
-            if self.width == 24:
-                yield 2 * self.length + piece.start, high.tobytes()
-                continue
-            nibbles = high[::2] & 15
-            nibbles[: len(high) // 2] |= high[1::2] << 4
-            yield 2 * self.length + piece.start // 2, nibbles.tobytes()
-
-    def _join_lane(
-        self, low: NDArray[np.uint16], high: NDArray[np.uint8], vector: RingVector, part: slice
-    ) -> None:
-        """Writes the elements of one lane, given both planes of the whole vector."""
-        for piece in _pieces(part, self.length):
-            target = vector[piece]
-            if self.width == 24:
-                target[:] = high[piece]
-            else:
-                nibbles = high[piece.start // 2 : (piece.stop + 1) // 2]
-                target[::2] = nibbles & 15
-                target[1::2] = nibbles[: len(target) // 2] >> 4
-            target <<= 16
-            target |= low[piece]
+        scaled = scratch[: len(values)]
+        low, high = values.min(initial=0), values.max(initial=0)
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise EncodingError("A value is not finite; training diverged.")
+        if max(-low, high) > self._bound:
+            values = np.clip(values, -self._bound, self._bound, out=scaled)
+        np.multiply(values, factor, out=scaled)
+        if noise is None:
+            np.rint(scaled, out=scaled)
+        else:
+            scaled += noise.next(len(scaled))
+            np.floor(scaled, out=scaled)
+        np.copyto(out.view(self._signed), scaled, casting="unsafe")
+        if self.width in (20, 24):
+            out &= self._mask
 
 
-def _copy_lanes(source: RingVector, target: RingVector) -> None:
-    each_lane(len(target), lambda _, part: np.copyto(target[part], source[part]))
+class _Dither:
+    """Uniform values in (0, 1) from one element of a vector on: odd multiples of 1/512.
 
+    What is below 2**15 can take them without being rounded itself.
+    """
 
-def _pieces(part: slice, length: int) -> Iterator[slice]:
-    """Yields slices of at most ``_CHUNK`` elements that make up ``part`` of a vector."""
-    stop = min(part.stop, length)
-    for start in range(part.start, stop, _CHUNK):
-        yield slice(start, min(start + _CHUNK, stop))
+    def __init__(self, key: bytes, start: int) -> None:
+        self._stream, self._buffer = open_stream(key, start, 1), bytearray(CHUNK)
+
+    def next(self, count: int) -> Vector:
+        """Returns the next ``count`` values, float32."""
+        self._stream.update_into(memoryview(bytes(count)), self._buffer)
+        drawn = np.frombuffer(self._buffer, np.uint8, count)
+        uniform: Vector = drawn.astype(np.float32) * _STEP + _STEP / 2
+        return uniform

@@ -148,9 +148,8 @@ def _client_round_s(sites: int, update: Vector, width: int) -> float:
     boxes, client = round_.close_shares(), parts[0]
     with watch.only(True):
         client.open(boxes[1])
-        header, masked = client.mask(update, 0.5)
-        packed = spec.ring.pack(masked)
-    del masked, packed
+        header, packed = client.mask(update, 0.5)
+    del packed
     headers, t3 = _headers_of_all(spec, signers, Signed.from_bytes(header))
     signatures = join_by_site(
         {i: keys.sign(signers[i - 1], "consistency", spec.hash, t3) for i in spec.indices}
@@ -261,7 +260,7 @@ def _rebuild_s(sites: int, dropped: int, width: int) -> tuple[float, int]:
     for part in survivors:
         part.open(boxes[part.index])
         header, masked = part.mask(np.zeros(16, np.float32))
-        round_.take_masked(part.index, header, spec.ring.pack(masked))
+        round_.take_masked(part.index, header, masked)
     headers = round_.close_masked()
     for part in survivors:
         round_.take_signature(part.index, part.sign(headers))

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from lepton_common.errors import EncodingError, MalformedMessage
 from lepton_common.secagg.encoding import tagged_hash
-from lepton_common.secagg.masks import LANE
+from lepton_common.secagg.masks import LANE, add_masks
 from lepton_common.secagg.ring import Ring
 
 _WIDTHS = [16, 20, 24, 32]
@@ -268,3 +268,26 @@ def test_lanes_dither_apart_and_each_key_dithers_anew():
 def test_wider_rings_refuse_stochastic_rounding(width):
     with pytest.raises(EncodingError):
         Ring(width, 2, 1, 1.0, 0).encode(np.zeros(1, np.float32), dither=b"k" * 32)
+
+
+@pytest.mark.parametrize("length", [*_LENGTHS, 2 * 2**18 - 1, 8 * LANE - 1])
+@pytest.mark.parametrize(
+    ("width", "dither"), [(16, None), (16, b"k" * 32), (20, None), (24, None), (32, None)]
+)
+def test_masking_in_one_pass_is_encoding_masking_packing_and_digesting(width, dither, length):
+    values = np.random.default_rng(3).uniform(-2, 2, length).astype(np.float32)
+    ring = Ring(width, 5, length, 1.0, 16)
+    keys = [(b"a" * 32, 1), (b"b" * 32, -1)]
+    vector = ring.encode(values, 0.3, dither)
+    add_masks(vector, keys, width)
+    packed, digest = ring.mask(values, keys, 0.3, dither)
+    assert packed == ring.pack(vector)
+    assert digest == ring.digest(vector)
+
+
+@pytest.mark.parametrize("width", _WIDTHS)
+def test_masking_refuses_what_encoding_refuses(width):
+    values = np.zeros(2 * LANE, np.float32)
+    values[LANE + 5] = np.nan
+    with pytest.raises(EncodingError, match="not finite"):
+        Ring(width, 2, len(values), 1.0, 0).mask(values, [])
