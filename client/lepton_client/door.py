@@ -156,7 +156,7 @@ def _records(items: list[Outbound], contents: Mapping[str, bytes], head: str) ->
         if item.provenance.protection is Protection.SECAGG:
             content[item.name] = masked_record(contents[item.name])
         elif isinstance(item.value, bytes):
-            content[item.name] = ConfigRecord({"body": item.value})
+            content[item.name] = ConfigRecord({"body": item.value, "head": head})
         elif isinstance(item.value, np.ndarray):
             content[item.name] = ArrayRecord({"vector": pack(item.value)})
             content["metrics"] = MetricRecord()

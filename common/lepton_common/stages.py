@@ -4,6 +4,7 @@ A stage is the ConfigRecord ``secagg`` with its name, the round and bytes in SA1
 the masked vector rides beside it as the ArrayRecord ``masked``. Parsing is strict.
 """
 
+import re
 from dataclasses import dataclass
 from enum import Enum
 
@@ -110,7 +111,16 @@ def read_stage_reply(content: RecordDict) -> bytes:
         MalformedMessage: anything but exactly that.
     """
     expect_records(content, {"secagg"})
-    return _body(content)
+    return _answer(content)[0]
+
+
+def read_head(content: RecordDict) -> str:
+    """Returns the newest hash of the audit log of a site that answered a stage.
+
+    Raises:
+        MalformedMessage: there is none.
+    """
+    return _answer(content)[1]
 
 
 def read_masked(content: RecordDict) -> tuple[bytes, bytes, Receipt]:
@@ -139,16 +149,17 @@ def masked_record(packed: bytes) -> ArrayRecord:
     return ArrayRecord({"vector": array})
 
 
-def _body(content: RecordDict) -> bytes:
-    fields = content.config_records.get("secagg")
-    body = fields.get("body") if fields is not None and len(fields) == 1 else None
-    if not isinstance(body, bytes):
-        raise MalformedMessage("The record 'secagg' should hold one body of bytes.")
-    return body
+def _answer(content: RecordDict) -> tuple[bytes, str]:
+    fields = content.config_records.get("secagg", ConfigRecord())
+    body, head = fields.get("body"), fields.get("head")
+    sound = isinstance(body, bytes) and isinstance(head, str) and len(fields) == 2
+    if not sound or re.fullmatch("[0-9a-f]{64}", str(head)) is None:
+        raise MalformedMessage("The record 'secagg' should hold a body and an audit log's hash.")
+    return body, head  # type: ignore[return-value]
 
 
 def _masked(content: RecordDict) -> tuple[bytes, bytes]:
     array = read_vector(content, "masked")
     if (array.dtype, array.stype, tuple(array.shape)) != ("uint8", _MASKED, (len(array.data),)):
         raise MalformedMessage("The record 'masked' should hold packed ring elements.")
-    return _body(content), array.data
+    return _answer(content)[0], array.data

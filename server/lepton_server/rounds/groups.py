@@ -1,5 +1,6 @@
 """A round under secure aggregation: one sum of the cohort, or one for each group drawn from it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -59,9 +60,10 @@ def gather_secure(
     ]
     results = hold_together(grid, [round_.gather() for round_ in rounds])
     came = [result for result in results if isinstance(result, Gathered)]
+    quorum = math.ceil(settings.federation.quorum * len(parts))
     for sites, result in zip(parts, results, strict=True):
         if isinstance(result, SecAggError):
-            if len(came) < least_updates(settings.strategy):
+            if len(came) < max(quorum, least_updates(settings.strategy)):
                 raise result
             failed |= {facts.name: type(result).__name__ for facts in sites.values()}
     return _joined(came, failed)

@@ -94,6 +94,9 @@ class SumJournal:
 
     def done(self) -> None:
         """Forgets the sums of a round that is finished and kept elsewhere."""
+        if self._attempts.unmasking:
+            self._attempts.unmasking = False
+            self._write()
         for path in (self._sum, self._replies, self._grouping):
             path.unlink(missing_ok=True)
         for folder in self.folder.glob(f"{_GROUP}*"):

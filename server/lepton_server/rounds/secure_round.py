@@ -1,5 +1,6 @@
 """One secure sum, tried by the rules of SA1 until it comes out, or lost by name."""
 
+import math
 from typing import Any
 
 from flwr.app import RecordDict
@@ -69,16 +70,16 @@ class SecureRound:
             if finished is not None:
                 return finished
             spec = self._journal.next_spec(self._proposal)
-            gathered: dict[str, Any] = {"epsilon": {}, "heads": {}, "failed": {}}
+            gathered: dict[str, Any] = {"epsilon": {}}
             exchange = self._exchange(spec, gathered)
             try:
                 result = yield from exchange.stages(self._journal)
             except TooFewSites as error:
-                failed = self._named(exchange.failed)
+                failed = exchange.named(exchange.failed)
                 if attempt == self._settings.secagg.attempts:
                     raise self._given_up(error, failed) from error
             else:
-                return self._gathered(spec, result, gathered)
+                return self._gathered(exchange, result)
         raise AssertionError("there is at least one attempt")
 
     def _finished_from_disk(self) -> Conversation[Gathered | None]:
@@ -92,11 +93,11 @@ class SecureRound:
             result = yield from exchange.unmasking(coordinator, self._journal)
         except TooFewSites:
             return None
-        return self._gathered(coordinator.spec, result, facts)
+        return self._gathered(exchange, result)
 
     def _specification(self, dimension: int) -> RoundSpec:
         settings, request = self._settings, self._request
-        n, f = len(self._sites), settings.colluders
+        n, f, quorum = len(self._sites), settings.colluders, settings.federation.quorum
         return RoundSpec(
             federation=settings.federation.name,
             run_id=run_id_of(request.run),
@@ -104,7 +105,7 @@ class SecureRound:
             roster=tuple((site.name, bytes.fromhex(site.public_key)) for site in self._sites),
             colluders=f,
             threshold=threshold(n, f),
-            min_survivors=least_survivors(n, f),
+            min_survivors=max(least_survivors(n, f), math.ceil(quorum * n)),
             dimension=dimension,
             width=settings.secagg.width,
             clip=settings.secagg.clip,
@@ -125,7 +126,6 @@ class SecureRound:
             header, packed, receipt = read_masked(content)
             check_receipt(receipt, self._request, site)
             gathered["epsilon"][site.name] = receipt.epsilon
-            gathered["heads"][site.name] = receipt.audit_head
             return header, packed
 
         return Exchange(
@@ -139,7 +139,10 @@ class SecureRound:
             evidence=self._evidence,
         )
 
-    def _gathered(self, spec: RoundSpec, result: SecureSum, facts: dict[str, Any]) -> Gathered:
+    def _gathered(self, exchange: Exchange, result: SecureSum) -> Gathered:
+        spec, facts = exchange.spec, exchange.facts
+        # The answers that came after the masked updates show newer hashes.
+        heads = facts["heads"] | exchange.named(exchange.heads)
         names = [spec.roster[index - 1][0] for index in result.survivors]
         weight = result.weight
         if self._form.weight_cap is None:
@@ -148,16 +151,13 @@ class SecureRound:
         gathered = Gathered(
             mean=SecureMean([mean], len(names)),
             epsilon=facts["epsilon"],
-            heads=facts["heads"],
+            heads=heads,
             failed=facts["failed"],
             specs=[spec.hash.hex()],
             metrics=metrics,
         )
         gathered.sort()
         return gathered
-
-    def _named(self, failed: dict[int, str]) -> dict[str, str]:
-        return {self._sites[index - 1].name: name for index, name in sorted(failed.items())}
 
     def _given_up(self, error: TooFewSites, failed: dict[str, str]) -> SecAggError:
         named = ", ".join(f"{site} ({name})" for site, name in list(failed.items())[:5])

@@ -9,7 +9,13 @@ from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from lepton_common.secagg.spec import RoundSpec
-from lepton_common.stages import SecAggStage, StageRequest, read_stage_reply, stage_content
+from lepton_common.stages import (
+    SecAggStage,
+    StageRequest,
+    read_head,
+    read_stage_reply,
+    stage_content,
+)
 from lepton_server.rounds.conversation import Ask, Conversation
 from lepton_server.rounds.coordinator import Coordinator
 from lepton_server.rounds.journal import SumJournal
@@ -47,6 +53,7 @@ class Exchange:
         train_timeout_s: longest wait for the masked updates.
         evidence: what proves to the sites that they are a group of their cohort; may be empty.
         failed: error names of the sites that dropped out, by position.
+        heads: newest hashes of the sites' audit logs.
     """
 
     spec: RoundSpec
@@ -58,6 +65,7 @@ class Exchange:
     train_timeout_s: float
     evidence: bytes = b""
     failed: dict[int, str] = field(default_factory=dict)
+    heads: dict[int, str] = field(default_factory=dict)
 
     def stages(self, journal: SumJournal) -> Conversation[SecureSum]:
         """Goes through all five stages.
@@ -78,6 +86,7 @@ class Exchange:
 
         def take(index: int, content: RecordDict) -> None:
             coordinator.take_masked(index, *self.read_masked(index, content))
+            self.heads[index] = read_head(content)
 
         yield self._ask(SecAggStage.MASK, boxes, take, self.train_timeout_s)
         headers = coordinator.close_masked()
@@ -88,11 +97,9 @@ class Exchange:
         )
         coordinator.close_signatures()
         # Who failed after masking is in the sum all the same.
-        self.facts["failed"] = {
-            self.spec.roster[index - 1][0]: name
-            for index, name in self.failed.items()
-            if index not in coordinator.survivors
-        }
+        survivors = coordinator.survivors
+        failed = {index: name for index, name in self.failed.items() if index not in survivors}
+        self.facts |= {"failed": self.named(failed), "heads": self.named(self.heads)}
         # From here on a repetition may be refused, so all it takes to finish is on disk first.
         journal.unmasking(coordinator, self.facts)
         return (yield from self.unmasking(coordinator, journal))
@@ -115,15 +122,18 @@ class Exchange:
         total, weight = coordinator.unmask()
         return SecureSum(total, weight, coordinator.survivors)
 
+    def named(self, values: Mapping[int, str]) -> dict[str, str]:
+        """Returns the same by the sites' names, in their order."""
+        return {self.spec.roster[index - 1][0]: value for index, value in sorted(values.items())}
+
     def _plain(
         self, stage: SecAggStage, bodies: Mapping[int, bytes], take: Callable[[int, bytes], None]
     ) -> Ask:
-        return self._ask(
-            stage,
-            bodies,
-            lambda index, content: take(index, read_stage_reply(content)),
-            self.stage_timeout_s,
-        )
+        def take_answer(index: int, content: RecordDict) -> None:
+            take(index, read_stage_reply(content))
+            self.heads[index] = read_head(content)
+
+        return self._ask(stage, bodies, take_answer, self.stage_timeout_s)
 
     def _ask(
         self,

@@ -5,7 +5,7 @@ import pytest
 from crashes import Crash, assert_same, die
 
 from lepton_common.audit import read_records
-from lepton_common.errors import QuorumNotMet, RoundLost, SettingsError, TooFewSites
+from lepton_common.errors import RoundLost, SettingsError, TooFewSites
 from lepton_common.settings import LINEAR, ROBUST
 from lepton_common.stages import DRAWING, SecAggStage
 from lepton_server.engines.inprocess import InProcessGrid
@@ -190,7 +190,7 @@ def test_a_server_killed_at_the_journal_ends_in_the_same_model(
     assert all(report.failed == {} for report in simulate.reports())
 
 
-@pytest.mark.parametrize("method", ["save_checkpoint", "_check_quorum", "make_strategy"])
+@pytest.mark.parametrize("method", ["save_checkpoint", "make_strategy"])
 def test_a_server_killed_after_the_sum_finishes_it_from_disk(
     simulate, in_clear, monkeypatch, method
 ):
@@ -228,10 +228,29 @@ def test_a_server_killed_in_the_middle_of_a_stage_ends_in_the_same_model(
 
 def test_who_dropped_out_is_known_after_a_crash_too(simulate, monkeypatch):
     broken = lambda site, at: "before" if (site, at) == (5, "mask") else None  # noqa: E731
+    with monkeypatch.context() as killing:
+        die(killing, loop, "save_checkpoint", "before")
+        with pytest.raises(Crash):
+            simulate(changes={"rounds": 1}, fails=broken)
+    simulate(changes={"rounds": 1})
+    (report,) = simulate.reports()
+    assert report.failed == {"site-5": "SiteBroke"}
+
+
+def test_a_quorum_that_fails_leaves_the_round_to_be_repeated(simulate, in_clear):
+    """It is checked before anything is unmasked, or no resumed run could ever pass it."""
+    broken = lambda site, at: "before" if (site, at) == (5, "mask") else None  # noqa: E731
     changes = {"rounds": 1, "federation.quorum": 1.0}
-    for _ in range(2):  # the first time, and finished from disk
-        with pytest.raises(QuorumNotMet, match=r"site-5 \(SiteBroke\)"):
-            simulate(changes=changes, fails=broken)
+    with pytest.raises(TooFewSites, match=r"site-5 \(SiteBroke\)"):
+        simulate(changes=changes, fails=broken)
+    assert_same(simulate(changes=changes), in_clear(changes))
+
+
+def test_a_round_that_moves_nothing_ends_the_run_by_name(simulate):
+    """A site lets an update on one model go once, so the same model cannot be trained on again."""
+    with pytest.raises(TooFewSites, match=r"site-1 \(UpdateAlreadySpent\)"):
+        simulate(changes={"train.learning_rate": 1e-30})
+    assert [report.round for report in simulate.reports()] == [1]
 
 
 def test_a_reply_torn_by_the_crash_is_asked_for_again(simulate, in_clear, monkeypatch):
@@ -277,7 +296,9 @@ def test_the_log_witnesses_the_round_under_its_specification(simulate):
     site = simulate.folder().site("site-1") / "audit.jsonl"
     hashes = {record.hash: record.body for record in read_records(site)}
     for record in collected:
-        assert hashes[record.body["heads"]["site-1"]]["spec"] in record.body["secagg"]
+        last = hashes[record.body["heads"]["site-1"]]
+        assert last["spec"] in record.body["secagg"]
+        assert last["stage"] == "UNMASKED"
 
 
 def test_with_privacy_the_sum_is_made_and_charged_once_a_round(simulate):
