@@ -8,7 +8,8 @@ between) stays spent.
 from dataclasses import dataclass
 from typing import Any
 
-from lepton_common.audit import AuditLog, AuditRecord
+from lepton_common.audit import AuditLog
+from lepton_common.chain import ChainRecord
 from lepton_common.errors import BudgetSpent, ConsentRefused, DoorRefused
 from lepton_common.messages import TrainRequest
 from lepton_common.policy import SitePolicy
@@ -110,7 +111,7 @@ class Ledger:
         return tuple(GaussianEvent(q, sigma, count) for (q, sigma), count in sorted(steps.items()))
 
 
-def _charge(record: AuditRecord) -> Charge:
+def _charge(record: ChainRecord) -> Charge:
     event: dict[str, Any] = record.body["event"]
     body = record.body
     return Charge(record.hash, str(body["run"]), str(body["plan"]), GaussianEvent(**event))

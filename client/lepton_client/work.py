@@ -15,7 +15,7 @@ from lepton_client.training.plain import train_plain
 from lepton_client.training.private import train_private
 from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Vector
-from lepton_common.audit import GENESIS
+from lepton_common.chain import GENESIS
 from lepton_common.datasets.records import Records
 from lepton_common.device import pick_device
 from lepton_common.errors import EmptySite, EncodingError, ModelMismatch, PrivateWorkFailed

@@ -1,45 +1,20 @@
-"""A hash-chained, signed log: one line per record, verifiable offline.
+"""A site's or the server's log: one line per chained, signed record, verifiable offline.
 
-A record is one line of canonical JSON. Its ``hash`` is the SHA-256 of the record without
-``hash`` and ``signature``; ``previous`` is the hash of the record before it; ``signature`` is
-Ed25519 over ``lepton/audit/v1`` and the hash. Whoever changes, drops, inserts or reorders
-records breaks the chain. Cutting off the newest records leaves a valid shorter chain, so heads
-ride in each reply and the server's log witnesses them (`verify_heads`).
+Heads ride in each reply and the server's log witnesses them, so that a log that was cut shows.
 """
 
-import hashlib
-import json
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lepton_common.chain import ChainRecord, head_of, next_record, read_chain
 from lepton_common.durable import append_synced, write_atomic
 from lepton_common.errors import AuditError
-from lepton_common.identity.keys import SigningKey, verify
+from lepton_common.identity.keys import SigningKey
 
-GENESIS = "0" * 64
 _DOMAIN = b"lepton/audit/v1"
-
-
-@dataclass(frozen=True)
-class AuditRecord:
-    """One verified record.
-
-    Attributes:
-        sequence: position in the log, from 0.
-        kind: what happened, for example ``open``, ``charge``, ``release``.
-        body: the details; JSON values only.
-        hash: hexadecimal SHA-256 that chains and identifies the record.
-    """
-
-    sequence: int
-    kind: str
-    body: dict[str, Any]
-    hash: str
 
 
 class AuditLog:
@@ -56,7 +31,7 @@ class AuditLog:
         """
         self._path, self._key = path, key
         self._lock = threading.Lock()
-        self.records: list[AuditRecord] = []
+        self.records: list[ChainRecord] = []
         self._size = 0
         if path.exists():
             data = path.read_bytes()
@@ -72,9 +47,9 @@ class AuditLog:
     @property
     def head(self) -> str:
         """The hash of the newest record."""
-        return self.records[-1].hash if self.records else GENESIS
+        return head_of(self.records)
 
-    def append(self, kind: str, body: Mapping[str, Any]) -> AuditRecord:
+    def append(self, kind: str, body: Mapping[str, Any]) -> ChainRecord:
         """Signs and writes one record; returns once it is on disk.
 
         Raises:
@@ -82,18 +57,8 @@ class AuditLog:
             OSError: the disk is full or gone; nothing was appended.
         """
         with self._lock:
-            fields = {
-                "sequence": len(self.records),
-                "previous": self.head,
-                "time": round(time.time(), 3),
-                "kind": kind,
-                "body": dict(body),
-            }
-            digest = _digest(fields)
-            signature = self._key.sign(_DOMAIN + bytes.fromhex(digest)).hex()
-            line = _canonical({**fields, "hash": digest, "signature": signature}) + b"\n"
-            self._write(line)
-            record = AuditRecord(len(self.records), kind, dict(body), digest)
+            record, line = next_record(self.records, kind, body, self._key, _DOMAIN)
+            self._write(line + b"\n")
             self.records.append(record)
             return record
 
@@ -114,7 +79,7 @@ class AuditLog:
         self._size += len(line)
 
 
-def read_records(path: Path, expected_key: str | None = None) -> Iterator[AuditRecord]:
+def read_records(path: Path, expected_key: str | None = None) -> Iterator[ChainRecord]:
     """Yields the records of a log, each verified before it is yielded.
 
     Args:
@@ -133,51 +98,4 @@ def read_records(path: Path, expected_key: str | None = None) -> Iterator[AuditR
         raise AuditError(f"{path}: record {len(lines) - 1} is torn; the log was cut in mid-write.")
     if len(lines) == 1:
         raise AuditError(f"{path}: the log is empty; every log begins with an 'open' record.")
-    previous, public_key = GENESIS, expected_key or ""
-    for sequence, line in enumerate(lines[:-1]):
-        where = f"{path}: record {sequence}"
-        try:
-            fields = json.loads(line)
-            digest, signature = fields.pop("hash"), bytes.fromhex(fields.pop("signature"))
-            if sequence == 0:
-                named = str(fields["body"]["public_key"])
-                public_key = expected_key or named
-                if fields["kind"] != "open" or named != public_key:
-                    raise AuditError(f"{where} does not open the log with the expected key.")
-            record = AuditRecord(fields["sequence"], fields["kind"], fields["body"], digest)
-            again = _canonical({**fields, "hash": digest, "signature": signature.hex()})
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise AuditError(f"{where} is not a record; the log was altered.") from error
-        if again != line or _digest(fields) != digest:
-            raise AuditError(f"{where} was altered: its hash does not match its content.")
-        if fields["previous"] != previous or record.sequence != sequence:
-            raise AuditError(f"{where} does not follow the one before it: records are missing.")
-        if not verify(public_key, signature, _DOMAIN + bytes.fromhex(digest)):
-            raise AuditError(f"{where} has a wrong signature: another key wrote it.")
-        previous = digest
-        yield record
-
-
-def verify_heads(path: Path, records: list[AuditRecord], witnessed: list[str]) -> None:
-    """Checks that every head another party has seen is still in the log.
-
-    Raises:
-        AuditError: a witnessed head is gone, so the log was cut or rolled back.
-    """
-    hashes = {record.hash for record in records}
-    for head in witnessed:
-        if head not in hashes:
-            raise AuditError(
-                f"{path}: the record {head[:12]}…, which the server witnessed, is gone: "
-                "the log was cut or rolled back."
-            )
-
-
-def _canonical(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False
-    ).encode("ascii")
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_canonical(fields)).hexdigest()
+    yield from read_chain(lines[:-1], path, _DOMAIN, expected_key)

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 import yaml
 
 from lepton_common.arrays import digest_of
-from lepton_common.audit import AuditRecord, read_records, verify_heads
+from lepton_common.audit import read_records
+from lepton_common.chain import ChainRecord, verify_heads
 from lepton_common.errors import AuditError
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
 from lepton_common.settings import parse_settings
@@ -115,7 +116,7 @@ def gather_evidence(folder: RunFolder) -> Evidence:
     return Evidence(sites, len(server), sum(map(len, heads.values())), server[-1].hash)
 
 
-def _check_files(folder: RunFolder, server: list[AuditRecord]) -> None:
+def _check_files(folder: RunFolder, server: list[ChainRecord]) -> None:
     """Holds configuration, metrics and models against the server's log."""
     config = next((record.body["config"] for record in server if record.kind == "run"), None)
     settings = parse_settings(yaml.safe_load(folder.config.read_text(encoding="utf-8")))
@@ -139,7 +140,7 @@ def _check_files(folder: RunFolder, server: list[AuditRecord]) -> None:
         raise AuditError(f"{folder.metrics_jsonl} is gone, and there is a model.")
 
 
-def _site_evidence(site: str, records: list[AuditRecord]) -> SiteEvidence:
+def _site_evidence(site: str, records: list[ChainRecord]) -> SiteEvidence:
     found = SiteEvidence(site, records=len(records))
     charges: dict[str, GaussianEvent] = {}
     for record in records:

@@ -11,7 +11,8 @@ from lepton_cli.compose import compose_settings
 from lepton_cli.simulation import make_sites, split_over_sites
 from lepton_client.app import app as client_app
 from lepton_common.arrays import digest_of
-from lepton_common.audit import GENESIS, read_records
+from lepton_common.audit import read_records
+from lepton_common.chain import GENESIS
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.flower.wire import from_wire, to_wire
 from lepton_common.messages import Receipt, SiteFacts

@@ -6,7 +6,8 @@ import resource
 
 import pytest
 
-from lepton_common.audit import GENESIS, AuditLog, read_records, verify_heads
+from lepton_common.audit import AuditLog, read_records
+from lepton_common.chain import GENESIS, verify_heads
 from lepton_common.errors import AuditError
 from lepton_common.identity.keys import SigningKey
 
