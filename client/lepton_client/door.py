@@ -98,7 +98,8 @@ class Door:
                 ],
             },
         )
-        return Message(_records(items, contents, record.hash), reply_to=message)
+        stamped = [replace(item, value=self._stamp(item.value, record.hash)) for item in items]
+        return Message(_records(stamped, contents, record.hash), reply_to=message)
 
     def refuse(self, message: Message, error: BaseException) -> Message:
         """Logs a failure and answers with its name; its text stays at the site."""
@@ -110,6 +111,14 @@ class Door:
         except OSError:
             return refuse_without_site(message, OSError())
         return refuse_without_site(message, error)
+
+    def _stamp(self, value: Value, audit_head: str) -> Value:
+        """Puts the newest heads of audit log and ledger, this release included, on a value."""
+        if isinstance(value, Receipt):
+            return replace(value, audit_head=audit_head, ledger_head=self._ledger.head)
+        if isinstance(value, SiteFacts):
+            return replace(value, audit_head=audit_head)
+        return value
 
     def _check(self, item: Outbound, charge: Charge | None) -> None:
         kind, protections = _ALLOWED.get(item.name, (type(None), frozenset[Protection]()))
@@ -163,8 +172,7 @@ def _records(items: list[Outbound], contents: Mapping[str, bytes], head: str) ->
         elif isinstance(item.value, float):
             losses[item.name] = item.value
         else:
-            stamped = replace(item.value, audit_head=head)
-            content[item.name] = ConfigRecord({"json": to_json(stamped)})
+            content[item.name] = ConfigRecord({"json": to_json(item.value)})
     if losses:
         content["metrics"] = MetricRecord(losses)
     return content

@@ -1,20 +1,26 @@
-"""What the site's data has spent: reserve before compute, one release per charge, no refund.
+"""What the people in a site's data have spent: reserve before compute, commit, never refund.
 
-Charges are records in the site's audit log, so they are signed, chained, on disk before any
-record is read, and outlive crashes and restarts. A charge without a release (a crash in
-between) stays spent.
+Charges are signed entries in the site's ledger file, on disk before any record is read for them.
+A charge without a release (a crash in between) stays spent. Charges follow the people: data under
+another name, or with others added, inherits all that was charged to any data that shares one of
+them.
 """
 
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from lepton_common.audit import AuditLog
-from lepton_common.chain import ChainRecord
-from lepton_common.errors import BudgetSpent, ConsentRefused, DoorRefused
+from lepton_common.chain import GENESIS, ChainRecord
+from lepton_common.errors import BudgetSpent, ConsentRefused, DoorRefused, LedgerRolledBack
+from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import TrainRequest
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
+from lepton_common.privacy.ledger_file import LedgerFile
 from lepton_common.privacy.plan import PrivacyPlan
+
+_DAY_S = 86400
 
 
 @dataclass(frozen=True)
@@ -22,36 +28,76 @@ class Charge:
     """One reserved mechanism.
 
     Attributes:
-        id: hash of its audit record.
+        id: hash of its entry.
         run: name of the run it was charged to.
         plan: digest of the plan it belongs to.
+        version: the version of the data.
+        time: when, in seconds since 1970.
         event: the mechanism.
     """
 
     id: str
     run: str
     plan: str
+    version: str
+    time: float
     event: GaussianEvent
 
 
 class Ledger:
-    """The site's privacy ledger, kept in its audit log."""
+    """A site's privacy ledger."""
 
-    def __init__(self, audit: AuditLog) -> None:
-        self._audit = audit
-        self._charges = [_charge(record) for record in audit.records if record.kind == "charge"]
-        self._released = {
-            str(record.body["charge"])
-            for record in audit.records
-            if record.kind == "release" and record.body["charge"] is not None
-        }
+    def __init__(self, path: Path, key: SigningKey, dataset: str) -> None:
+        """Opens the ledger.
 
-    def reserve(self, plan: PrivacyPlan, request: TrainRequest, policy: SitePolicy) -> Charge:
-        """Charges one round of ``plan``; the charge is on disk when this returns.
+        Args:
+            path: its file; it need not exist.
+            key: the site's key.
+            dataset: the operator's name for the data.
+
+        Raises:
+            LedgerInvalid: the file does not verify.
+        """
+        self._file, self._dataset = LedgerFile(path, key), dataset
+        records = self._file.contents.records
+        self._charges = [_charge(record) for record in records if record.kind == "charge"]
+        self._released = {str(r.body["charge"]) for r in records if r.kind == "release"}
+        # The data that was used last; what is there now is looked at only after the first check.
+        versions = [
+            str(record.body["version"])
+            for record in records
+            if record.kind == "data" and record.body["dataset"] == dataset
+        ]
+        self._version = versions[-1] if versions else ""
+
+    @property
+    def head(self) -> str:
+        """The hash of the newest entry."""
+        return self._file.contents.head
+
+    def check_head(self, seen: str | None) -> None:
+        """Checks that the ledger still has the newest entry that a server has seen.
+
+        Raises:
+            LedgerRolledBack: it has not.
+        """
+        hashes = {record.hash for record in self._file.contents.records}
+        if seen not in (None, GENESIS, *hashes):
+            raise LedgerRolledBack(
+                "The server has seen an entry that the privacy ledger does not hold: an older copy "
+                "was put back. Restore the newest one, or retire this site's data."
+            )
+
+    def use_data(self, unit: str, units: frozenset[bytes]) -> None:
+        """Puts the data that a round is about to use on record; charges go to its people."""
+        self._version = self._file.add_version(self._dataset, unit, units)
+
+    def check(self, plan: PrivacyPlan, request: TrainRequest, policy: SitePolicy) -> None:
+        """Checks whether one more round of ``plan`` fits all budgets; reads no record.
 
         Raises:
             ConsentRefused: the run changed its plan.
-            BudgetSpent: the plan's steps or the policy's epsilon would be exceeded.
+            BudgetSpent: the plan's steps or one of the policy's budgets would be exceeded.
         """
         event = plan.event()
         if any(c.run == request.run and c.plan != plan.digest for c in self._charges):
@@ -62,13 +108,31 @@ class Ledger:
                 f"The plan covers {plan.max_steps} steps and {taken} are taken; "
                 f"another {event.steps} would not be accounted for."
             )
-        after = epsilon((*self._events(), event), plan.delta)
-        if not after <= policy.max_epsilon:  # NaN must not pass
-            raise BudgetSpent(
-                f"This round would bring the data to epsilon {after:.3f} of at most "
-                f"{policy.max_epsilon}; {self.epsilon(plan.delta):.3f} is spent."
-            )
-        record = self._audit.append(
+        since = time.time() - policy.period_days * _DAY_S
+        budgets = {
+            "in all": (policy.max_epsilon, self._inherited()),
+            "in this run": (
+                policy.max_epsilon_per_run,
+                [charge for charge in self._inherited() if charge.run == request.run],
+            ),
+            f"in {policy.period_days} days": (
+                policy.max_epsilon_per_period,
+                [charge for charge in self._inherited() if charge.time > since],
+            ),
+        }
+        for what, (most, charges) in budgets.items():
+            if most is not None:
+                _check_budget(what, most, charges, event, plan.delta)
+
+    def reserve(self, plan: PrivacyPlan, request: TrainRequest, policy: SitePolicy) -> Charge:
+        """Charges one round of ``plan``; the charge is on disk when this returns.
+
+        Raises:
+            ConsentRefused, BudgetSpent: see `check`.
+            LedgerInvalid: the charge could not be written.
+        """
+        self.check(plan, request, policy)
+        record = self._file.append(
             "charge",
             {
                 "run": request.run,
@@ -77,7 +141,8 @@ class Ledger:
                 "plan": plan.digest,
                 "unit": plan.unit,
                 "delta": plan.delta,
-                "event": event.record(),
+                "event": plan.event().record(),
+                "version": self._version,
             },
         )
         charge = _charge(record)
@@ -85,13 +150,14 @@ class Ledger:
         return charge
 
     def redeem(self, charge: Charge) -> None:
-        """Uses up a charge for one release.
+        """Uses up a charge for one release; that is on disk when this returns.
 
         Raises:
             DoorRefused: it was not charged here, or already covered a release.
         """
         if charge not in self._charges or charge.id in self._released:
             raise DoorRefused("A charge covers one release only, and this one is used up.")
+        self._file.append("release", {"charge": charge.id})
         self._released.add(charge.id)
 
     def steps(self, run: str) -> int:
@@ -100,18 +166,62 @@ class Ledger:
 
     def epsilon(self, delta: float) -> float:
         """Returns what the data has spent at ``delta``, over all runs."""
-        return epsilon(self._events(), delta)
+        return epsilon(_events(self._inherited()), delta)
 
-    def _events(self) -> tuple[GaussianEvent, ...]:
-        # Merged, so that the accountant's memory of past answers is hit by every site and round.
-        steps: dict[tuple[float, float], int] = {}
-        for charge in self._charges:
-            key = (charge.event.sample_rate, charge.event.noise_multiplier)
-            steps[key] = steps.get(key, 0) + charge.event.steps
-        return tuple(GaussianEvent(q, sigma, count) for (q, sigma), count in sorted(steps.items()))
+    def _inherited(self) -> list[Charge]:
+        """The charges to any data that shares people with the data in use."""
+        related = self._file.contents.overlaps.get(self._version, {self._version})
+        return [charge for charge in self._charges if charge.version in related]
+
+
+def _check_budget(
+    what: str, most: float, charges: list[Charge], event: GaussianEvent, delta: float
+) -> None:
+    events = _events(charges)
+
+    def after(rounds: int) -> float:
+        more = GaussianEvent(event.sample_rate, event.noise_multiplier, event.steps * rounds)
+        return epsilon((*events, more), delta)
+
+    if after(1) <= most:  # NaN must not pass
+        return
+    spent = epsilon(events, delta)
+    raise BudgetSpent(
+        f"This round would bring the data to epsilon {after(1):.3f} of at most {most} {what}; "
+        f"{spent:.3f} is spent, {max(most - spent, 0):.3f} is left. "
+        f"{_what_fits(event, events, most, delta)}"
+    )
+
+
+def _what_fits(
+    event: GaussianEvent, events: tuple[GaussianEvent, ...], most: float, delta: float
+) -> str:
+    """Returns which noise would let one more such round in."""
+    sigma = event.noise_multiplier
+    for factor in (1.5, 2, 3, 5, 10, 20, 50, 100):
+        quieter = GaussianEvent(event.sample_rate, sigma * factor, event.steps)
+        if epsilon((*events, quieter), delta) <= most:
+            return f"A noise multiplier of {sigma * factor:.3g} instead of {sigma:.3g} would fit."
+    return "No such round fits any more."
+
+
+def _events(charges: list[Charge]) -> tuple[GaussianEvent, ...]:
+    # Merged, so that the accountant's memory of past answers is hit by every site and round.
+    steps: dict[tuple[float, float], int] = {}
+    for charge in charges:
+        key = (charge.event.sample_rate, charge.event.noise_multiplier)
+        steps[key] = steps.get(key, 0) + charge.event.steps
+    return tuple(GaussianEvent(q, sigma, count) for (q, sigma), count in sorted(steps.items()))
 
 
 def _charge(record: ChainRecord) -> Charge:
     event: dict[str, Any] = record.body["event"]
     body = record.body
-    return Charge(record.hash, str(body["run"]), str(body["plan"]), GaussianEvent(**event))
+    return Charge(
+        id=record.hash,
+        run=str(body["run"]),
+        plan=str(body["plan"]),
+        version=str(body["version"]),
+        time=record.time,
+        event=GaussianEvent(**event),
+    )

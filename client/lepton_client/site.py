@@ -12,6 +12,7 @@ import yaml
 
 from lepton_client.door import Door
 from lepton_client.ledger import Ledger
+from lepton_client.people import unit_hashes
 from lepton_client.residual import Residuals
 from lepton_client.spent import SpentRounds
 from lepton_client.vault import Vault
@@ -25,7 +26,7 @@ from lepton_common.policy import SitePolicy
 from lepton_common.strict import Name, Size, parse, record
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
-ROSTER_FILE = "roster.json"
+ROSTER_FILE, LEDGER_FILE = "roster.json", "ledger.db"
 ERROR_FILE = "errors.log"
 # The C version of the safe loader, where PyYAML was built with it: ten times faster.
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -36,6 +37,7 @@ class SiteData:
     """Which records are the site's.
 
     Attributes:
+        id: the operator's own name for the data, under which the ledger keeps it.
         dataset: a name in the catalog of data sets.
         root: folder that holds it; None for the user's cache.
         prepare: how it is prepared.
@@ -43,6 +45,7 @@ class SiteData:
         rows: file in the site's folder that lists the site's rows (``.npy``, int64).
     """
 
+    id: Name
     dataset: Name
     root: str | None
     prepare: str
@@ -83,7 +86,7 @@ class Site:
         self.file = read_site_file(folder / SITE_FILE)
         self.key = SigningKey.load(folder / KEY_FILE)
         self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.file.name)
-        self.ledger = Ledger(self.audit)
+        self.ledger = Ledger(folder / LEDGER_FILE, self.key, self.file.data.id)
         self.door = Door(self.audit, self.ledger, self.file.policy)
         self.spent = SpentRounds(self.audit)
         self.vault = Vault(folder / "rounds", self.key)
@@ -130,6 +133,16 @@ class Site:
         if not fits or (len(rows) and not 0 <= rows.min() <= rows.max() < len(train)):
             raise DataMissing(f"The list of rows {path} does not fit its data set.")
         return train.take(rows)
+
+    def use_data(self) -> None:
+        """Puts the people in the site's data on record in its ledger.
+
+        Raises:
+            DataError: the data cannot be read.
+            LedgerInvalid: the ledger cannot be written.
+        """
+        records, unit = self.records(), self.file.data.unit
+        self.ledger.use_data(unit, unit_hashes(records, unit, self.key))
 
 
 _OPENING = threading.Lock()

@@ -1,6 +1,8 @@
 """One request at a site, top to bottom: consent, ledger, data, training, masking, door."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from flwr.app import Message
@@ -151,8 +153,13 @@ def _train(
     if plan is None:
         return _train_plain(request, received, site)
     consent.check_model(received)
+    site.ledger.check_head(request.ledger_heads.get(site.file.name))
+    site.ledger.check(plan, request, site.file.policy)  # before any record is read
+    with _one_name(site):
+        site.use_data()
     charge = site.ledger.reserve(plan, request, site.file.policy)
-    return _Trained(_train_private(request, received, site, plan), charge=charge)
+    with _one_name(site):
+        return _Trained(_train_private(request, received, site, plan), charge=charge)
 
 
 def _about(request: TrainRequest) -> dict[str, str | int]:
@@ -166,7 +173,8 @@ def _receipt(request: TrainRequest, site: Site, plan: PrivacyPlan | None) -> Rec
         plan=plan.digest if plan else None,
         steps=site.ledger.steps(request.run),
         epsilon=site.ledger.epsilon(plan.delta) if plan else 0.0,
-        audit_head=GENESIS,  # the door stamps the true head
+        audit_head=GENESIS,  # the door stamps the true heads
+        ledger_head=GENESIS,
     )
 
 
@@ -181,11 +189,16 @@ def _train_plain(request: TrainRequest, received: Vector, site: Site) -> _Traine
 def _train_private(
     request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan
 ) -> Vector:
-    # What goes wrong from here on may depend on the records, so it leaves under one name.
+    model, records = _prepare(request, received, site, channels_last=False)
+    task = find_task(request.task)
+    return train_private(model, task, records, received, request.recipe, plan)
+
+
+@contextmanager
+def _one_name(site: Site) -> Iterator[None]:
+    """Lets whatever goes wrong leave under one name, because it may depend on the records."""
     try:
-        model, records = _prepare(request, received, site, channels_last=False)
-        task = find_task(request.task)
-        return train_private(model, task, records, received, request.recipe, plan)
+        yield
     except Exception as error:
         site.keep_trace(error)
         raise PrivateWorkFailed("Private training failed; see errors.log at the site.") from None

@@ -13,6 +13,8 @@ LeptonError                     exit code 1
 ├── PrivacyError                4   what a site will not do
 │   ├── PlanError
 │   ├── BudgetSpent
+│   ├── LedgerInvalid
+│   ├── LedgerRolledBack
 │   ├── ConsentRefused
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
@@ -114,6 +116,14 @@ class PlanError(PrivacyError):
 
 class BudgetSpent(PrivacyError):
     """The next round would spend more than the site's policy or the plan allows."""
+
+
+class LedgerInvalid(PrivacyError):
+    """A privacy ledger that does not verify, or cannot be written."""
+
+
+class LedgerRolledBack(PrivacyError):
+    """A privacy ledger that lacks an entry which others have seen."""
 
 
 class ConsentRefused(PrivacyError):

@@ -148,6 +148,7 @@ class TrainRequest:
         recipe: how to train.
         privacy: None for training without DP.
         masked: None without secure aggregation, where the server does the weighting.
+        ledger_heads: the newest entry of each site's privacy ledger that the server has seen.
     """
 
     run: Name
@@ -161,6 +162,7 @@ class TrainRequest:
     recipe: Recipe
     privacy: PrivacyRequest | None
     masked: MaskedSum | None
+    ledger_heads: dict[Name, Digest]
 
 
 @record
@@ -174,6 +176,7 @@ class Receipt:
         steps: private steps charged so far for this run.
         epsilon: spent so far on the site's data, at the plan's delta.
         audit_head: newest hash of the site's audit log, which holds this release.
+        ledger_head: newest hash of the site's privacy ledger, which holds its charge.
     """
 
     run: Name
@@ -182,6 +185,7 @@ class Receipt:
     steps: Natural
     epsilon: Annotated[float, Field(ge=0, le=1e6)]
     audit_head: Digest
+    ledger_head: Digest
 
 
 def hello_content(request: HelloRequest) -> RecordDict:

@@ -13,7 +13,10 @@ class SitePolicy:
             leaves with neither is unprotected, and red in every report.
         colluders: sites of the whole roster that may collude with the server without learning
             more than sums; None: a third of the roster, (n - 1) / 3.
-        max_epsilon: total budget of the site's data, over all runs.
+        max_epsilon: total budget of the people in the site's data, over all runs.
+        max_epsilon_per_run: budget of any one run; None: as the total.
+        max_epsilon_per_period: budget of any ``period_days`` days; None: as the total.
+        period_days: length of a period.
         max_delta: largest delta a run may ask for.
         min_noise_multiplier: smallest noise multiplier.
         max_clipping_norm: largest clipping norm.
@@ -27,6 +30,9 @@ class SitePolicy:
     allow_without_secagg: bool
     colluders: Natural | None
     max_epsilon: Positive
+    max_epsilon_per_run: Positive | None
+    max_epsilon_per_period: Positive | None
+    period_days: Count
     max_delta: OpenFraction
     min_noise_multiplier: NotNegative
     max_clipping_norm: Positive

@@ -1,14 +1,17 @@
 """What a run's audit logs prove, after verifying every one of them."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import yaml
 
+from lepton_client.site import LEDGER_FILE
 from lepton_common.arrays import digest_of
 from lepton_common.audit import read_records
-from lepton_common.chain import ChainRecord, verify_heads
-from lepton_common.errors import AuditError
+from lepton_common.chain import GENESIS, ChainRecord, verify_heads
+from lepton_common.errors import AuditError, LedgerInvalid
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
+from lepton_common.privacy.ledger_file import read_ledger
 from lepton_common.settings import parse_settings
 from lepton_common.strict import to_json
 from lepton_server.run_folder import RunFolder
@@ -97,6 +100,7 @@ def gather_evidence(folder: RunFolder) -> Evidence:
     _check_files(folder, server)
     keys: dict[str, str] = {}
     heads: dict[str, list[str]] = {}
+    ledgers: dict[str, list[str]] = {}
     for record in server:
         if record.kind == "introduced":
             for site, key in record.body["keys"].items():
@@ -104,16 +108,31 @@ def gather_evidence(folder: RunFolder) -> Evidence:
                     raise AuditError(f"{folder.audit}: the site {site} changed its key in mid-run.")
         for site, head in record.body.get("heads", {}).items():
             heads.setdefault(site, []).append(head)
+        for site, head in record.body.get("ledgers", {}).items():
+            ledgers.setdefault(site, []).append(head)
     sites = {}
     for site, key in sorted(keys.items()):
         path = folder.site(site) / "audit.jsonl"
         records = list(read_records(path, expected_key=key))
         verify_heads(path, records, heads.get(site, []))
-        sites[site] = _site_evidence(site, records)
+        ledger = _read_ledger(folder.site(site) / LEDGER_FILE, key, ledgers.get(site, []))
+        sites[site] = _site_evidence(site, records, ledger)
     for path in sorted((folder.path / "sites").glob("*/audit.jsonl")):
         if path.parent.name not in sites:
             raise AuditError(f"{path}: the server's log does not know this site: it was cut.")
     return Evidence(sites, len(server), sum(map(len, heads.values())), server[-1].hash)
+
+
+def _read_ledger(path: Path, key: str, witnessed: list[str]) -> list[ChainRecord]:
+    """Returns the verified entries of a site's privacy ledger, none where nothing was private."""
+    records: list[ChainRecord] = []
+    try:
+        if path.exists():
+            records = read_ledger(path, key).records
+    except LedgerInvalid as error:
+        raise AuditError(str(error)) from error
+    verify_heads(path, records, [head for head in witnessed if head != GENESIS])
+    return records
 
 
 def _check_files(folder: RunFolder, server: list[ChainRecord]) -> None:
@@ -140,16 +159,19 @@ def _check_files(folder: RunFolder, server: list[ChainRecord]) -> None:
         raise AuditError(f"{folder.metrics_jsonl} is gone, and there is a model.")
 
 
-def _site_evidence(site: str, records: list[ChainRecord]) -> SiteEvidence:
+def _site_evidence(
+    site: str, records: list[ChainRecord], ledger: list[ChainRecord]
+) -> SiteEvidence:
     found = SiteEvidence(site, records=len(records))
     charges: dict[str, GaussianEvent] = {}
-    for record in records:
+    for record in ledger:
         if record.kind == "charge":
             charges[record.hash] = GaussianEvent(**record.body["event"])
             found.events.append(charges[record.hash])
             found.deltas.add(float(record.body["delta"]))
             found.units.add(str(record.body["unit"]))
-        elif record.kind == "refusal":
+    for record in records:
+        if record.kind == "refusal":
             error = str(record.body["error"])
             found.refusals[error] = found.refusals.get(error, 0) + 1
         elif record.kind == "release":

@@ -127,6 +127,7 @@ def make_sites(
             name=name,
             public_size=public_size_class(dataset.train.take(rows).unit_count),
             data=SiteData(
+                id=dataset.name,
                 dataset=dataset.name,
                 root=settings.data.root,
                 prepare=settings.data.prepare,

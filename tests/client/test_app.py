@@ -122,13 +122,24 @@ def test_training_leaves_the_global_generators_alone(make_site):
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_private_work_that_fails_after_its_charge_has_one_name(make_site, toy_catalog):
+def test_private_work_that_fails_has_one_name(make_site, toy_catalog):
     for broken in (None, replace(synthetic(), features=synthetic().features * float("nan"))):
         site = make_site()
         toy_catalog["train"] = broken
         reply = app(train_message(privacy=PRIVACY), context(site.folder))
         assert reply.error.reason == "PrivateWorkFailed"
-    assert make_site().ledger.steps("run-1") == 4
+    assert make_site().ledger.steps("run-1") == 0  # no record reached a model
+
+
+def test_private_work_that_fails_in_training_stays_charged(make_site, monkeypatch):
+    def failing(*_):
+        raise RuntimeError("patient 17")
+
+    monkeypatch.setattr("lepton_client.work.train_private", failing)
+    site = make_site()
+    reply = app(train_message(privacy=PRIVACY), context(site.folder))
+    assert reply.error.reason == "PrivateWorkFailed"
+    assert make_site().ledger.steps("run-1") == PRIVACY.steps_per_round
 
 
 def test_first_messages_that_come_together_open_a_site_once(make_site):

@@ -19,6 +19,7 @@ from lepton_common.durable import append_synced
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import sign_roster
 from lepton_common.messages import train_content
+from lepton_common.privacy.ledger_file import read_ledger
 from lepton_common.secagg.compression import draw_positions
 from lepton_common.secagg.messages import (
     Signed,
@@ -614,7 +615,8 @@ def test_with_dp_the_masked_vector_is_charged_once_and_says_both(federation):
     assert name_of(server.send(1, server.shown[SecAggStage.MASK, 1])) == "StateError"
     forget_sites()
     site = federation.open(1)
-    charges = [record for record in site.audit.records if record.kind == "charge"]
+    entries = read_ledger(site.folder / "ledger.db", site.key.public_hex).records
+    charges = [entry for entry in entries if entry.kind == "charge"]
     assert len(charges) == 1
     assert site.ledger.steps("run-1") == PRIVACY.steps_per_round
     body = releases(federation, 1, server.spec)[-1]

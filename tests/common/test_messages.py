@@ -60,8 +60,17 @@ _REQUEST = TrainRequest(
         max_steps=10,
     ),
     masked=None,
+    ledger_heads={},
 )
-_RECEIPT = Receipt(run="run-1", round=3, plan="a" * 64, steps=6, epsilon=1.5, audit_head="b" * 64)
+_RECEIPT = Receipt(
+    run="run-1",
+    round=3,
+    plan="a" * 64,
+    steps=6,
+    epsilon=1.5,
+    audit_head="b" * 64,
+    ledger_head="c" * 64,
+)
 _FACTS = SiteFacts(
     name="site-1", public_key="c" * 64, public_size=64, unit="patient", audit_head="d" * 64
 )

@@ -28,6 +28,9 @@ PERMISSIVE = SitePolicy(
     allow_without_secagg=True,
     colluders=0,
     max_epsilon=1000.0,
+    max_epsilon_per_run=None,
+    max_epsilon_per_period=None,
+    period_days=365,
     max_delta=1e-3,
     min_noise_multiplier=0.0,
     max_clipping_norm=1000.0,
@@ -68,14 +71,42 @@ def synthetic(count: int = 40, seed: int = 0) -> Records:
     return Records(features, torch.randint(0, 3, (count,), generator=generator))
 
 
-@pytest.fixture(autouse=True)
-def toy_catalog() -> Iterator[dict[str, Records]]:
-    """Adds the data set and the task ``toy``; a test may replace its training records."""
-    held = {"train": synthetic()}
+def add_toys(held: dict[str, Records]) -> None:
+    """Adds the data set and the task ``toy`` to the catalogs."""
     DATASETS["toy"] = lambda root, prepare: Dataset(
         "toy", held["train"], synthetic(10, seed=1), (4,), 3
     )
     TASKS["toy"] = Task("toy", "toy", "cross_entropy", "nothing")
+
+
+def write_site(folder: Path, policy: SitePolicy, rows: int, data_id: str = "toy-data") -> None:
+    """Makes a site's folder."""
+    folder.mkdir()
+    data = SiteData(
+        id=data_id,
+        dataset="toy",
+        root=None,
+        prepare="public_ranges",
+        unit="row",
+        rows="rows.npy",
+    )
+    file = SiteFile(
+        name=folder.name,
+        public_size=16,
+        data=data,
+        policy=policy,
+        partners=Pin(partners=[PARTNER.public_hex], threshold=1),
+    )
+    (folder / "site.yaml").write_text(yaml.safe_dump(asdict(file)))
+    np.save(folder / "rows.npy", np.arange(rows))
+    SigningKey.generate().save(folder / "signing.pem")
+
+
+@pytest.fixture(autouse=True)
+def toy_catalog() -> Iterator[dict[str, Records]]:
+    """Adds the data set and the task ``toy``; a test may replace its training records."""
+    held = {"train": synthetic()}
+    add_toys(held)
     yield held
     del DATASETS["toy"], TASKS["toy"]
     load_dataset.cache_clear()
@@ -86,23 +117,10 @@ def toy_catalog() -> Iterator[dict[str, Records]]:
 def make_site(tmp_path: Path) -> Callable[..., Site]:
     """Returns a maker of sites; each call opens the folder anew, as after a restart."""
 
-    def make(policy: SitePolicy = PERMISSIVE, rows: int = 20, name: str = "site-1") -> Site:
+    def make(policy: SitePolicy = PERMISSIVE, name: str = "site-1", rows: int = 40) -> Site:
         folder = tmp_path / name
         if not folder.exists():
-            folder.mkdir()
-            data = SiteData(
-                dataset="toy", root=None, prepare="public_ranges", unit="row", rows="rows.npy"
-            )
-            file = SiteFile(
-                name=name,
-                public_size=16,
-                data=data,
-                policy=policy,
-                partners=Pin(partners=[PARTNER.public_hex], threshold=1),
-            )
-            (folder / "site.yaml").write_text(yaml.safe_dump(asdict(file)))
-            np.save(folder / "rows.npy", np.arange(rows))
-            SigningKey.generate().save(folder / "signing.pem")
+            write_site(folder, policy, rows)
         return Site(folder)
 
     return make
@@ -122,6 +140,7 @@ def request(**changes: object) -> TrainRequest:
         recipe=RECIPE,
         privacy=None,
         masked=None,
+        ledger_heads={},
     )
     return replace(valid, **changes)
 

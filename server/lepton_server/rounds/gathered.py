@@ -52,6 +52,7 @@ class Gathered:
         mean: of their updates.
         epsilon: spent so far, by their own account.
         heads: newest hashes of their audit logs.
+        ledgers: newest hashes of their privacy ledgers.
         failed: error names of those that gave nothing usable.
         specs: hashes of the secure sums' rounds, one a group.
         metrics: means of the sites' own metrics.
@@ -60,6 +61,7 @@ class Gathered:
     mean: Mean
     epsilon: dict[str, float] = field(default_factory=dict)
     heads: dict[str, str] = field(default_factory=dict)
+    ledgers: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     specs: list[str] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
@@ -68,10 +70,11 @@ class Gathered:
         """Takes over what a receipt says."""
         self.epsilon[site] = receipt.epsilon
         self.heads[site] = receipt.audit_head
+        self.ledgers[site] = receipt.ledger_head
 
     def sort(self) -> None:
         """Puts all in order of the sites' names, whoever answered first."""
-        for part in (self.epsilon, self.heads, self.failed):
+        for part in (self.epsilon, self.heads, self.ledgers, self.failed):
             ordered = sorted(part.items())
             part.clear()
             part.update(ordered)  # type: ignore[arg-type]

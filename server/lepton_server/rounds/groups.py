@@ -186,6 +186,7 @@ def _joined(parts: list[Gathered], failed: dict[str, str]) -> Gathered:
     for part in parts:
         joined.epsilon |= part.epsilon
         joined.heads |= part.heads
+        joined.ledgers |= part.ledgers
         joined.failed |= part.failed
         joined.specs += part.specs
     joined.metrics = {

@@ -47,7 +47,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         state = load_checkpoint(folder.checkpoint, evaluator.layout)
         strategy.restore(state.strategy)
         _publish(folder, evaluator, state)
-    journal = SumJournal(folder.sums)
+    journal, ledgers = SumJournal(folder.sums), _seen_ledgers(audit)
     sites = introduce(grid, run, federation.round_timeout_s, audit)
     observer.on_start(state.round + 1, settings.rounds, [site.name for site in sites.values()])
 
@@ -55,7 +55,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         began, round_ = time.monotonic(), state.round + 1
         cohort = pick_cohort(sites, settings.cohort, settings.seed, round_)
         weights = _weights(cohort, settings)
-        request = train_request(settings, run, evaluator.layout, state, privacy, weights)
+        request = train_request(settings, run, evaluator.layout, state, privacy, weights, ledgers)
         if settings.secure:
             gathered = gather_secure(grid, settings, cohort, request, state.model, journal)
         else:
@@ -66,7 +66,9 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         # The witness comes first: a released update is on record whatever becomes of the round.
         audit.append("collected", {"round": round_, "model": request.model_digest,
                                    "secagg": gathered.specs, "heads": gathered.heads,
+                                   "ledgers": gathered.ledgers,
                                    "failed": gathered.failed})  # fmt: skip
+        ledgers |= gathered.ledgers
         if not settings.secure:  # there it was checked before a sum was unmasked
             _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
@@ -114,6 +116,14 @@ def _open_audit(folder: RunFolder, settings: Settings) -> AuditLog:
             "The configuration is not the one this run began with; restore it, or start anew."
         )
     return audit
+
+
+def _seen_ledgers(audit: AuditLog) -> dict[str, str]:
+    """Returns the newest entry of each site's privacy ledger that was seen before a restart."""
+    seen: dict[str, str] = {}
+    for record in audit.records:
+        seen |= record.body.get("ledgers", {})
+    return seen
 
 
 def _weights(cohort: dict[int, SiteFacts], settings: Settings) -> dict[str, int]:

@@ -43,6 +43,7 @@ def train_request(
     state: Checkpoint,
     privacy: PrivacyRequest | None,
     weights: dict[str, int],
+    ledger_heads: dict[str, str],
 ) -> TrainRequest:
     """Returns the request of the round after ``state``; the same for all sites of the cohort.
 
@@ -53,6 +54,7 @@ def train_request(
         state: after the last finished round.
         privacy: what the run asks of each site's privacy plan.
         weights: public weight of each site of the cohort.
+        ledger_heads: the newest entry of each site's privacy ledger that the server has seen.
     """
     return TrainRequest(
         run=run,
@@ -66,6 +68,7 @@ def train_request(
         recipe=recipe(settings, state.round + 1),
         privacy=privacy,
         masked=masked_sum(settings, weights) if settings.secure else None,
+        ledger_heads={name: head for name, head in ledger_heads.items() if name in weights},
     )
 
 

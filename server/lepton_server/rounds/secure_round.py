@@ -70,7 +70,7 @@ class SecureRound:
             if finished is not None:
                 return finished
             spec = self._journal.next_spec(self._proposal)
-            gathered: dict[str, Any] = {"epsilon": {}}
+            gathered: dict[str, Any] = {"epsilon": {}, "ledgers": {}}
             exchange = self._exchange(spec, gathered)
             try:
                 result = yield from exchange.stages(self._journal)
@@ -126,6 +126,7 @@ class SecureRound:
             header, packed, receipt = read_masked(content)
             check_receipt(receipt, self._request, site)
             gathered["epsilon"][site.name] = receipt.epsilon
+            gathered["ledgers"][site.name] = receipt.ledger_head
             return header, packed
 
         return Exchange(
@@ -152,6 +153,7 @@ class SecureRound:
             mean=SecureMean([mean], len(names)),
             epsilon=facts["epsilon"],
             heads=heads,
+            ledgers=facts["ledgers"],
             failed=facts["failed"],
             specs=[spec.hash.hex()],
             metrics=metrics,

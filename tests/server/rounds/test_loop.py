@@ -37,7 +37,7 @@ def run(tmp_path, make_settings):
             cohorts.append(request.cohort)
             receipt = Receipt(
                 run=request.run, round=request.round, plan=None, steps=0, epsilon=0.0,
-                audit_head=head,
+                audit_head=head, ledger_head=head,
             )  # fmt: skip
             content = RecordDict(
                 {

@@ -1,0 +1,32 @@
+"""Keyed hashes of the people in a site's data, by which the ledger knows them again.
+
+The key is the site's own, so the hashes mean nothing to anyone else and cannot be tried out.
+"""
+
+import hashlib
+
+from lepton_common.datasets.records import Records
+from lepton_common.identity.keys import SigningKey
+
+_BYTES = 16
+
+
+def unit_hashes(records: Records, unit: str, key: SigningKey) -> frozenset[bytes]:
+    """Returns one keyed hash for each privacy unit.
+
+    A unit that the schema names (a patient, a customer) is known by its id, so ids must stay
+    the same between versions of the data; a row is known by its content.
+    """
+    secret = key.derive(b"lepton/ledger/people/v1")
+
+    def keyed(content: bytes) -> bytes:
+        return hashlib.blake2b(
+            content, digest_size=_BYTES, key=secret, person=unit.encode()[:16]
+        ).digest()
+
+    if records.units is not None:
+        return frozenset(keyed(int(unit_id).to_bytes(8, signed=True)) for unit_id in records.units)
+    features, labels = records.features.numpy(), records.labels.numpy()
+    return frozenset(
+        keyed(features[row].tobytes() + labels[row].tobytes()) for row in range(len(records))
+    )
