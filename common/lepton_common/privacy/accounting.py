@@ -43,7 +43,8 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 GaussianEvent = SampledGaussian
 
 _COARSE, _FINE = 1e-3, 1e-4  # steps of the privacy loss: in the gate, in reports
-_MOST_COARSE, _MOST_FINE = 20, 100  # unlike events, before the nearest are rounded to one
+# Unlike events, before the nearest are rounded to one: privacy loss costs most time by far.
+_MOST_COARSE, _MOST_FINE, _MOST_RENYI = 20, 100, 60
 _SIGMA_MIN, _SIGMA_MAX = 0.3, 1e4
 _DENSE = 11  # below, orders between the integers can be the best ones by something to speak of
 
@@ -54,7 +55,8 @@ def epsilon(events: tuple[Event, ...], delta: float, fine: bool = False) -> floa
 
     Args:
         events: of any kinds, in any order. Where more than 20 (fine: 100) are unlike, those
-            nearest to one another are rounded to the worse of each of their values.
+            nearest to one another are rounded to the worse of each of their values. One event
+            more can then lower the bound by a little, as others are rounded.
         delta: in (0, 1).
         fine: whether to take the grid of 1e-4, for reports, which costs 10 times the time.
 
@@ -70,10 +72,13 @@ def epsilon(events: tuple[Event, ...], delta: float, fine: bool = False) -> floa
     if len(merged) == 1 and isinstance(merged[0], SampledGaussian) and merged[0].sample_rate == 1.0:
         only = merged[0]
         return _gaussian_epsilon(math.sqrt(only.steps) / only.noise_multiplier, delta)
-    groups = rounded(merged, _MOST_FINE if fine else _MOST_COARSE)
+    most, grid = (_MOST_FINE, _FINE) if fine else (_MOST_COARSE, _COARSE)
+    groups = rounded(merged, max(most, _MOST_RENYI))
     found = [_renyi_epsilon(groups, delta)]
-    if all(map(_has_loss, groups)):
-        found.append(_loss_epsilon(groups, delta, _FINE if fine else _COARSE, found[0]))
+    if all(map(_has_loss, merged)):
+        if len(groups) > most:  # which costs more than this ten-thousandth of the whole
+            groups, grid = rounded(groups, most), max(grid, 2e-4 * found[0])
+        found.append(_loss_epsilon(groups, delta, grid, found[0]))
     pure = [e.count / e.scale_over_sensitivity for e in merged if isinstance(e, Laplace)]
     if len(pure) == len(merged):
         found.append(sum(pure))
@@ -85,7 +90,7 @@ def bounds(events: Iterable[SampledGaussian], delta: float) -> dict[str, float |
 
     Returns:
         ``pld`` (grid of 1e-4), ``rdp``, and ``prv``: Opacus' (Gopi, Lee and Wutschitz, 2021) upper
-        end, at an error of 0.01; None where it fails, as without sampling or with little noise.
+        end, at an error of 0.01; None where it fails, as with little noise.
 
     Raises:
         PlanError: delta is outside (0, 1), or there is no noise to account for.
@@ -221,9 +226,11 @@ def _between(event: Event, divergences: Values, orders: Values) -> Values:
             return event.steps * _sampled_gaussian(rate, event.noise_multiplier, orders)
         case Laplace():
             return event.count * _pure(1 / event.scale_over_sensitivity, orders)
-    # (a - 1) D_a is convex in a (van Erven and Harremoës 2014), and 0 at 1: so below its chords.
-    ends = np.concatenate([[1.0], ORDERS]), np.concatenate([[0.0], (ORDERS - 1) * divergences])
-    return np.interp(orders, *ends) / (orders - 1)
+        case _:
+            # (a - 1) D_a is convex in a (van Erven and Harremoës 2014), so below its chords.
+            known = np.append(1.0, ORDERS), np.append(0.0, (ORDERS - 1) * divergences)
+            chords: Values = np.interp(orders, *known)
+            return chords / (orders - 1)
 
 
 def _pure(loss: float, orders: Values) -> Values:
@@ -232,15 +239,10 @@ def _pure(loss: float, orders: Values) -> Values:
     No mechanism that is purely differentially private with this epsilon has larger ones (Kairouz,
     Oh and Viswanath 2015).
     """
-
-    def log_cosh(x: Values) -> Values:
-        return np.where(
-            x > 1,
-            x + np.log1p(np.exp(-2 * x)) - np.log(2),
-            np.log1p(2 * np.sinh(np.minimum(x, 1) / 2) ** 2),
-        )
-
-    return (log_cosh((orders - 0.5) * loss) - log_cosh(np.array(loss / 2))) / (orders - 1)
+    # log(cosh((a - 1/2) loss) / cosh(loss/2)), as log cosh x = x + log((1 + exp(-2x))/2).
+    high, low = (2 * orders - 1) * loss, loss
+    logs: Values = (high - low) / 2 + np.log1p(np.exp(-high)) - np.log1p(np.exp(-low))
+    return logs / (orders - 1)
 
 
 def _sampled_gaussian(rate: float, sigma: float, orders: Values) -> Values:
@@ -256,17 +258,15 @@ def _sampled_gaussian(rate: float, sigma: float, orders: Values) -> Values:
     log_r = np.logaddexp(np.log1p(-rate), np.log(rate) + (2 * x - 1) / (2 * sigma**2))
     a = orders[:, None]
     power = a * log_r
-    low = np.minimum(power, 1.0)
-    small = np.expm1(low) - a * np.expm1(low / a)
-    large = power + np.log1p(
-        -(1 - a) * np.exp(-power) - a * np.exp(log_r - power),
-        where=power > 1,
-        out=np.zeros_like(power),
-    )
+    small = np.minimum(power, 1.0)
+    near = np.maximum(np.expm1(small) - a * np.expm1(small / a), 0.0)
+    far = np.maximum(power, 1.0)
+    rest = (a - 1) * np.exp(-far) - a * np.exp(far / a - far)
     with np.errstate(divide="ignore"):  # 0 where r is 1
-        added = np.where(power > 1, large, np.log(np.maximum(small, 0.0)))
+        added = np.where(power < 1, np.log(near), far + np.log1p(rest))
     added += np.log(step / (sigma * math.sqrt(2 * math.pi))) - x**2 / (2 * sigma**2)
-    return np.logaddexp(0.0, special.logsumexp(added, axis=1)) / (orders - 1)
+    logs: Values = special.logsumexp(added, axis=1)
+    return np.logaddexp(0.0, logs) / (orders - 1)
 
 
 def _prv_epsilon(events: Sequence[SampledGaussian], delta: float) -> float | None:
