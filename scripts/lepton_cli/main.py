@@ -8,12 +8,13 @@ import click
 import typer
 from rich.console import Console
 
-from lepton_cli.commands import audit, config, reports, simulate
+from lepton_cli.commands import audit, config, privacy, reports, simulate
 from lepton_common.errors import LeptonError, SettingsError
 
 _EXIT_CODES = """
 Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
-5 a run failed or was not found · 6 an audit log does not verify · 130 stopped by Ctrl-C.
+5 a run failed or was not found · 6 an audit log does not verify · 7 secure aggregation
+stopped a round · 130 stopped by Ctrl-C.
 """
 
 app = typer.Typer(
@@ -30,6 +31,7 @@ app.command("config")(config.command)
 app.command("runs")(reports.list_command)
 app.command("report")(reports.show_command)
 app.add_typer(audit.app, name="audit")
+app.add_typer(privacy.app, name="privacy")
 
 
 @app.callback(invoke_without_command=True)

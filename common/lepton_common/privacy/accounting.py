@@ -46,6 +46,7 @@ _COARSE, _FINE = 1e-3, 1e-4  # steps of the privacy loss: in the gate, in report
 # Unlike events, before the nearest are rounded to one: privacy loss costs most time by far.
 _MOST_COARSE, _MOST_FINE, _MOST_RENYI = 20, 100, 60
 _SIGMA_MIN, _SIGMA_MAX = 0.3, 1e4
+_MEANS_NOTHING = 1e3
 _DENSE = 11  # below, orders between the integers can be the best ones by something to speak of
 
 
@@ -69,14 +70,15 @@ def epsilon(events: tuple[Event, ...], delta: float, fine: bool = False) -> floa
         return 0.0
     if any(isinstance(e, SampledGaussian) and e.noise_multiplier == 0 for e in merged):
         return math.inf
-    if len(merged) == 1 and isinstance(merged[0], SampledGaussian) and merged[0].sample_rate == 1.0:
-        only = merged[0]
+    only = merged[0]
+    if len(merged) == 1 and isinstance(only, SampledGaussian) and only.sample_rate == 1.0:
         return _gaussian_epsilon(math.sqrt(only.steps) / only.noise_multiplier, delta)
     most, grid = (_MOST_FINE, _FINE) if fine else (_MOST_COARSE, _COARSE)
     groups = rounded(merged, max(most, _MOST_RENYI))
     found = [_renyi_epsilon(groups, delta)]
-    if all(map(_has_loss, merged)):
-        if len(groups) > most:  # which costs more than this ten-thousandth of the whole
+    # Beyond epsilons that mean anything, distributions would only fill the memory.
+    if 0.0 < found[0] < _MEANS_NOTHING and all(map(_has_loss, merged)):
+        if len(groups) > most:  # which costs more than so coarse a grid does
             groups, grid = rounded(groups, most), max(grid, 2e-4 * found[0])
         found.append(_loss_epsilon(groups, delta, grid, found[0]))
     pure = [e.count / e.scale_over_sensitivity for e in merged if isinstance(e, Laplace)]
@@ -140,18 +142,16 @@ def _check_delta(delta: float) -> None:
 
 
 def _has_loss(event: Event) -> bool:
-    """Whether the mechanism's privacy loss distribution is known."""
-    # Of the discrete Gaussian that of one coordinate is, and an integer vector changes in but one
-    # coordinate, by 1, only if its norm is below sqrt(2).
-    return not isinstance(event, Skellam) and not (
-        isinstance(event, DiscreteGaussian) and event.l2_sensitivity**2 >= 2
-    )
+    """Whether the mechanism's privacy loss distribution is known, and small enough to compute."""
+    if isinstance(event, DiscreteGaussian):
+        # One coordinate's is known, and an integer vector of a norm below sqrt(2) changes but one.
+        return event.l2_sensitivity**2 < 2 and event.variance <= 2.0**16
+    return not isinstance(event, Skellam)
 
 
 def _loss_epsilon(events: Sequence[Event], delta: float, grid: float, about: float) -> float:
     """Returns epsilon by privacy loss distributions; ``about`` is another upper bound of it."""
-    # Where nothing is private any more, a fine grid would only fill the memory.
-    grid = max(grid, 1e-5 * min(about, 1e5))
+    grid = max(grid, 1e-5 * min(about, _MEANS_NOTHING))
     composed = None
     for event in events:
         loss = _loss(event, grid)

@@ -1,0 +1,225 @@
+"""``lepton privacy``: what differential privacy costs, before any data is touched."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_JSON = typer.Option("--json", help="Print one JSON document, and nothing else.")
+_DELTA = typer.Option(
+    "--delta", help="Delta of the guarantee: well below 1 over the number of people."
+)
+_EPSILON_HELP = """What steps of DP-SGD spend, by three accountants.
+
+Each step takes part of the records at random ([cyan]--sample-rate[/], Poisson), clips each
+gradient, and adds Gaussian noise of [cyan]--noise-multiplier[/] times the clipping norm. All
+three numbers are upper bounds on the same epsilon: [bold]pld[/] by privacy loss distributions,
+[bold]rdp[/] by Rényi divergences, [bold]prv[/] by Opacus ("-" where it gives no answer). The
+ledger of a site counts the smaller of pld and rdp, pld on a grid 10 times coarser.
+
+  lepton privacy epsilon --sample-rate 0.01 --noise-multiplier 1 --steps 10000
+"""
+_PLAN_HELP = """The noise that a run needs for its epsilon, and how epsilon grows over its rounds.
+
+  lepton privacy plan --epsilon 3 --rounds 50 --batch 256 --public-size 4096
+
+Give [cyan]--noise-multiplier[/] instead of [cyan]--epsilon[/] to ask what epsilon a noise buys.
+
+The sample rate is the batch over the site's [bold]public[/] size class, a power of two: the true
+number of records is private, and no noise may depend on it. A site that holds more than its class
+says gets larger batches, not more epsilon. Count the rounds that crashes may cost
+(privacy.spare_rounds) into [cyan]--rounds[/].
+"""
+
+app = typer.Typer(
+    help="Plan differential privacy: epsilon, noise and rounds, from public values only.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+
+@app.callback()
+def _privacy() -> None:
+    """Makes `privacy` a group of commands, whatever their number."""
+
+
+@app.command("epsilon", help=_EPSILON_HELP)
+def epsilon_command(
+    sample_rate: Annotated[
+        float, typer.Option("--sample-rate", help="Chance of a record to be in a step, to 1.")
+    ],
+    noise_multiplier: Annotated[
+        float, typer.Option("--noise-multiplier", help="Noise deviation over the clipping norm.")
+    ],
+    steps: Annotated[int, typer.Option("--steps", help="How many steps, over all rounds.")],
+    delta: Annotated[float, _DELTA] = 1e-5,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Prints three bounds; `_EPSILON_HELP` is what the user reads."""
+    from lepton_common.privacy.accounting import bounds
+    from lepton_common.privacy.events import SampledGaussian
+
+    _check(
+        sample_rate=(sample_rate, 1e-9, 1.0),
+        noise_multiplier=(noise_multiplier, 0.1, 1e9),
+        steps=(steps, 1, 10**7),
+        delta=(delta, 1e-300, 1 - 1e-9),
+    )
+    found = bounds([SampledGaussian(sample_rate, noise_multiplier, steps)], delta)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table("accountant", "epsilon, at most", title=f"{steps} steps, at delta {delta:g}")
+    for name, value in found.items():
+        table.add_row(name, "-" if value is None else _up(value))
+    Console(highlight=False).print(table)
+
+
+@app.command("plan", help=_PLAN_HELP)
+def plan_command(
+    rounds: Annotated[int, typer.Option("--rounds", help="Rounds of the run.")],
+    batch: Annotated[int, typer.Option("--batch", help="Records expected in a step.")],
+    public_size: Annotated[
+        int, typer.Option("--public-size", help="The site's public size; its class is taken.")
+    ],
+    epsilon: Annotated[float | None, typer.Option("--epsilon", help="Target of the run.")] = None,
+    noise_multiplier: Annotated[
+        float | None, typer.Option("--noise-multiplier", help="In place of --epsilon.")
+    ] = None,
+    delta: Annotated[float, _DELTA] = 1e-5,
+    local_steps: Annotated[int, typer.Option("--local-steps", help="Steps in a round.")] = 1,
+    mode: Annotated[
+        Literal["record"], typer.Option("--mode", help="record: DP-SGD at each site.")
+    ] = "record",
+    plot: Annotated[
+        Path | None, typer.Option("--plot", help="Draw epsilon over the rounds to this PNG.")
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Prints a plan; `_PLAN_HELP` is what the user reads."""
+    from lepton_common.errors import SettingsError
+    from lepton_common.privacy.plan import public_size_class
+
+    if (epsilon is None) == (noise_multiplier is None):
+        raise SettingsError("Give either --epsilon or --noise-multiplier.")
+    _check(
+        rounds=(rounds, 1, 10**6),
+        batch=(batch, 1, 2**40),
+        public_size=(public_size, 1, 2**40),
+        epsilon=(epsilon, 1e-3, 1e3),
+        noise_multiplier=(noise_multiplier, 0.1, 1e9),
+        delta=(delta, 1e-300, 1 - 1e-9),
+        local_steps=(local_steps, 1, 10**6),
+        steps=(rounds * local_steps, 1, 10**7),
+    )
+    size = public_size_class(public_size)
+    plan = {
+        "mode": mode,
+        "delta": delta,
+        "public_size": size,
+        "sample_rate": min(1.0, batch / size),
+        "expected_batch": min(batch, size),
+        "rounds": rounds,
+        "local_steps": local_steps,
+        **_spending(min(1.0, batch / size), delta, rounds, local_steps, epsilon, noise_multiplier),
+    }
+    if plot is not None:
+        _draw(plan, epsilon, plot)
+    if as_json:
+        print(json.dumps(plan))
+        return
+    _print_plan(plan)
+
+
+def _spending(
+    rate: float,
+    delta: float,
+    rounds: int,
+    local_steps: int,
+    target: float | None,
+    noise_multiplier: float | None,
+) -> dict[str, Any]:
+    """Returns the noise, and what is spent after each tenth of the rounds, as a site counts it."""
+    from lepton_common.privacy.accounting import calibrate, epsilon
+    from lepton_common.privacy.events import SampledGaussian
+
+    noise = noise_multiplier
+    if noise is None:
+        assert target is not None
+        noise = calibrate(target, delta, rate, rounds * local_steps)
+    curve = []
+    for done in sorted({-(-rounds * tenth // 10) for tenth in range(1, 11)}):
+        steps = done * local_steps
+        spent = epsilon((SampledGaussian(rate, noise, steps),), delta)
+        curve.append({"round": done, "steps": steps, "epsilon": spent})
+    return {"noise_multiplier": noise, "epsilon": curve[-1]["epsilon"], "curve": curve}
+
+
+def _print_plan(plan: dict[str, Any]) -> None:
+    console = Console(highlight=False)
+    console.print(
+        f"noise multiplier [bold]{plan['noise_multiplier']:.4f}[/], sample rate "
+        f"[bold]{plan['sample_rate']:.6g}[/], expected batch {plan['expected_batch']} of a site of "
+        f"the public size class {plan['public_size']}"
+    )
+    table = Table("round", "steps", "epsilon, at most", title=f"Spent, at delta {plan['delta']:g}")
+    for row in plan["curve"]:
+        table.add_row(str(row["round"]), str(row["steps"]), _up(row["epsilon"]))
+    console.print(table)
+    console.print(
+        f"In a run: privacy=record rounds={plan['rounds']} "
+        f"privacy.epsilon={_up(plan['epsilon'])} privacy.delta={plan['delta']:g} "
+        f"privacy.sample_rate={plan['sample_rate']:.6g} privacy.spare_rounds=0 "
+        f"train.local_steps={plan['local_steps']}",
+        soft_wrap=True,
+    )
+
+
+def _draw(plan: dict[str, Any], target: float | None, path: Path) -> None:
+    """Draws epsilon over the rounds, as `lepton_cli.pictures` draws that of a run."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.0, 3.0), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    rounds = [row["round"] for row in plan["curve"]]
+    spent = [row["epsilon"] for row in plan["curve"]]
+    label = f"noise multiplier {plan['noise_multiplier']:.3g}"
+    axes.plot(rounds, spent, color="#1f5fa8", linewidth=2.0, marker="o", markersize=3, label=label)
+    if target is not None:
+        axes.axhline(target, color="#c0392b", linestyle="--", label="target")
+    axes.set_xlabel("round")
+    axes.set_ylabel(f"epsilon at delta {plan['delta']:g}")
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(path, dpi=130, format="png")
+
+
+def _check(**values: tuple[float | None, float, float]) -> None:
+    """Refuses values that are given and out of bounds.
+
+    Raises:
+        SettingsError: with all of them.
+    """
+    from lepton_common.errors import SettingsError
+
+    faults = [
+        f"--{name.replace('_', '-')} {value:g} must lie in [{low:g}, {high:g}]."
+        for name, (value, low, high) in values.items()
+        if value is not None and not low <= value <= high
+    ]
+    if faults:
+        raise SettingsError(faults)
+
+
+def _up(value: float) -> str:
+    """Returns an epsilon to 4 decimals, never rounded down."""
+    from lepton_cli.summary import upper
+
+    return upper(value, 4)
