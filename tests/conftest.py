@@ -110,6 +110,7 @@ _SETTINGS = {
         "max_clipping_norm": 1000.0,
         "max_batch_size": 1024,
         "min_cohort": 1,
+        "max_weight_share": 1.0,
         "tasks": None,
     },
 }

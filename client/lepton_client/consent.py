@@ -107,7 +107,12 @@ def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: 
     names, weights = {name for name, _ in spec.roster}, form.weights
     weight_bits = WEIGHT_BITS if form.weight_cap else 0
     rules = {
-        "have the cohort that this site's floor asks for": len(names) >= site.policy.min_cohort,
+        "sum as many sites as this site's floor asks for": (
+            spec.min_survivors >= site.policy.min_cohort
+        ),
+        "leave this site a small enough share of the weight": (
+            _share(site.name, names, weights, spec.colluders) <= site.policy.max_weight_share
+        ),
         "be as large as the cohort it names": len(weights) == request.cohort,
         "be of its own run": spec.run_id == run_id_of(request.run),
         "be bound to its privacy plan": spec.dp == bind_privacy(request.privacy),
@@ -124,6 +129,17 @@ def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: 
     broken = [what for what, holds in rules.items() if not holds]
     if broken:
         raise PolicyViolation(f"A round at this site must {broken[0]}.")
+
+
+def _share(site: str, names: set[str], weights: dict[str, int], colluders: int) -> float:
+    """Returns the site's share of the weight that is left once the heaviest others are known.
+
+    Where it is near 1, the sum is this site's own update, however many sites are in it.
+    """
+    others = sorted(weights.get(name, 0) for name in names if name != site)
+    own = weights.get(site, 0)
+    left = own + sum(others[: len(others) - colluders])
+    return own / left if left else 1.0
 
 
 def check_colluders(spec: RoundSpec, policy: SitePolicy, roster: Roster) -> None:

@@ -25,8 +25,10 @@ from lepton_common.terms import (
     RECORD,
     Terms,
     change_of,
+    hash_content,
     hash_layout,
     hash_model,
+    hash_run_config,
     only_arrays,
     read_terms,
 )
@@ -54,21 +56,21 @@ def _answer(
         return draw_groups(message, asked, site)
     if asked.stage is SecAggStage.ADVERTISE:
         spec, terms = RoundSpec.from_bytes(asked.spec), read_terms(message.content)
-        _check(spec, terms, site)
+        _check(spec, terms, context, site)
         check_group(spec, asked.body, terms.groups, terms.round, site)
         part = secure.begin(spec, site)
         items = [Outbound("secagg", part.advertise(), PROTOCOL)]
         return secure.release(message, part, items, site, about)
     with secure.resumed(asked, site) as part:
         if asked.stage is SecAggStage.MASK:
-            items = _train(message, context, call_next, part, asked)
+            items = _train(message, context, call_next, part, asked, site)
         else:
             items = [Outbound("secagg", secure.answer(part, asked), PROTOCOL)]
         return secure.release(message, part, items, site, about)
 
 
-def _check(spec: RoundSpec, terms: Terms, site: Site) -> None:
-    """Holds a round against the site's policy.
+def _check(spec: RoundSpec, terms: Terms, context: Context, site: Site) -> None:
+    """Holds a round against the site's policy, and against the run that it is said to be of.
 
     Raises:
         ConsentRefused: the site trains with DP only, which a plain app does not prove.
@@ -78,8 +80,10 @@ def _check(spec: RoundSpec, terms: Terms, site: Site) -> None:
     consent.check_colluders(spec, site.file.policy, site.roster)
     if not site.file.policy.allow_without_dp:
         raise ConsentRefused("This site trains with differential privacy only.")
-    if len(spec.roster) < site.file.policy.min_cohort:
-        raise ConsentRefused("The cohort is below this site's floor.")
+    if spec.min_survivors < site.file.policy.min_cohort:
+        raise ConsentRefused("The round may sum fewer sites than this site's floor.")
+    if terms.run_config != hash_run_config(context.run_config):
+        raise PolicyViolation("The run's configuration is not the one that the round is bound to.")
     if spec.app_hash != terms.hash or spec.dp != b"none":
         raise PolicyViolation("A round at this site must be bound to its terms, without DP.")
 
@@ -90,6 +94,7 @@ def _train(
     call_next: ClientAppCallable,
     part: Participant,
     asked: StageRequest,
+    site: Site,
 ) -> list[Outbound]:
     terms = read_terms(message.content)
     inner = message.content.copy()
@@ -98,6 +103,9 @@ def _train(
     bound = (terms.hash, hash_layout(before, terms), hash_model(before))
     if bound != (part.spec.app_hash, part.spec.layout_hash, part.spec.model_hash):
         raise PolicyViolation("The arrays or terms are not those that the round is bound to.")
+    if terms.content != hash_content(inner) or message.metadata.group_id:
+        raise PolicyViolation("What the app is sent is not what the round is bound to.")
+    site.spent.check_masking(part.spec)
     part.open(asked.body)
     outer = message.content
     message.content = inner

@@ -36,14 +36,15 @@ class Residuals:
         except (OSError, SafetensorError):
             return np.zeros(size, np.float32)
         # What was trained without DP must never ride in what claims it.
-        fits = kept.get("privacy") == _privacy(request)
+        fits = kept.get("of") == _of(request)
         fits = fits and residual.shape == (size,) and residual.dtype == np.float32
+        fits = fits and bool(np.isfinite(residual).all())
         return residual if fits else np.zeros(size, np.float32)
 
     def keep(self, request: TrainRequest, before: Vector, after: Vector) -> None:
         """Keeps the residual from before and after a round; on disk when this returns."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        about = {"model": request.model_digest, "privacy": _privacy(request)}
+        about = {"model": request.model_digest, "of": _of(request)}
         data = save({"before": before, "after": after}, about)
         write_atomic(self._path(request), data, mode=0o600)
 
@@ -51,5 +52,8 @@ class Residuals:
         return self._folder / f"{request.run}.safetensors"
 
 
-def _privacy(request: TrainRequest) -> str:
-    return bind_privacy(request.privacy).decode()
+def _of(request: TrainRequest) -> str:
+    """Returns what must be the same for a residual to belong to a request."""
+    share = request.masked.coordinates if request.masked else 1.0
+    privacy = bind_privacy(request.privacy).decode()
+    return f"{request.task} {request.model} {request.layout} {share} {privacy}"

@@ -5,6 +5,7 @@ records outlive a crash, and rolling them back shows.
 """
 
 from collections import defaultdict
+from typing import NamedTuple
 
 from lepton_client.participant import Participant, Stage
 from lepton_common.audit import AuditLog
@@ -12,7 +13,15 @@ from lepton_common.errors import InconsistentView, ReplayError, StateError, Upda
 from lepton_common.secagg.grouping import Draw
 from lepton_common.secagg.spec import RoundSpec
 
-_MOST_DRAWS = 3  # of the groups of one round
+_MOST_DRAWS = 3  # of groups for one model, beside those that only leave sites out
+
+
+class _Reveal(NamedTuple):
+    """One draw in which the site revealed its secret; ``fewer``: it only left sites out."""
+
+    commits: str
+    members: frozenset[str]
+    fewer: bool
 
 
 class SpentRounds:
@@ -24,7 +33,7 @@ class SpentRounds:
         self._answered: set[tuple[str, str]] = set()
         self._masked: dict[str, dict[str, str]] = defaultdict(dict)  # model -> spec -> cohort
         self._renounced: set[str] = set()
-        self._revealed: dict[str, dict[str, str]] = defaultdict(dict)  # round -> draw -> commits
+        self._revealed: dict[str, dict[str, _Reveal]] = defaultdict(dict)  # model -> draw
 
     def check_new(self, spec: RoundSpec) -> None:
         """Checks that the site may begin this round.
@@ -40,8 +49,21 @@ class SpentRounds:
         last = self._last.get(spec.run_id.hex(), 0)
         if spec.round <= last:
             raise ReplayError(f"Round {spec.round} is not above {last}, this site's last one.")
+        self.check_masking(spec)
+
+    def check_masking(self, spec: RoundSpec) -> None:
+        """Checks that no update on the same model has left but in rounds that this one repeats.
+
+        Asked when a round begins and again when it masks: several may have begun side by side.
+
+        Raises:
+            UpdateAlreadySpent: see `check_new`.
+        """
+        self._catch_up()
         declared = {earlier.hex() for earlier in spec.retry_of}
         for earlier, cohort in self._masked[spec.model_hash.hex()].items():
+            if earlier == spec.hash.hex():
+                continue
             if earlier not in declared:
                 raise UpdateAlreadySpent("An update on this model has left in a round undeclared.")
             if (earlier, Stage.UNMASKED.name) in self._answered:
@@ -63,6 +85,8 @@ class SpentRounds:
             raise StateError("This site has given the round up by taking part in a retry.")
         if stage is not Stage.UNMASKED and (name, stage.name) in self._answered:
             raise StateError("This stage was answered before.")
+        if stage is Stage.MASKED:
+            self.check_masking(spec)
 
     def about(self, part: Participant) -> dict[str, str | int]:
         """Returns what the release of a stage's answer puts on record."""
@@ -78,20 +102,27 @@ class SpentRounds:
     def check_reveal(self, draw: Draw, commits: str) -> dict[str, str | int]:
         """Checks that the site may reveal its secret of a draw; returns what goes on record.
 
-        Each draw of a round that is given up after the secrets are known is one more throw of
-        the dice for whoever made it fail, so there are few.
+        Each draw that is given up after the secrets are known is one more throw of the dice for
+        whoever made it fail. So there are few for one model, except where each leaves out a site
+        of all earlier ones, as a server must that goes on without those who failed.
 
         Raises:
             ReplayError: the site has revealed it against other commitments, or too many others.
         """
         self._catch_up()
-        round_ = _round_of(draw)
-        before = self._revealed[round_]
-        if before.get(draw.hash.hex(), commits) != commits:
+        before, members = self._revealed[draw.model_hash.hex()], _members(draw)
+        known = before.get(draw.hash.hex())
+        if known is not None and known.commits != commits:
             raise ReplayError("This site has revealed its secret against other commitments.")
-        if draw.hash.hex() not in before and len(before) >= _MOST_DRAWS:
-            raise ReplayError(f"The groups of this round were drawn {_MOST_DRAWS} times already.")
-        return {"commits": commits, "drawn_for": round_}
+        fewer = all(members < earlier.members for earlier in before.values())
+        others = sum(not earlier.fewer for earlier in before.values())
+        if known is None and not fewer and others >= _MOST_DRAWS:
+            raise ReplayError(f"Groups for this model were drawn {_MOST_DRAWS} times already.")
+        return {
+            "commits": commits,
+            "drawn_for": draw.model_hash.hex(),
+            "members": " ".join(sorted(members)),
+        }
 
     def check_drawn(self, draw: Draw, commits: str) -> None:
         """Checks that these are the groups in whose draw the site took part.
@@ -100,7 +131,8 @@ class SpentRounds:
             InconsistentView: it revealed its secret against other commitments, or not at all.
         """
         self._catch_up()
-        if self._revealed[_round_of(draw)].get(draw.hash.hex()) != commits:
+        known = self._revealed[draw.model_hash.hex()].get(draw.hash.hex())
+        if known is None or known.commits != commits:
             raise InconsistentView("This site has not taken part in that draw of groups.")
 
     def _catch_up(self) -> None:
@@ -108,9 +140,14 @@ class SpentRounds:
             if record.kind == "release" and "spec" in record.body:
                 self._note(record.body)
             if record.kind == "release" and "commits" in record.body:
-                body = record.body
-                self._revealed[body["drawn_for"]][body["draw"]] = body["commits"]
+                self._note_reveal(record.body)
         self._seen = len(self._audit.records)
+
+    def _note_reveal(self, body: dict[str, str]) -> None:
+        before, members = self._revealed[body["drawn_for"]], frozenset(body["members"].split())
+        # The first is no redraw that leaves someone out.
+        fewer = bool(before) and all(members < earlier.members for earlier in before.values())
+        before.setdefault(body["draw"], _Reveal(body["commits"], members, fewer))
 
     def _note(self, body: dict[str, str]) -> None:
         spec, stage = body["spec"], body["stage"]
@@ -122,5 +159,5 @@ class SpentRounds:
             self._masked[body["model"]][spec] = body["cohort"]
 
 
-def _round_of(draw: Draw) -> str:
-    return f"{draw.run_id.hex()}/{draw.round}"
+def _members(draw: Draw) -> frozenset[str]:
+    return frozenset(name for name, _ in draw.roster)

@@ -107,6 +107,7 @@ def _train_masked(message: Message, asked: StageRequest, part: Participant, site
     consent.check_round(part.spec, request, site.file, site.roster)
     plan = consent.check(request, site.file, masked=True)
     received = read_model(message.content, request)
+    site.spent.check_masking(part.spec)
     part.open(asked.body)  # before anything is spent on a round that cannot be
     trained = _train(request, received, site, plan)
     try:

@@ -1,6 +1,15 @@
 """The bounds a site sets on what may be asked of it."""
 
-from lepton_common.strict import Count, Name, Natural, NotNegative, OpenFraction, Positive, record
+from lepton_common.strict import (
+    Count,
+    Fraction,
+    Name,
+    Natural,
+    NotNegative,
+    OpenFraction,
+    Positive,
+    record,
+)
 
 
 @record
@@ -22,7 +31,9 @@ class SitePolicy:
         max_clipping_norm: largest clipping norm.
         max_batch_size: most records held in memory at once in private training, so that running
             out of memory cannot tell how many were sampled.
-        min_cohort: smallest cohort the site takes part in.
+        min_cohort: smallest cohort the site takes part in, and fewest sites in a masked sum.
+        max_weight_share: largest share of a masked sum's public weight that may be the site's
+            own, once the heaviest others, as many as may collude, are left out.
         tasks: tasks the site serves; None: all in its catalog.
     """
 
@@ -38,4 +49,5 @@ class SitePolicy:
     max_clipping_norm: Positive
     max_batch_size: Count
     min_cohort: Count
+    max_weight_share: Fraction
     tasks: list[Name] | None

@@ -10,7 +10,7 @@ from lepton_common.models.catalog import MODELS
 from lepton_common.names import unknown
 from lepton_common.policy import SitePolicy
 from lepton_common.secagg.ring import Ring
-from lepton_common.secagg.spec import default_colluders
+from lepton_common.secagg.spec import default_colluders, least_survivors
 from lepton_common.strict import (
     Count,
     Fraction,
@@ -167,6 +167,12 @@ class SecAggSettings:
     rounding: Literal["nearest", "stochastic"]
     groups: Count
 
+    @property
+    def shapes_sums(self) -> bool:
+        """Whether a setting asks for something that only masked sums have."""
+        plain = (self.compression, self.rotate, self.rounding, self.groups)
+        return plain != ("none", False, "nearest", 1)
+
 
 @record
 class EngineSettings:
@@ -313,10 +319,23 @@ def _ring_fits(settings: Settings) -> bool:
     return True
 
 
+def _policy_colluders(settings: Settings) -> int:
+    asked = settings.policy.colluders
+    return default_colluders(settings.sites) if asked is None else asked
+
+
+def _fewest_in_a_sum(settings: Settings) -> int:
+    """Returns how many sites the smallest sum of a round may have."""
+    sites = settings.cohort // settings.secagg.groups
+    least = least_survivors(sites, settings.colluders) if sites >= 2 else sites
+    return max(least, math.ceil(settings.federation.quorum * sites))
+
+
 def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
     robust = strategy.name in ROBUST
     least, groups = least_updates(strategy), settings.secagg.groups
+    survivors = _fewest_in_a_sum(settings)
     rules = {
         unknown("task", settings.task, TASKS): settings.task not in TASKS,
         unknown("model", settings.model, MODELS): settings.model not in MODELS,
@@ -377,6 +396,17 @@ def _contradictions(settings: Settings) -> list[str]:
         f"more, not {settings.cohort}: raise federation.cohort or sites, lower secagg.colluders "
         "if that is safe to assume, or choose secagg=none where the sites allow it.": (
             settings.secure and settings.cohort < settings.colluders + 2
+        ),
+        f"secagg.colluders={settings.colluders} is less than policy.colluders="
+        f"{settings.policy.colluders}, so every site would refuse: raise it.": (
+            settings.secure and settings.colluders < _policy_colluders(settings)
+        ),
+        f"policy.min_cohort={settings.policy.min_cohort} is more than the {survivors} sites that a "
+        "sum may have, so every site would refuse: lower it, raise federation.quorum, or set "
+        "secagg.groups lower.": settings.secure and survivors < settings.policy.min_cohort,
+        "secagg=none leaves updates as they are: drop secagg.compression, secagg.rotate, "
+        "secagg.rounding and secagg.groups, or choose secagg=sa1.": (
+            not settings.secure and settings.secagg.shapes_sums
         ),
         f"secagg.clip={settings.secagg.clip} leaves no fraction bits in a ring of "
         f"{settings.secagg.width} bits for {settings.cohort} sites: lower it, or raise "

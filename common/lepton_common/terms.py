@@ -5,6 +5,7 @@ changed in the arrays, then the metrics. The hashes bind a round to the arrays i
 """
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -13,7 +14,7 @@ from lepton_common.arrays import Vector
 from lepton_common.content import read_text
 from lepton_common.errors import DimensionMismatch, MalformedMessage
 from lepton_common.secagg.encoding import lp, tagged_hash
-from lepton_common.strict import Count, Name, record, to_json
+from lepton_common.strict import Count, Digest, Name, record, to_json
 
 RECORD = "terms"
 
@@ -28,6 +29,8 @@ class Terms:
         weight_cap: a reply counts at most this much.
         groups: number of sums that the cohort is split into.
         round: number of the training round.
+        content: hash of all records that the app is sent; see `hash_content`.
+        run_config: hash of the run's configuration; see `hash_run_config`.
     """
 
     metrics: list[Name]
@@ -35,6 +38,8 @@ class Terms:
     weight_cap: Count
     groups: Count
     round: Count
+    content: Digest
+    run_config: Digest
 
     @property
     def hash(self) -> bytes:
@@ -81,6 +86,43 @@ def hash_model(arrays: ArrayRecord) -> bytes:
     """Returns 32 bytes over the values that a round starts from."""
     digests = (hashlib.sha256(array.data).digest() for array in arrays.values())
     return tagged_hash("model", *digests)
+
+
+def hash_content(content: RecordDict) -> str:
+    """Returns the hash of all that an app is sent: each record, in order, with all its fields.
+
+    Whatever an app reads decides what it trains, so sites that are sent unlike records must not
+    end up in one sum.
+    """
+    parts = []
+    for name, found in content.items():
+        fields = [
+            lp(key.encode(), _form_of(value).encode(), _bytes_of(value))
+            for key, value in found.items()
+        ]
+        parts.append(lp(name.encode(), type(found).__name__.encode(), lp(*fields)))
+    return tagged_hash("content", *parts).hex()
+
+
+def hash_run_config(config: Mapping[str, object]) -> str:
+    """Returns the hash of a run's configuration."""
+    fields = [
+        lp(key.encode(), _form_of(value).encode(), _bytes_of(value))
+        for key, value in sorted(config.items())
+    ]
+    return tagged_hash("run-config", *fields).hex()
+
+
+def _form_of(value: object) -> str:
+    if isinstance(value, Array):
+        return f"{value.dtype} {tuple(value.shape)} {value.stype}"
+    return type(value).__name__
+
+
+def _bytes_of(value: object) -> bytes:
+    if isinstance(value, Array):
+        return value.data
+    return value if isinstance(value, bytes) else repr(value).encode()
 
 
 def flatten(arrays: ArrayRecord) -> Vector:

@@ -120,6 +120,10 @@ def make_sites(
     members = [Member(name=name, public_key=keys[name].public_hex) for name in sorted(keys)]
     roster = Roster(federation=settings.federation.name, version=1, members=members)
     signed = sign_roster(roster, [partner])
+    pin = Pin(partners=[partner.public_hex], threshold=1)
+    folder.roster.parent.mkdir(parents=True)
+    folder.roster.write_text(signed, encoding="utf-8")
+    folder.pin.write_text(to_json(pin), encoding="utf-8")
     for name, rows in parts.items():
         path = folder.site(name)
         path.mkdir(parents=True)
@@ -135,7 +139,7 @@ def make_sites(
                 rows=_ROWS,
             ),
             policy=settings.policy,
-            partners=Pin(partners=[partner.public_hex], threshold=1),
+            partners=pin,
         )
         (path / SITE_FILE).write_text(yaml.dump(asdict(file), Dumper=_DUMPER, sort_keys=False))
         np.save(path / _ROWS, rows, allow_pickle=False)

@@ -49,6 +49,16 @@ class RunFolder:
         return self.path / "server" / "signing.pem"
 
     @property
+    def roster(self) -> Path:
+        """The federation's signed roster, as the sites have it too; its partners are pinned."""
+        return self.path / "server" / "roster.json"
+
+    @property
+    def pin(self) -> Path:
+        """Which partners sign the roster."""
+        return self.path / "server" / "partners.json"
+
+    @property
     def sums(self) -> Path:
         """The journal of secure sums."""
         return self.path / "server" / "sums"

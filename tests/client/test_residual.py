@@ -33,8 +33,14 @@ def test_a_repeated_round_gets_what_its_first_attempt_got(residuals):
 
 @pytest.mark.parametrize(
     ("changes", "size"),
-    [({"run": "another"}, 3), ({"privacy": PRIVACY}, 3), ({}, 4)],
-    ids=["run", "privacy", "model"],
+    [
+        ({"run": "another"}, 3),
+        ({"privacy": PRIVACY}, 3),
+        ({"task": "another"}, 3),
+        ({"layout": "c" * 64}, 3),
+        ({}, 4),
+    ],
+    ids=["run", "privacy", "task", "layout", "size"],
 )
 def test_another_run_privacy_or_model_starts_from_nothing(residuals, changes, size):
     """Above all, what was trained without DP must not ride in what claims it."""
@@ -54,3 +60,8 @@ def test_only_the_owner_can_read_it(residuals, tmp_path):
     (path,) = (tmp_path / "residuals").iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_residual_that_is_not_finite_starts_from_nothing(residuals):
+    residuals.keep(request(), BEFORE, np.float32([1, np.nan, 2]))
+    assert not residuals.before(request(model_digest=NEXT), 3).any()

@@ -478,6 +478,43 @@ def test_sites_scale_by_their_public_size(make_site, trained, tmp_path):
     np.testing.assert_allclose(total, expected, atol=rounding(server.spec, 4) + 1e-6)
 
 
+def restrict(federation, index, **changes):
+    """Rewrites some lines of a site's policy."""
+    path = federation.folders[index - 1] / "site.yaml"
+    lines = path.read_text().splitlines()
+    for name, value in changes.items():
+        lines = [f"  {name}: {value}" if x.strip().startswith(f"{name}:") else x for x in lines]
+    path.write_text("\n".join(lines))
+    forget_sites()
+
+
+@pytest.mark.parametrize(
+    ("weights", "colluders", "refused"),
+    [
+        ({1: 16, 2: 16, 3: 16, 4: 16}, 0, False),
+        ({1: 16, 2: 16, 3: 16, 4: 16}, 2, False),  # half of what two colluders leave
+        ({1: 16, 2: 1, 3: 1, 4: 1}, 0, True),
+        ({1: 16, 2: 2**20, 3: 1, 4: 1}, 0, False),
+        ({1: 16, 2: 2**20, 3: 1, 4: 1}, 1, True),  # the heavy one may be the colluder
+    ],
+)
+def test_a_sum_that_is_nearly_one_sites_own_is_refused_by_it(
+    federation, weights, colluders, refused
+):
+    restrict(federation, 1, max_weight_share=0.5)
+    asked = federation.request(masked=masked_sum({f"site-{i}": w for i, w in weights.items()}))
+    server = federation.server(asked, colluders=colluders)
+    expected = "PolicyViolation" if refused else None
+    assert name_of(server.ask(SecAggStage.ADVERTISE, 1)) == expected
+
+
+def test_a_sum_of_fewer_than_the_sites_floor_is_refused(federation):
+    restrict(federation, 1, min_cohort=4)
+    assert name_of(federation.server().ask(SecAggStage.ADVERTISE, 1)) == "PolicyViolation"
+    whole = federation.server(min_survivors=4)
+    assert name_of(whole.ask(SecAggStage.ADVERTISE, 1)) is None
+
+
 def masked(federation, **changes):
     """Returns a request whose sum is formed in another way, and its server."""
     weights = {folder.name: 1 for folder in federation.folders}

@@ -143,3 +143,22 @@ def test_a_retry_may_ask_for_something_else_but_of_the_same_model(federation):
     first.up_to(SecAggStage.SIGN, ALL)
     asked = federation.request(recipe=replace(federation.request().recipe, seed=7))
     federation.server(asked, round=2, retry_of=(first.spec.hash,)).run(ALL)
+
+
+@pytest.mark.parametrize("smaller", [False, True])
+def test_two_rounds_begun_side_by_side_on_one_model_cannot_both_mask(federation, smaller):
+    """Their difference would be single updates, whatever the runs are called."""
+    one = federation.server(federation.request(run="one"))
+    asked, roster, sites = federation.request(run="two"), one.spec.roster, ALL
+    if smaller:
+        sites, roster = ALL[:3], roster[:3]
+        form = masked_sum(dict.fromkeys([name for name, _ in roster], 1))
+        asked = federation.request(run="two", cohort=3, masked=form)
+    two = federation.server(asked, roster=roster)
+    adverts = one.advertise(ALL), two.advertise(sites)
+    boxes = one.share(ALL, adverts[0]), two.share(sites, adverts[1])
+    one.mask(ALL, boxes[0])
+    for index in sites:
+        reply = two.ask(SecAggStage.MASK, index, boxes[1][index])
+        assert reply.error.reason == "UpdateAlreadySpent"
+    assert federation.open(1).spent._masked[asked.model_digest].keys() == {one.spec.hash.hex()}

@@ -12,6 +12,7 @@ from lepton_common.messages import HelloRequest
 from lepton_common.settings import LINEAR, ROBUST, parse_settings
 from lepton_common.strict import to_json
 
+_SA1 = {"secagg.mode": "sa1"}
 _KRUM = {"strategy.name": "krum", "strategy.num_malicious_nodes": 4}
 _BULYAN = {"strategy.name": "bulyan", "strategy.num_malicious_nodes": 2}
 
@@ -58,8 +59,16 @@ def test_valid_settings_pass(make_settings):
             "strategy=fedmedian treats all sites alike",
         ),
         ({"strategy.beta": 0.5}, False, "strategy.beta=0.5 trims everything"),
-        ({"secagg.compression": "top_k"}, False, "secagg.compression=top_k would tell"),
-        ({"secagg.rounding": "stochastic"}, False, "secagg.rounding=stochastic is for"),
+        (
+            {"secagg.compression": "top_k", "secagg.mode": "sa1"},
+            False,
+            "secagg.compression=top_k would tell",
+        ),
+        ({**_SA1, "secagg.rounding": "stochastic"}, False, "secagg.rounding=stochastic is for"),
+        ({"secagg.rotate": True}, False, "secagg=none leaves updates as they are"),
+        ({"secagg.groups": 2}, False, "secagg=none leaves updates as they are"),
+        ({**_SA1, "policy.colluders": 5}, False, "secagg.colluders=3 is less than policy"),
+        ({**_SA1, "policy.min_cohort": 8}, False, "policy.min_cohort=8 is more than the 7 sites"),
         (
             {"federation.weights": "masked_size"},
             False,
@@ -95,7 +104,9 @@ def test_each_contradiction_is_named_alone(setting_values, changes, private, sai
         ({"federation.weights": "public_size"}, False),
         ({"privacy.sample_rate": 0.1}, True),
         ({"federation.weights": "masked_size", "secagg.mode": "sa1"}, False),
-        ({"secagg.rounding": "stochastic", "secagg.width": 16}, False),
+        ({**_SA1, "secagg.rounding": "stochastic", "secagg.width": 16}, False),
+        ({**_SA1, "policy.colluders": 3, "policy.min_cohort": 7}, False),
+        ({**_SA1, "policy.min_cohort": 10, "federation.quorum": 1.0}, False),
     ],
 )
 def test_what_stands_next_to_a_contradiction_is_allowed(make_settings, changes, private):

@@ -20,8 +20,8 @@ from lepton_common.secagg.messages import (
 )
 from lepton_common.secagg.spec import RosterEntry, index_in, join_roster, key_at, split_roster
 
-_SECRET_BYTES = 32
-_COMMIT_BYTES = 34
+SECRET_BYTES = 32
+COMMIT_BYTES = 34
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Grouping:
         """
         reader = Reader(data)
         draw, commits = Draw.from_bytes(reader.item()), reader.item()
-        secrets = split_by_site(reader.item(), _SECRET_BYTES)
+        secrets = split_by_site(reader.item(), SECRET_BYTES)
         reader.end()
         grouping = cls(draw, read_commits(draw, commits), secrets)
         if set(secrets) != set(grouping.commits):
@@ -166,7 +166,7 @@ def read_commits(draw: Draw, commits: bytes) -> dict[int, Signed]:
         BadSignature: a commitment is not the site's.
         InconsistentView: a site is missing.
     """
-    found = split_signed(commits, _COMMIT_BYTES)
+    found = split_signed(commits, COMMIT_BYTES)
     if len(found) != len(draw.roster):
         raise InconsistentView("The draw of groups lacks a site's commitment.")
     for message in found.values():

@@ -5,7 +5,7 @@ Every list is in ascending order of the sites' indices, so each content has one 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lepton_common.errors import MalformedMessage
 from lepton_common.identity.keys import SigningKey
@@ -194,7 +194,7 @@ def split_boxes(data: bytes) -> dict[int, bytes]:
     return split_by_site(data, _BOX_BYTES)
 
 
-def _above(found: Mapping[int, object], index: int) -> int:
-    if index <= max(found, default=0):
+def _above(found: dict[int, Any], index: int) -> int:
+    if index <= next(reversed(found), 0):
         raise MalformedMessage("An SA1 message lists its sites twice or out of order.")
     return index

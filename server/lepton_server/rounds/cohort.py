@@ -1,17 +1,29 @@
 """Who takes part: the sites that introduced themselves, and each round's cohort of them."""
 
 import hashlib
+from collections.abc import Collection
 
 from flwr.serverapp import Grid
 
 from lepton_common.audit import AuditLog
 from lepton_common.errors import MalformedMessage, QuorumNotMet
+from lepton_common.identity.roster import Member
 from lepton_common.messages import HELLO, HelloRequest, SiteFacts, hello_content, read_facts
 from lepton_server.rounds.collect import collect
 
 
-def introduce(grid: Grid, run: str, timeout_s: float, audit: AuditLog) -> dict[int, SiteFacts]:
+def introduce(
+    grid: Grid, run: str, timeout_s: float, audit: AuditLog, members: Collection[Member] = ()
+) -> dict[int, SiteFacts]:
     """Asks every node for its public facts; returns them by node, in order of the sites' names.
+
+    Args:
+        grid: the way to the sites.
+        run: name of the run.
+        timeout_s: longest wait.
+        audit: the server's log.
+        members: the federation's roster, where there is one: nobody else counts, because the
+            others would refuse every round with a stranger in it.
 
     Raises:
         QuorumNotMet: no node answered; where two nodes claim one name, neither counts.
@@ -29,6 +41,11 @@ def introduce(grid: Grid, run: str, timeout_s: float, audit: AuditLog) -> dict[i
             failed.append(MalformedMessage.__name__)
     if not sites:
         raise QuorumNotMet(f"No site introduced itself: {', '.join(sorted(set(failed)))}.")
+    known = {(member.name, member.public_key) for member in members}
+    for node, facts in list(sites.items()):
+        if known and (facts.name, facts.public_key) not in known:
+            failed.append(f"{facts.name}: not in the roster")
+            del sites[node]
     names = [facts.name for facts in sites.values()]
     claimed_twice = sorted({name for name in names if names.count(name) > 1})
     failed += [f"{name}: claimed by two nodes" for name in claimed_twice]

@@ -5,7 +5,7 @@ site is named. What protects the sites does not rest on these checks: each site 
 """
 
 import itertools
-from collections.abc import Callable, Container, Sized
+from collections.abc import Callable, Container, Iterator, Sequence, Sized
 from functools import partial
 
 import numpy as np
@@ -59,6 +59,7 @@ class Coordinator:
         self._signatures: dict[int, bytes] = {}
         self._released: dict[int, dict[int, bytes]] = {}
         self._t1 = self._t2 = self._t3 = b""
+        self._false: set[int] = set()  # holders that sent a false share
         ring = spec.ring
         self._sum: RingVector = np.zeros(ring.length, ring.dtype)
 
@@ -268,15 +269,24 @@ class Coordinator:
         return masks
 
     def _rebuild(self, owner: int, fits: Callable[[bytes], bool]) -> bytes:
-        """Returns a site's secret from the first t shares that rebuild what it committed to."""
-        holders = itertools.combinations(sorted(self._released), self.spec.threshold)
-        for chosen in itertools.islice(holders, _MOST_SUBSETS):
+        """Returns a site's secret from shares that rebuild what it committed to.
+
+        Where some holders send false shares, ever more of them are left out; who is found false
+        for one owner is asked last for the others.
+        """
+        shares = {x: self._released[x][owner] for x in self._released}
+        holders = sorted(shares, key=lambda x: (x in self._false, x))
+        t = self.spec.threshold
+        for chosen in itertools.islice(_leaving_out(holders, t), _MOST_SUBSETS):
             try:
-                secret = shamir.reconstruct({x: self._released[x][owner] for x in chosen})
+                secret = shamir.reconstruct({x: shares[x] for x in chosen})
             except ValueError:
                 continue
-            if fits(secret):
-                return secret
+            if not fits(secret):
+                continue
+            if list(chosen) != holders[:t]:
+                self._false |= _false_holders(shares, chosen, secret)
+            return secret
         raise ShareMismatch(f"The shares that site {owner} dealt do not fit its commitment.")
 
     def _from(self, index: int, message: Signed, tag: str) -> Signed:
@@ -301,3 +311,23 @@ def _committed(h0: bytes, advert: Advertisement, seed: bytes) -> bool:
 
 def _advertised(advert: Advertisement, secret: bytes) -> bool:
     return keys.public_of(secret) == advert.mask_key
+
+
+def _leaving_out(holders: list[int], count: int) -> Iterator[tuple[int, ...]]:
+    """Yields choices of ``count`` holders, leaving out none of the first ones, then one, ..."""
+    for left_out in range(len(holders) - count + 1):
+        for excluded in itertools.combinations(holders[: count + left_out], left_out):
+            yield tuple(x for x in holders if x not in excluded)[:count]
+
+
+def _false_holders(shares: dict[int, bytes], good: Sequence[int], secret: bytes) -> set[int]:
+    """Returns the holders whose share is not on the polynomial of the good ones."""
+    most, found = list(good)[:-1], set()
+    for holder in set(shares) - set(good):
+        try:
+            fits = shamir.reconstruct({x: shares[x] for x in [*most, holder]}) == secret
+        except ValueError:
+            fits = False
+        if not fits:
+            found.add(holder)
+    return found

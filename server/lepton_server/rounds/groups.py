@@ -1,7 +1,7 @@
 """A round under secure aggregation: one sum of the cohort, or one for each group drawn from it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +11,9 @@ from flwr.serverapp import Grid
 from lepton_common.arrays import Vector
 from lepton_common.errors import MalformedMessage, SecAggError, TooFewSites
 from lepton_common.messages import SiteFacts, TrainRequest
-from lepton_common.secagg.grouping import Draw, Grouping
+from lepton_common.secagg.grouping import COMMIT_BYTES, SECRET_BYTES, Draw, Grouping
 from lepton_common.secagg.messages import Signed, join_signed
+from lepton_common.secagg.spec import RosterEntry
 from lepton_common.settings import Settings, least_updates
 from lepton_common.stages import SecAggStage, StageRequest, read_stage_reply, stage_content
 from lepton_common.summing import run_id_of
@@ -21,7 +22,7 @@ from lepton_server.rounds.gathered import Gathered, SecureMean
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.secure_round import SecureRound
 
-_DRAWS = 3  # tried where sites drop out in the middle of one
+_DRAWS = 10  # tried where sites drop out in the middle of one
 
 
 def gather_secure(
@@ -39,7 +40,9 @@ def gather_secure(
         RoundLost: a site may have helped to unmask, and too few sums can be finished.
     """
     if settings.secagg.groups == 1:
-        return hold(grid, SecureRound(settings, cohort, request, model, journal).gather())
+        everyone = roster_of(cohort.values())
+        round_ = SecureRound(settings, cohort, request, model, journal, everyone)
+        return hold(grid, round_.gather())
     draw = Draw(
         federation=settings.federation.name,
         run_id=run_id_of(request.run),
@@ -55,8 +58,10 @@ def gather_secure(
     request = _for_members(request, members)
     parts = split_cohort(cohort, grouping)
     rounds = [
-        SecureRound(settings, sites, request, model, own, grouping.to_bytes())
-        for sites, own in zip(parts, journal.groups(len(parts)), strict=True)
+        SecureRound(settings, sites, request, model, own, group, grouping.to_bytes())
+        for sites, own, group in zip(
+            parts, journal.groups(len(parts)), grouping.groups, strict=True
+        )
     ]
     results = hold_together(grid, [round_.gather() for round_ in rounds])
     came = [result for result in results if isinstance(result, Gathered)]
@@ -69,10 +74,15 @@ def gather_secure(
     return _joined(came, failed)
 
 
+def roster_of(sites: Iterable[SiteFacts]) -> tuple[RosterEntry, ...]:
+    """Returns the roster of some sites, in order of their names."""
+    return tuple(sorted((site.name, bytes.fromhex(site.public_key)) for site in sites))
+
+
 def split_cohort(cohort: Mapping[int, SiteFacts], grouping: Grouping) -> list[dict[int, SiteFacts]]:
-    """Returns the sites of each group, by node."""
-    node_of = {facts.name: node for node, facts in cohort.items()}
-    return [{node_of[name]: cohort[node_of[name]] for name, _ in g} for g in grouping.groups]
+    """Returns the sites of each group that are there, by node."""
+    names = [{name for name, _ in group} for group in grouping.groups]
+    return [{n: facts for n, facts in cohort.items() if facts.name in group} for group in names]
 
 
 def agree_on_groups(
@@ -96,9 +106,11 @@ def agree_on_groups(
     Raises:
         TooFewSites: too few for groups of ``least``.
     """
-    entry_of = {f.name: (f.name, bytes.fromhex(f.public_key)) for f in cohort.values()}
+    entry_of = {entry[0]: entry for entry in roster_of(cohort.values())}
     before = journal.grouping(draw.model_hash)
-    if before is not None and set(before.draw.roster) <= set(entry_of.values()):
+    whole = before is not None and set(before.draw.roster) <= set(entry_of.values())
+    # Once updates may have left, the groups stay, and who is not there has dropped out.
+    if before is not None and (whole or journal.masking_began(draw)):
         left_out = set(entry_of) - {name for name, _ in before.draw.roster}
         return before, dict.fromkeys(sorted(left_out), "NotInGroup")
     node_of = {facts.name: node for node, facts in cohort.items()}
@@ -155,7 +167,7 @@ class _Drawing:
         )
 
     def _take_commit(self, index: int, answer: RecordDict) -> None:
-        message = Signed.from_bytes(read_stage_reply(answer))
+        message = Signed.from_bytes(read_stage_reply(answer), COMMIT_BYTES)
         message.check("commit-draw", self._draw)
         if message.index != index:
             raise MalformedMessage(f"Site {index} commits for site {message.index}.")
@@ -163,7 +175,8 @@ class _Drawing:
 
     def _take_secret(self, index: int, answer: RecordDict) -> None:
         secret = read_stage_reply(answer)
-        if self._draw.commitment(index, secret) != self._commits[index].body:
+        promised = self._commits[index].body
+        if len(secret) != SECRET_BYTES or self._draw.commitment(index, secret) != promised:
             raise MalformedMessage(f"Site {index} revealed another secret than it promised.")
         self._secrets[index] = secret
 
@@ -172,7 +185,7 @@ def _for_members(request: TrainRequest, members: set[str]) -> TrainRequest:
     """Returns the request to those who took part in the draw."""
     form = request.masked
     assert form is not None, "a masked round describes its sum"
-    weights = {name: weight for name, weight in form.weights.items() if name in members}
+    weights = dict.fromkeys(sorted(members), 1)  # robust strategies treat all sites alike
     return replace(request, cohort=len(weights), masked=replace(form, weights=weights))
 
 

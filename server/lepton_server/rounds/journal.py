@@ -13,7 +13,7 @@ from typing import Any
 from lepton_common.durable import append_synced, write_atomic
 from lepton_common.errors import CheckpointUnreadable, LeptonError, MalformedMessage
 from lepton_common.secagg.encoding import Reader, idx, lp
-from lepton_common.secagg.grouping import Grouping
+from lepton_common.secagg.grouping import Draw, Grouping
 from lepton_common.secagg.spec import RoundSpec
 from lepton_server.rounds.coordinator import Coordinator
 
@@ -120,6 +120,12 @@ class SumJournal:
         except LeptonError as error:
             raise CheckpointUnreadable(f"{self._grouping} is damaged; start anew.") from error
         return found if found.draw.model_hash == model_hash else None
+
+    def masking_began(self, draw: Draw) -> bool:
+        """Whether an update on the draw's model may have left for one of its groups."""
+        paths = (self.folder / f"{_GROUP}{group}" for group in range(1, draw.groups + 1))
+        attempts = [SumJournal(path)._attempts for path in paths]
+        return any(a.specs and a.model == draw.model_hash.hex() for a in attempts)
 
     def groups(self, count: int) -> list["SumJournal"]:
         """Returns a journal for each group of the next round.

@@ -8,7 +8,13 @@ from flwr.app import RecordDict
 from lepton_common.arrays import Vector
 from lepton_common.errors import RoundLost, SecAggError, TooFewSites
 from lepton_common.messages import SiteFacts, TrainRequest, model_record
-from lepton_common.secagg.spec import WEIGHT_BITS, RoundSpec, least_survivors, threshold
+from lepton_common.secagg.spec import (
+    WEIGHT_BITS,
+    RosterEntry,
+    RoundSpec,
+    least_survivors,
+    threshold,
+)
 from lepton_common.settings import Settings
 from lepton_common.stages import SecAggStage, StageRequest, read_masked, stage_content
 from lepton_common.summing import (
@@ -35,23 +41,25 @@ class SecureRound:
         request: TrainRequest,
         model: Vector,
         journal: SumJournal,
+        roster: tuple[RosterEntry, ...],
         evidence: bytes = b"",
     ) -> None:
         """Prepares the sum.
 
         Args:
             settings: the whole configuration.
-            sites: those in the sum, by node.
+            sites: those in the sum that are there, by node.
             request: what the round asks.
             model: float32, shape [size].
             journal: of this sum.
+            roster: all sites of the sum, there or not.
             evidence: the encoded grouping, where the sites are a group of their cohort.
         """
         self._settings, self._journal, self._evidence = settings, journal, evidence
         self._request, self._model = request, model_record(model)
-        self._sites = sorted(sites.values(), key=lambda facts: facts.name)
-        node_of = {facts.name: node for node, facts in sites.items()}
-        self._nodes = {i: node_of[facts.name] for i, facts in enumerate(self._sites, start=1)}
+        self._roster = roster
+        self._facts = {facts.name: facts for facts in sites.values()}
+        self._node_of = {facts.name: node for node, facts in sites.items()}
         assert request.masked is not None, "a masked round describes its sum"
         self._form = request.masked
         self._summed = SummedForm(request, self._form, len(model))
@@ -70,7 +78,11 @@ class SecureRound:
             if finished is not None:
                 return finished
             spec = self._journal.next_spec(self._proposal)
-            gathered: dict[str, Any] = {"epsilon": {}, "ledgers": {}}
+            gathered: dict[str, Any] = {
+                "epsilon": {},
+                "ledgers": {},
+                "weights": self._form.weights,
+            }
             exchange = self._exchange(spec, gathered)
             try:
                 result = yield from exchange.stages(self._journal)
@@ -85,7 +97,7 @@ class SecureRound:
     def _finished_from_disk(self) -> Conversation[Gathered | None]:
         """Comes to what a crashed server had in hand, asking again for replies that got lost."""
         unfinished = self._journal.unfinished(self._proposal.model_hash)
-        if unfinished is None or unfinished[0].spec.roster != self._proposal.roster:
+        if unfinished is None:
             return None
         coordinator, facts = unfinished
         exchange = self._exchange(coordinator.spec, facts)
@@ -97,12 +109,12 @@ class SecureRound:
 
     def _specification(self, dimension: int) -> RoundSpec:
         settings, request = self._settings, self._request
-        n, f, quorum = len(self._sites), settings.colluders, settings.federation.quorum
+        n, f, quorum = len(self._roster), settings.colluders, settings.federation.quorum
         return RoundSpec(
             federation=settings.federation.name,
             run_id=run_id_of(request.run),
             round=1,
-            roster=tuple((site.name, bytes.fromhex(site.public_key)) for site in self._sites),
+            roster=self._roster,
             colluders=f,
             threshold=threshold(n, f),
             min_survivors=max(least_survivors(n, f), math.ceil(quorum * n)),
@@ -122,7 +134,7 @@ class SecureRound:
             return stage_content(asked, self._request, model)
 
         def masked(index: int, content: RecordDict) -> tuple[bytes, bytes]:
-            site = self._sites[index - 1]
+            site = self._facts[spec.roster[index - 1][0]]
             header, packed, receipt = read_masked(content)
             check_receipt(receipt, self._request, site)
             gathered["epsilon"][site.name] = receipt.epsilon
@@ -131,7 +143,11 @@ class SecureRound:
 
         return Exchange(
             spec=spec,
-            nodes=self._nodes,
+            nodes={
+                index: self._node_of[name]
+                for index, (name, _) in enumerate(spec.roster, start=1)
+                if name in self._node_of
+            },
             train_content=content,
             read_masked=masked,
             facts=gathered,
@@ -147,7 +163,7 @@ class SecureRound:
         names = [spec.roster[index - 1][0] for index in result.survivors]
         weight = result.weight
         if self._form.weight_cap is None:
-            weight = sum(weight_share(self._form.weights, name) for name in names)
+            weight = sum(weight_share(facts["weights"], name) for name in names)
         mean, metrics = self._summed.mean(spec, result.total, weight)
         gathered = Gathered(
             mean=SecureMean([mean], len(names)),

@@ -44,7 +44,7 @@ class Exchange:
 
     Attributes:
         spec: the round.
-        nodes: Flower's node of each site, by its position in the round's roster.
+        nodes: Flower's node of each site that is there, by its position in the round's roster.
         train_content: makes the content that asks for an advertisement or a masked update; it
             carries the training request, and the latter the model too.
         read_masked: returns header and packed vector of a site's masked update.
@@ -142,9 +142,10 @@ class Exchange:
         take: Callable[[int, RecordDict], None],
         timeout_s: float,
     ) -> Ask:
-        index_of = {self.nodes[index]: index for index in bodies}
+        there = {index: body for index, body in bodies.items() if index in self.nodes}
+        index_of = {self.nodes[index]: index for index in there}
         return Ask(
-            contents={self.nodes[i]: self._content(stage, body) for i, body in bodies.items()},
+            contents={self.nodes[i]: self._content(stage, body) for i, body in there.items()},
             take=lambda node, content: take(index_of[node], content),
             fail=lambda node, name: self.failed.update({index_of[node]: name}),
             timeout_s=timeout_s,

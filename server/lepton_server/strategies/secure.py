@@ -4,8 +4,9 @@ The sites run ``ClientApp(mods=[secure_aggregation])``. The inner strategy choos
 sees one reply, the weighted mean; what needs single updates runs over the means of groups.
 """
 
+import contextlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -15,31 +16,36 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
-from lepton_common.errors import SecAggError, SettingsError, TooFewSites
+from lepton_common.errors import MalformedMessage, SecAggError, SettingsError, TooFewSites
 from lepton_common.messages import TRAIN, HelloRequest, SiteFacts, hello_content, read_facts
 from lepton_common.secagg.grouping import Draw
+from lepton_common.secagg.ring import Ring
 from lepton_common.secagg.spec import (
     WEIGHT_BITS,
+    RosterEntry,
     RoundSpec,
     default_colluders,
     least_survivors,
     threshold,
 )
 from lepton_common.stages import SecAggStage, StageRequest, read_masked_only, stage_content
+from lepton_common.strict import parse
 from lepton_common.summing import run_id_of
 from lepton_common.terms import (
     RECORD,
     Terms,
     apply_change,
     flatten,
+    hash_content,
     hash_layout,
     hash_model,
+    hash_run_config,
     only_arrays,
     terms_record,
 )
 from lepton_server.rounds.collect import collect
 from lepton_server.rounds.conversation import hold_together
-from lepton_server.rounds.groups import agree_on_groups, split_cohort
+from lepton_server.rounds.groups import agree_on_groups, roster_of, split_cohort
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.secure_sum import Exchange, SecureSum
 
@@ -64,6 +70,7 @@ class _Part(NamedTuple):
     """Sites that sum together, the journal of their sum, and what proves that they are a group."""
 
     cohort: dict[int, SiteFacts]
+    roster: tuple[RosterEntry, ...]
     journal: SumJournal
     evidence: bytes
 
@@ -83,6 +90,7 @@ class SecureAggregation(flower.Strategy):
         clip: float = 8.0,
         colluders: int | None = None,
         groups: int = 1,
+        run_config: Mapping[str, object] | None = None,
         timeout_s: float = 3600.0,
         stage_timeout_s: float = 60.0,
     ) -> None:
@@ -100,6 +108,7 @@ class SecureAggregation(flower.Strategy):
             colluders: sites tolerated to collude with the server; None: a third of the nodes.
             groups: sums that the nodes are split into, for a robust strategy; one poisoned site
                 poisons its whole group.
+            run_config: the ServerApp's ``context.run_config``; all sites must have the same.
             timeout_s: longest wait for training.
             stage_timeout_s: longest wait for each other stage.
 
@@ -113,13 +122,19 @@ class SecureAggregation(flower.Strategy):
                 f"choose one of {linear}, or set groups, more than one, for one of {robust}."
             )
         self._inner, self._federation, self._colluders = inner, federation, colluders
-        self._terms = Terms(
+        self._terms = _sound_terms(
             metrics=list(metrics),
             weighted_by=inner.weighted_by_key,
             weight_cap=weight_cap,
             groups=groups,
             round=1,
+            content="0" * 64,  # each round's own
+            run_config=hash_run_config(run_config or {}),
         )
+        try:
+            Ring(width, 2, 1, clip, WEIGHT_BITS)
+        except ValueError as error:
+            raise SettingsError(f"width={width} and clip={clip} cannot be used: {error}") from None
         self._width, self._clip = width, clip
         self._timeout_s, self._stage_timeout_s = timeout_s, stage_timeout_s
         journal.mkdir(parents=True, exist_ok=True)
@@ -163,7 +178,8 @@ class SecureAggregation(flower.Strategy):
     def _sums(self, grid: Grid, messages: list[Message], round_: int) -> list[Message]:
         """Returns one reply with the weighted mean for each group that came to a sum."""
         cohort = self._introduce(grid, [message.metadata.dst_node_id for message in messages])
-        content, terms = messages[0].content, replace(self._terms, round=round_)
+        content = messages[0].content
+        terms = replace(self._terms, round=round_, content=hash_content(content))
         try:
             parts = self._parts(grid, cohort, only_arrays(content), terms)
         except TooFewSites as error:
@@ -191,7 +207,7 @@ class SecureAggregation(flower.Strategy):
             TooFewSites: for so many groups.
         """
         if terms.groups == 1:
-            return [_Part(cohort, self._journal, b"")]
+            return [_Part(cohort, roster_of(cohort.values()), self._journal, b"")]
         draw = Draw(
             federation=self._federation,
             run_id=self._run_id,
@@ -208,14 +224,15 @@ class SecureAggregation(flower.Strategy):
             logging.getLogger("flwr").warning("Not in a group: %s", failed)
         journals = self._journal.groups(terms.groups)
         return [
-            _Part(sites, journal, grouping.to_bytes())
-            for sites, journal in zip(split_cohort(cohort, grouping), journals, strict=True)
+            _Part(sites, group, journal, grouping.to_bytes())
+            for sites, group, journal in zip(
+                split_cohort(cohort, grouping), grouping.groups, journals, strict=True
+            )
         ]
 
     def _exchange(self, part: _Part, content: RecordDict, terms: Terms, nodes: int) -> Exchange:
-        ordered = sorted(part.cohort, key=lambda node: part.cohort[node].name)
-        sites = [part.cohort[node] for node in ordered]
-        proposal = self._specification(only_arrays(content), sites, terms, nodes)
+        node_of = {facts.name: node for node, facts in part.cohort.items()}
+        proposal = self._specification(only_arrays(content), part.roster, terms, nodes)
 
         def asking(asked: StageRequest) -> RecordDict:
             beside = content if asked.stage is SecAggStage.MASK else RecordDict()
@@ -226,7 +243,11 @@ class SecureAggregation(flower.Strategy):
 
         return Exchange(
             spec=part.journal.next_spec(proposal),
-            nodes=dict(enumerate(ordered, start=1)),
+            nodes={
+                index: node_of[name]
+                for index, (name, _) in enumerate(part.roster, start=1)
+                if name in node_of
+            },
             train_content=asking,
             read_masked=lambda _, reply: read_masked_only(reply),
             facts={},
@@ -253,9 +274,15 @@ class SecureAggregation(flower.Strategy):
         unknown = [node for node in nodes if node not in self._sites]
         contents = dict.fromkeys(unknown, hello)
         for node, answer in collect(grid, contents, TRAIN, self._stage_timeout_s):
-            if not isinstance(answer, str):
-                self._sites[node] = read_facts(answer)
-        return {node: self._sites[node] for node in nodes if node in self._sites}
+            with contextlib.suppress(MalformedMessage):
+                if not isinstance(answer, str):
+                    self._sites[node] = read_facts(answer)
+        names = [site.name for site in self._sites.values()]
+        return {
+            node: self._sites[node]
+            for node in nodes
+            if node in self._sites and names.count(self._sites[node].name) == 1
+        }
 
     @property
     def _run_id(self) -> bytes:
@@ -265,14 +292,14 @@ class SecureAggregation(flower.Strategy):
         return default_colluders(nodes) if self._colluders is None else self._colluders
 
     def _specification(
-        self, arrays: ArrayRecord, sites: list[SiteFacts], terms: Terms, nodes: int
+        self, arrays: ArrayRecord, roster: tuple[RosterEntry, ...], terms: Terms, nodes: int
     ) -> RoundSpec:
-        n, f = len(sites), self._tolerated(nodes)
+        n, f = len(roster), self._tolerated(nodes)
         return RoundSpec(
             federation=self._federation,
             run_id=self._run_id,
             round=1,
-            roster=tuple((site.name, bytes.fromhex(site.public_key)) for site in sites),
+            roster=roster,
             colluders=f,
             threshold=threshold(n, f),
             min_survivors=least_survivors(n, f),
@@ -285,3 +312,10 @@ class SecureAggregation(flower.Strategy):
             app_hash=terms.hash,
             dp=b"none",
         )
+
+
+def _sound_terms(**values: object) -> Terms:
+    terms, faults = parse(Terms, values)
+    if terms is None:
+        raise SettingsError([f"SecureAggregation: {fault}" for fault in faults])
+    return terms

@@ -8,8 +8,16 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tests.support.sa1 import Drive, counted, make_spec
 
+from lepton_common.errors import MalformedMessage
 from lepton_common.identity.keys import SigningKey
-from lepton_common.secagg.messages import Advertisement, Header, split_signed
+from lepton_common.secagg.encoding import idx, lp
+from lepton_common.secagg.messages import (
+    Advertisement,
+    Header,
+    join_by_site,
+    split_by_site,
+    split_signed,
+)
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.secagg.transcript import hash_adverts, hash_headers, hash_sharers
 
@@ -56,3 +64,12 @@ def test_a_round_gives_the_known_answers(known):
     assert weight == (1 + 2 + 3 + 5) / 8
     assert drive.coordinator.survivors == (1, 2, 3, 5)
     assert drive.refused == []
+
+
+def test_a_list_as_long_as_it_can_be_is_read_in_linear_time():
+    """One site must not be able to keep a server from the others' answers."""
+    items = {index: bytes(8) for index in range(1, 2**16)}
+    assert split_by_site(join_by_site(items), 8) == items
+    shuffled = lp(*(idx(index) + bytes(8) for index in (1, 3, 2)))
+    with pytest.raises(MalformedMessage):
+        split_by_site(shuffled, 8)

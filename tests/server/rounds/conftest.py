@@ -27,7 +27,11 @@ SETTINGS = {
 
 @pytest.fixture
 def simulate(tmp_path, make_settings):
-    """Returns a runner of a federation; each name has its sites and its run folder."""
+    """Returns a runner of a federation; each name has its sites and its run folder.
+
+    ``fails(site, stage)`` says ``before`` (it never answers), ``after`` (its answer is lost), or
+    gives a function that answers in the site's place.
+    """
 
     def run(name="run-1", changes=None, *, kind=InProcessGrid, fails=lambda node, stage: None):
         settings = make_settings({**SETTINGS, **(changes or {})})
@@ -44,6 +48,8 @@ def simulate(tmp_path, make_settings):
                 fields = message.content.config_records.get("secagg")
                 stage = fields["stage"] if fields else "mask"
             how = fails(context.node_id - 1, stage)
+            if callable(how):
+                return how(message, context)
             if how == "before":
                 return Message(Error(100, "SiteBroke"), reply_to=message)
             reply = client_app(message, context)

@@ -14,6 +14,7 @@ from lepton_common.errors import (
     ShareMismatch,
     TooFewSites,
 )
+from lepton_common.secagg.encoding import idx
 from lepton_common.secagg.messages import Signed, join_by_site, split_by_site
 from lepton_server.rounds.coordinator import Coordinator
 
@@ -174,3 +175,23 @@ def test_a_dealer_of_false_shares_is_named():
     drive.parts[3]._deal = lambda: {i: bytes(66) for i in deal()}
     with pytest.raises(ShareMismatch, match="site 3 "):
         drive.run()
+
+
+@pytest.mark.parametrize(("sites", "liars"), [(20, (2,)), (20, (1, 2)), (50, (3, 7))])
+def test_false_shares_of_a_few_holders_keep_no_sum_from_coming_out(sites, liars):
+    signers = make_signers(sites)
+    spec = make_spec(signers, dimension=4)
+
+    def tamper(stage, towards, index, data):
+        if (stage, towards) != ("unmask", "server") or index not in liars:
+            return data
+        released = split_by_site(Signed.from_bytes(data).body[2:], 33)
+        body = idx(index) + join_by_site(dict.fromkeys(released, (1).to_bytes(33)))
+        return Signed.make(signers[index - 1], "unmask", spec, body).to_bytes()
+
+    drive = Drive(spec, signers, tamper=tamper)
+    total, weight = drive.run()
+    expected, whole = drive.expected()
+    np.testing.assert_array_equal(total, expected)
+    assert weight == whole
+    assert drive.coordinator._false == set(liars)

@@ -5,9 +5,13 @@ import itertools
 import numpy as np
 import pytest
 from crashes import Crash, die
+from flwr.app import ConfigRecord, Message, RecordDict
 
+from lepton_client.site import open_site
 from lepton_common.audit import read_records
 from lepton_common.errors import RoundLost, SettingsError, TooFewSites
+from lepton_common.secagg.grouping import Draw
+from lepton_common.secagg.messages import Signed
 from lepton_common.settings import poisoned_tolerated
 from lepton_common.stages import SecAggStage
 from lepton_server.rounds import conversation
@@ -57,7 +61,7 @@ def means(updates, groups, without=()):
 
 def single_updates(simulate, stepped):
     """Returns each site's update in the first round."""
-    simulate("plain", {**GROUPED, "secagg.mode": "none"})
+    simulate("plain", {**GROUPED, "secagg.mode": "none", "secagg.groups": 1})
     return stepped.pop()
 
 
@@ -196,6 +200,76 @@ def test_a_group_lost_for_good_is_named(simulate, groupings, monkeypatch):
         path.unlink()
     with pytest.raises(RoundLost, match="start a new run with another seed"):
         simulate(changes={**GROUPED, "strategy.name": "fedtrimmedavg", "strategy.beta": 0.34})
+
+
+def lying(stage, lie):
+    """Returns how site 4 answers one stage of a draw with what it likes."""
+
+    def answer(message, context):
+        fields = message.content["secagg"]
+        draw, key = Draw.from_bytes(fields["spec"]), open_site(str(context.node_config["site"])).key
+        body = lie(draw, draw.index_of("site-4"), key, SecAggStage(fields["stage"]))
+        record = ConfigRecord({"body": body, "head": "0" * 64})
+        return Message(RecordDict({"secagg": record}), reply_to=message)
+
+    return lambda site, at: answer if site == 4 and at in stage else None
+
+
+def short_secret(draw, index, key, stage):
+    if stage is SecAggStage.REVEAL:
+        return b"short"
+    return Signed.make(key, "commit-draw", draw, draw.commitment(index, b"short")).to_bytes()
+
+
+def long_commitment(draw, index, key, stage):
+    body = draw.commitment(index, b"s" * 32) + b"x"
+    return Signed.make(key, "commit-draw", draw, body).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("stage", "lie"), [(("commit", "reveal"), short_secret), (("commit",), long_commitment)]
+)
+def test_who_lies_in_a_draw_is_named_and_left_out(simulate, groupings, stage, lie):
+    """Else the others would refuse the groups, and be named in its place."""
+    simulate(changes={**GROUPED, "secagg.groups": 2}, fails=lying(stage, lie))
+    (report,) = simulate.reports()
+    assert report.failed == {"site-4": "MalformedMessage"}
+    assert 4 not in itertools.chain(*groupings[0])
+
+
+def test_sites_that_withhold_their_secrets_one_after_another_end_nothing(simulate, groupings):
+    """Each further draw only leaves a site out, so it is no new throw of the dice."""
+    gone = []
+
+    def fails(site, stage):
+        if stage == "commit" and site in gone:
+            return "before"
+        if stage == "reveal" and site == 9 - len(gone) and site >= 6:
+            gone.append(site)
+            return "before"
+        return None
+
+    simulate(changes={**GROUPED, "secagg.groups": 2, "sites": 9}, fails=fails)
+    (report,) = simulate.reports()
+    assert set(report.failed) == {"site-6", "site-7", "site-8", "site-9"}
+    assert sorted(itertools.chain(*groupings[0])) == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize(("method", "count"), [("unmasking", 2), ("unmasked", 4), ("unmasked", 9)])
+def test_sums_on_disk_are_finished_although_a_site_is_gone_at_the_resume(
+    simulate, stepped, groupings, monkeypatch, method, count
+):
+    """Groups whose masking began are never drawn anew: the sites would refuse the new ones."""
+    updates = single_updates(simulate, stepped)
+    changes = {**GROUPED, "secagg.groups": 2}
+    with monkeypatch.context() as killing:
+        die(killing, SumJournal, method, "after", count)
+        with pytest.raises(Crash):
+            simulate(changes=changes)
+    gone = lambda site, at: "before" if site == 7 else None  # noqa: E731
+    simulate(changes=changes, fails=gone)
+    assert len(groupings) == 1
+    assert_close(stepped[0], means(updates, groupings[0]))
 
 
 @pytest.mark.parametrize(

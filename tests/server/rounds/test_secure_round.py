@@ -1,9 +1,13 @@
 """A whole secure round at the server: same model as in clear, whoever fails, wherever it dies."""
 
+import json
+
 import numpy as np
 import pytest
 from crashes import Crash, assert_same, die
+from flwr.app import ConfigRecord
 
+from lepton_client.app import app as client_app
 from lepton_common.audit import read_records
 from lepton_common.errors import RoundLost, SettingsError, TooFewSites
 from lepton_common.settings import LINEAR, ROBUST
@@ -261,6 +265,32 @@ def test_a_reply_torn_by_the_crash_is_asked_for_again(simulate, in_clear, monkey
     path = simulate.folder().sums / "replies"
     path.write_bytes(path.read_bytes()[:-7])
     assert_same(simulate(changes={"rounds": 1}), in_clear({"rounds": 1}))
+
+
+def test_a_sum_on_disk_is_finished_although_a_site_is_gone_at_the_resume(
+    simulate, in_clear, monkeypatch
+):
+    with monkeypatch.context() as killing:
+        die(killing, SumJournal, "unmasking", "after")
+        with pytest.raises(Crash):
+            simulate(changes={"rounds": 1})
+    gone = lambda site, at: "before" if site == 5 else None  # noqa: E731
+    assert_same(simulate(changes={"rounds": 1}, fails=gone), in_clear({"rounds": 1}))
+
+
+def test_a_stranger_is_left_out_before_the_sites_refuse_it(simulate, in_clear):
+    def renamed(message, context):
+        reply = client_app(message, context)
+        facts = json.loads(reply.content["site"]["json"]) | {"name": "nobody"}
+        reply.content["site"] = ConfigRecord({"json": json.dumps(facts, separators=(",", ":"))})
+        return reply
+
+    model = simulate(
+        changes={"rounds": 1}, fails=lambda s, at: renamed if (s, at) == (5, "hello") else None
+    )
+    assert_same(model, in_clear({"rounds": 1}, without=[(5, "mask")]))
+    introduced = [r for r in read_records(simulate.folder().audit) if r.kind == "introduced"]
+    assert introduced[0].body["failed"] == ["nobody: not in the roster"]
 
 
 def test_two_crashes_in_a_row_while_replies_come_in(simulate, in_clear, monkeypatch):

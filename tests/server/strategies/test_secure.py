@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
@@ -160,6 +160,95 @@ def test_terms_that_change_in_mid_round_are_refused(federation, monkeypatch):
     result = run(grid, folder)
     assert result.arrays is None or not result.train_metrics_clientapp
     assert {r.error.reason for r in grid.seen if r.has_error()} == {"PolicyViolation"}
+
+
+def altered(grid, change):
+    """Lets each message with arrays to node 4 arrive changed, as only a lying server would."""
+    push = grid.push_messages
+
+    def pushing(messages):
+        return push(
+            [
+                change(m) if m.metadata.dst_node_id == 4 and "arrays" in m.content else m
+                for m in messages
+            ]
+        )
+
+    grid.push_messages = pushing
+    return grid
+
+
+def other_config(message):
+    content = RecordDict(dict(message.content))
+    content["config"] = ConfigRecord({**content["config"], "lr": 0.5})
+    return Message(content, dst_node_id=4, message_type="train", ttl=60.0)
+
+
+def more_records(message):
+    content = RecordDict(dict(message.content))
+    content["more"] = ConfigRecord({"lr": 0.5})
+    return Message(content, dst_node_id=4, message_type="train", ttl=60.0)
+
+
+def other_group(message):
+    return Message(
+        message.content, dst_node_id=4, message_type="train", ttl=60.0, group_id="victim"
+    )
+
+
+@pytest.mark.parametrize("change", [other_config, more_records, other_group])
+def test_whatever_an_app_reads_is_bound_to_the_round(federation, change):
+    """Else a server could let all but one site train nothing, and read the one in the sum."""
+    grid, folder = federation()
+    run(altered(grid, change), folder)
+    assert {r.error.reason for r in grid.seen if r.has_error()} == {"PolicyViolation"}
+    assert {r.metadata.src_node_id for r in grid.seen if r.has_error()} == {4}
+
+
+def test_sites_refuse_another_run_configuration_than_their_own(federation):
+    grid, folder = federation()
+    result = run(grid, folder, run_config={"lr": 0.5})
+    assert not result.train_metrics_clientapp
+    assert {r.error.reason for r in grid.seen if r.has_error()} == {"PolicyViolation"}
+
+
+@pytest.mark.parametrize("facts", ["{}", "not json", None])
+def test_a_false_introduction_costs_the_liar_its_place_only(federation, facts):
+    grid, folder = federation()
+    pull = grid.pull_messages
+
+    def pulling(ids):
+        replies = []
+        for reply in pull(ids):
+            if reply.metadata.src_node_id == 3 and "site" in reply.content:
+                if facts is None:  # it claims to be another
+                    reply.content["site"] = names["site"]
+                else:
+                    reply.content["site"] = ConfigRecord({"json": facts})
+            elif reply.has_content() and "site" in reply.content:
+                names["site"] = reply.content["site"]
+            replies.append(reply)
+        return replies
+
+    names = {"site": ConfigRecord({"json": "{}"})}
+    grid.pull_messages = pulling
+    result = run(grid, folder)
+    assert result.train_metrics_clientapp
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"width": 17}, "width"),
+        ({"clip": -1.0}, "clip"),
+        ({"groups": -1}, "groups"),
+        ({"weight_cap": 0}, "weight_cap"),
+        ({"metrics": ("a b",)}, "metrics"),
+    ],
+)
+def test_options_that_no_round_could_keep_are_refused_at_once(tmp_path, options, said):
+    with pytest.raises(SettingsError, match=said):
+        SecureAggregation(flower.FedAvg(), journal=tmp_path, **options)
 
 
 def test_a_colluder_bound_below_the_policy_is_refused(federation):
