@@ -13,6 +13,7 @@ from lepton_cli.run import Run
 from lepton_common.settings import Settings, poisoned_tolerated
 
 _MOST_SITES = 12
+_ENDED = {"failed": "failed", "interrupted": "was interrupted"}
 
 
 def comparison(run: Run) -> list[tuple[str, float, str]]:
@@ -91,7 +92,7 @@ def _groups(settings: Settings) -> str:
     held = poisoned_tolerated(settings.strategy, groups)
     return (
         f" Each round had {groups} groups, drawn by the sites, with a sum each; "
-        f"{settings.strategy.name} holds against {held} poisoned groups of {groups}, and one "
+        f"{settings.strategy.name} holds against fewer than {held + 1} poisoned of them, and one "
         "poisoned site poisons its group."
     )
 
@@ -114,6 +115,10 @@ def print_summary(run: Run) -> None:
     console.print(accuracy)
     console.print(_site_table(list(run.evidence.sites.values())))
     console.print(f"[bold red]{statement(run)}[/]" if is_red(run) else statement(run))
+    if run.status in ("failed", "interrupted"):
+        why = f": {run.outcome['error']}" if "error" in run.outcome else ""
+        done = f"after {len(run.rounds)} of {run.settings.rounds} rounds"
+        console.print(f"[bold red]This run {_ENDED[run.status]} {done}{why}.[/]")
     witnessed = run.evidence.witnessed
     count = run.evidence.server_records + sum(s.records for s in run.evidence.sites.values())
     console.print(f"Audit log verified: {count} signed records, {witnessed} witnessed.")

@@ -6,8 +6,10 @@ import pytest
 from typer.testing import CliRunner
 
 from lepton_cli.commands.privacy import app
-from lepton_common.errors import SettingsError
+from lepton_common.errors import LedgerInvalid, LedgerRolledBack, SettingsError
+from lepton_common.identity.keys import SigningKey
 from lepton_common.privacy.accounting import GaussianEvent, calibrate, epsilon
+from lepton_common.privacy.ledger_file import LedgerFile
 
 _PLAN = ("plan", "--rounds", "10", "--batch", "256", "--public-size", "4096")
 _STEP = ("epsilon", "--steps", "1")
@@ -164,3 +166,49 @@ def test_all_faults_are_told_at_once():
 def test_another_mode_is_a_usage_error():
     ended = CliRunner().invoke(app, (*_PLAN, "--epsilon", "3", "--mode", "site"))
     assert ended.exit_code == 2
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """A site's folder with a ledger of two charges, one of them released."""
+    key = SigningKey.generate()
+    key.save(tmp_path / "signing.pem")
+    ledger = LedgerFile(tmp_path / "ledger.db", key)
+    version = ledger.add_version("patients", "patient", frozenset({b"a" * 16}))
+    for round_ in (1, 2):
+        event = {"sample_rate": 1.0, "noise_multiplier": 10.0, "steps": 50}
+        charge = ledger.append(
+            "charge", {"round": round_, "version": version, "delta": 1e-5, "event": event}
+        )
+    ledger.append("release", {"charge": charge.hash})
+    return tmp_path
+
+
+def test_verify_prints_what_each_data_set_spent(ledger):
+    told = CliRunner().invoke(app, ["verify", str(ledger), "--json"])
+    assert told.exit_code == 0
+    document = json.loads(told.stdout)
+    assert (document["entries"], document["charges"], document["released"]) == (5, 2, 1)
+    (data,) = document["data"]
+    assert data["data"] == "patients"
+    assert data["epsilon"] == pytest.approx(4.377178, abs=1e-4)  # Balle and Wang: 100 steps
+    told = CliRunner().invoke(app, ["verify", str(ledger), "--head", document["head"]])
+    assert told.exit_code == 0
+    assert "Verified" in told.stdout
+
+
+@pytest.mark.parametrize("how", ["tampered", "rolled back", "missing", "another key"])
+def test_verify_finds_what_is_wrong(ledger, how):
+    path, options = ledger / "ledger.db", []
+    if how == "tampered":
+        path.write_bytes(path.read_bytes().replace(b'"round":1', b'"round":7'))
+    elif how == "rolled back":
+        options = ["--head", "a" * 64]
+    elif how == "missing":
+        path.unlink()
+    else:
+        options = ["--key", SigningKey.generate().public_hex]
+    told = CliRunner().invoke(app, ["verify", str(ledger), *options])
+    expected = LedgerRolledBack if how == "rolled back" else LedgerInvalid
+    assert isinstance(told.exception, expected)
+    assert told.exception.exit_code == 4

@@ -223,3 +223,67 @@ def _up(value: float) -> str:
     from lepton_cli.summary import upper
 
     return upper(value, 4)
+
+
+@app.command("verify")
+def verify_command(
+    site: Annotated[Path, typer.Argument(help="A site's folder, with ledger.db and signing.pem.")],
+    head: Annotated[
+        str | None, typer.Option("--head", help="An entry that someone has noted: must be there.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="The site's public key, where its signing.pem is not at hand."),
+    ] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Verify a site's privacy ledger: signatures, order, people, and what each data set spent."""
+    from lepton_client.site import KEY_FILE, LEDGER_FILE
+    from lepton_common.chain import verify_heads
+    from lepton_common.errors import AuditError, LedgerInvalid, LedgerRolledBack
+    from lepton_common.identity.keys import SigningKey
+    from lepton_common.privacy.accounting import epsilon
+    from lepton_common.privacy.events import read_event
+    from lepton_common.privacy.ledger_file import read_ledger
+
+    path = site / LEDGER_FILE
+    if not path.exists():
+        raise LedgerInvalid(f"There is no ledger at {path}; nothing private was ever charged.")
+    try:
+        public = key or SigningKey.load(site / KEY_FILE).public_hex
+        contents = read_ledger(path, public)
+        verify_heads(path, contents.records, [head] if head else [])
+    except (OSError, ValueError) as error:
+        raise LedgerInvalid(f"Cannot read the site's key: {error}; give --key.") from error
+    except AuditError as error:
+        raise LedgerRolledBack(str(error)) from error
+    names = {r.body["version"]: r.body["dataset"] for r in contents.records if r.kind == "data"}
+    charges = [record for record in contents.records if record.kind == "charge"]
+    released = sum(record.kind == "release" for record in contents.records)
+    rows = []
+    for version, name in names.items():
+        related = contents.overlaps[version]
+        mine = [charge for charge in charges if charge.body["version"] in related]
+        delta = min((float(charge.body["delta"]) for charge in mine), default=1e-5)
+        events = tuple(read_event(charge.body["event"]) for charge in mine)
+        spent = epsilon(events, delta, fine=True)
+        rows.append({"data": name, "version": version, "charges": len(mine),
+                     "epsilon": spent, "delta": delta})  # fmt: skip
+    if as_json:
+        document = {"entries": len(contents.records), "charges": len(charges),
+                    "released": released, "head": contents.head, "data": rows}  # fmt: skip
+        print(json.dumps(document))
+        return
+    table = Table(
+        "data", "version", "charges", "epsilon", "delta", title=f"Privacy ledger of {site}"
+    )
+    for row in rows:
+        table.add_row(str(row["data"]), str(row["version"])[:12], str(row["charges"]),
+                      f"{row['epsilon']:.3f}", f"{row['delta']:g}")  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        f"[green]Verified[/]: {len(contents.records)} entries are signed and in place; "
+        f"{len(charges)} charges, {released} of them released. The others stay spent."
+    )
+    console.print(f"Note the newest entry, to find a later cut: {contents.head}", soft_wrap=True)

@@ -186,4 +186,10 @@ class SecureRound:
                 "never answer twice for one model. Resume when the others are back; if they do not "
                 "come back, start a new run with another seed."
             )
+        if "BudgetSpent" in failed.values():
+            return TooFewSites(
+                f"{where} A site whose budget for this run is spent does not come back: rounds "
+                "that a crash interrupted stay charged, and privacy.spare_rounds says how many the "
+                "plan allows for. The last finished round is the final model; start a new run."
+            )
         return TooFewSites(f"{where} The last finished round is kept; resume when they are back.")
