@@ -134,6 +134,13 @@ class Site:
             raise DataMissing(f"The list of rows {path} does not fit its data set.")
         return train.take(rows)
 
+    def note_engine(self, run: str, engine: str, difference: float | None) -> None:
+        """Puts on record, once a run, what computes its private gradients, and how it conforms."""
+        known = (r for r in self.audit.records if r.kind == "engine")
+        if all((r.body["run"], r.body["engine"]) != (run, engine) for r in known):
+            body = {"run": run, "engine": engine, "difference": difference}
+            self.audit.append("engine", body)
+
     def use_data(self) -> None:
         """Puts the people in the site's data on record in its ledger.
 

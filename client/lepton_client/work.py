@@ -13,6 +13,7 @@ from lepton_client.drawing import check_group, draw_groups
 from lepton_client.ledger import Charge
 from lepton_client.participant import Participant
 from lepton_client.site import Site
+from lepton_client.training.conformance import conform
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import train_private
 from lepton_client.training.resident import ResidentModel, resident_model
@@ -191,8 +192,10 @@ def _train_private(
     request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan
 ) -> Vector:
     model, records = _prepare(request, received, site, channels_last=False)
-    task = find_task(request.task)
-    return train_private(model, task, records, received, request.recipe, plan)
+    task, dataset = find_task(request.task), site.dataset()
+    conformance = conform(model, task, dataset.input_shape, dataset.classes)
+    site.note_engine(request.run, conformance.engine, conformance.difference)
+    return train_private(model, task, records, received, request.recipe, plan, conformance)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from lepton_cli.compose import compose_settings
+from lepton_client.training.conformance import conform
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import train_private
 from lepton_client.training.resident import resident_model
@@ -87,7 +88,8 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
             update, _ = train_plain(model, task, records, vector, how, seed)
         else:
             plan = asked.plan(dataset.unit, public_size_class(records.unit_count))
-            update = train_private(model, task, records, vector, how, plan)
+            engine = conform(model, task, dataset.input_shape, dataset.classes)
+            update = train_private(model, task, records, vector, how, plan, engine)
         vector = (vector + update).astype(np.float32)
     model.load(vector)
     test = dataset.test

@@ -28,6 +28,7 @@ class SiteEvidence:
         releases: number of replies with content.
         refusals: error name -> how often.
         units: what was protected as one.
+        engines: what computed private gradients, and how far it was from Opacus.
         deltas: the deltas charged at.
         events: every mechanism charged, released or not.
     """
@@ -38,6 +39,7 @@ class SiteEvidence:
     releases: int = 0
     refusals: dict[str, int] = field(default_factory=dict)
     units: set[str] = field(default_factory=set)
+    engines: dict[str, float | None] = field(default_factory=dict)
     deltas: set[float] = field(default_factory=set)
     events: list[GaussianEvent] = field(default_factory=list)
 
@@ -171,7 +173,9 @@ def _site_evidence(
             found.deltas.add(float(record.body["delta"]))
             found.units.add(str(record.body["unit"]))
     for record in records:
-        if record.kind == "refusal":
+        if record.kind == "engine":
+            found.engines[str(record.body["engine"])] = record.body["difference"]
+        elif record.kind == "refusal":
             error = str(record.body["error"])
             found.refusals[error] = found.refusals.get(error, 0) + 1
         elif record.kind == "release":

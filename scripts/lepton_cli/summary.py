@@ -3,6 +3,7 @@
 import math
 import shlex
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -40,7 +41,7 @@ def comparison(run: Run) -> list[tuple[str, float, str]]:
 
 def statement(run: Run) -> str:
     """Returns the privacy statement of a run, as its evidence proves it."""
-    sites = run.evidence.sites.values()
+    sites = list(run.evidence.sites.values())
     if any(site.without_dp for site in sites):
         return (
             f"NOT PRIVATE: no differential privacy. {_aggregation(run)} "
@@ -62,8 +63,18 @@ def statement(run: Run) -> str:
     return (
         f"{guarantees or 'Nothing spent, 0'}-differential privacy at each site, "
         f"add-or-remove-one, record-level DP-SGD, accounted over all charged rounds. {person} "
+        f"{_engines(sites)}"
         f"Who has data at several sites adds up their epsilons. {_aggregation(run)}"
     )
+
+
+def _engines(sites: Iterable[SiteEvidence]) -> str:
+    """Returns how the engine of private gradients compared with Opacus before each run."""
+    fell_back = [site.name for site in sites if "opacus" in site.engines]
+    if fell_back:
+        return f"Gradients by Opacus at {len(fell_back)} sites, where ours differed from it. "
+    found = [value for site in sites for value in site.engines.values() if value is not None]
+    return f"Gradients within {max(found):.0e} of Opacus on a conformance batch. " if found else ""
 
 
 def is_red(run: Run) -> bool:

@@ -15,7 +15,10 @@ import torch
 from torch import nn
 from toy_site import MODEL, PRIVACY, RECIPE, VECTOR, synthetic
 
-from lepton_client.training.private import clipped_sum, per_record_gradients, train_private
+from lepton_client.training.bookkeeping import ClippedGradients
+from lepton_client.training.conformance import OPACUS, OURS, Conformance, conform
+from lepton_client.training.opacus_gradients import OpacusGradients
+from lepton_client.training.private import Engine, clipped_sum, train_private
 from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Layout, read_parameters
 from lepton_common.datasets.records import Records
@@ -36,7 +39,15 @@ PLAN = PrivacyPlan(
     max_steps=10,
     denominator=16.0,
 )
+ENGINE = Conformance(OURS, 0.0)
 QUIET = replace(PLAN, noise_multiplier=1e-12)
+
+
+@pytest.fixture(autouse=True, params=[OURS, OPACUS])
+def engine(request):
+    """All of this holds for both engines."""
+    global ENGINE
+    ENGINE = Conformance(request.param, 0.0)
 
 
 def toy_model():
@@ -52,9 +63,15 @@ def units_of(records):
 
 
 def summed(records, plan=PLAN, model=None, units=None, batch_size=8):
-    with per_record_gradients(model or toy_model()) as hooked:
+    model = model or toy_model()
+    with ENGINE.open(model) as hooks:
         return clipped_sum(
-            hooked, TASK, records, units_of(records) if units is None else units, batch_size, plan
+            Engine(model, hooks),
+            TASK,
+            records,
+            units_of(records) if units is None else units,
+            batch_size,
+            plan,
         )
 
 
@@ -81,10 +98,39 @@ def test_the_clipped_sum_is_that_of_one_record_at_a_time(name, loss):
     labels = torch.randint(0, 2, (6,), generator=generator)
     records = Records(torch.randn(6, *shape, generator=generator), labels)
     model = ResidentModel(module, Layout.of(module), CPU)
-    with per_record_gradients(model) as hooked:
-        ours = clipped_sum(hooked, task, records, units_of(records), 4, PLAN)
+    with ENGINE.open(model) as hooks:
+        ours = clipped_sum(Engine(model, hooks), task, records, units_of(records), 4, PLAN)
     expected = oracle(module, task, records, units_of(records), PLAN.clipping_norm)
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_of_the_catalog_conforms(name):
+    shape = (1, 16, 16) if name.startswith("cnn") else (5,)
+    module = initial_model(name, shape, 3, seed=3)
+    model = ResidentModel(module, Layout.of(module), CPU)
+    found = conform(model, TASK, shape, 3)
+    assert found.engine == OURS
+    assert found.difference < 1e-5
+    assert conform(model, TASK, shape, 3) is found  # compared once
+
+
+@pytest.mark.parametrize("how", ["wrong", "raises"])
+def test_where_ours_differs_opacus_is_used(monkeypatch, how):
+    honest = ClippedGradients.sum
+
+    def broken(self, *arguments, **options):
+        if how == "raises":
+            raise ValueError("no rule for this layer")
+        return honest(self, *arguments, **options) * 1.01
+
+    monkeypatch.setattr(ClippedGradients, "sum", broken)
+    module = initial_model("mlp", (4,), 3, seed=0)
+    model = ResidentModel(module, Layout.of(module), CPU)
+    found = conform(model, TASK, (4,), 3)
+    assert found.engine == OPACUS
+    assert found.difference == (None if how == "raises" else pytest.approx(0.01, rel=1e-2))
+    assert isinstance(found.open(model), OpacusGradients)
 
 
 def test_the_clipped_sum_is_that_of_opacus_own_optimizer():
@@ -138,7 +184,7 @@ def test_how_many_records_fit_in_memory_changes_nothing(batch_size):
 def test_an_empty_sample_is_a_step_of_pure_noise():
     assert float(summed(synthetic(), units=[]).norm()) == 0.0
     plan = replace(PLAN, sample_rate=1e-9, denominator=2.0)
-    update = train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, plan)
+    update = train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, plan, ENGINE)
     expected = RECIPE.learning_rate * PLAN.clipping_norm / 2.0
     assert 0.8 * expected < update.std() < 1.2 * expected
 
@@ -162,8 +208,8 @@ def test_a_norm_over_a_million_elements_is_not_underestimated():
     task = replace(TASK, loss="binary")
     records = Records(features, torch.ones(1, dtype=torch.int64))
     model = ResidentModel(module, Layout.of(module), CPU)
-    with per_record_gradients(model) as hooked:
-        clipped = clipped_sum(hooked, task, records, units_of(records), 8, PLAN)
+    with ENGINE.open(model) as hooks:
+        clipped = clipped_sum(Engine(model, hooks), task, records, units_of(records), 8, PLAN)
     assert float(clipped.norm()) <= PLAN.clipping_norm * (1 + 1e-6)
 
 
@@ -172,17 +218,17 @@ def test_noise_does_not_follow_any_seed():
     for _ in range(2):
         torch.manual_seed(1)
         np.random.seed(1)  # noqa: NPY002 - the trap itself
-        updates.append(train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, PLAN))
+        updates.append(train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, PLAN, ENGINE))
     assert not np.array_equal(updates[0], updates[1])
     assert abs(np.corrcoef(updates[0] - updates[1], updates[1])[0, 1]) < 0.9
 
 
 def test_the_noise_in_an_update_has_the_plans_standard_deviation():
     plan = replace(PLAN, noise_multiplier=5.0)
-    quiet = train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, QUIET)
+    quiet = train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, QUIET, ENGINE)
     noise = np.concatenate(
         [
-            train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, plan) - quiet
+            train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, plan, ENGINE) - quiet
             for _ in range(10)
         ]
     )
@@ -196,13 +242,13 @@ def test_exactly_the_charged_number_of_steps_is_taken(monkeypatch):
     step = torch.optim.SGD.step
     monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (taken.append(1), step(self))[1])
     plan = replace(PLAN, steps_per_round=3, sample_rate=1e-9)
-    train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, plan)
+    train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, plan, ENGINE)
     assert len(taken) == plan.event().steps == 3
 
 
 def test_the_denominator_is_the_public_one_whatever_the_number_of_records():
     one = synthetic(12).take(np.arange(1))
-    update = train_private(toy_model(), TASK, one, VECTOR, RECIPE, QUIET)
+    update = train_private(toy_model(), TASK, one, VECTOR, RECIPE, QUIET, ENGINE)
     expected = -RECIPE.learning_rate * summed(one) / PLAN.denominator
     np.testing.assert_allclose(update, expected.numpy(), rtol=1e-3, atol=1e-7)
 
@@ -211,7 +257,9 @@ def test_a_site_smaller_than_its_batch_works():
     for count in (1, 2):
         records = synthetic(12).take(np.arange(count))
         recipe = replace(RECIPE, batch_size=512)
-        assert np.isfinite(train_private(toy_model(), TASK, records, VECTOR, recipe, PLAN)).all()
+        assert np.isfinite(
+            train_private(toy_model(), TASK, records, VECTOR, recipe, PLAN, ENGINE)
+        ).all()
 
 
 def test_an_aborted_step_leaves_nothing_behind_for_the_next_one():
@@ -223,8 +271,8 @@ def test_an_aborted_step_leaves_nothing_behind_for_the_next_one():
 
     model, expected = toy_model(), summed(synthetic(12))
     for _ in range(2):
-        with pytest.raises(RuntimeError), per_record_gradients(model) as hooked:
-            clipped_sum(hooked, Breaks(*vars(TASK).values()), synthetic(12),
+        with pytest.raises(RuntimeError), ENGINE.open(model) as hooks:
+            clipped_sum(Engine(model, hooks), Breaks(*vars(TASK).values()), synthetic(12),
                         units_of(synthetic(12)), 8, PLAN)  # fmt: skip
         torch.testing.assert_close(summed(synthetic(12), model=model), expected)
 
@@ -232,7 +280,7 @@ def test_an_aborted_step_leaves_nothing_behind_for_the_next_one():
 def test_hooks_come_off_and_names_stay_those_of_the_model():
     model = toy_model()
     for _ in range(3):
-        train_private(model, TASK, synthetic(), VECTOR, RECIPE, PLAN)
+        train_private(model, TASK, synthetic(), VECTOR, RECIPE, PLAN, ENGINE)
     assert model.layout == Layout.of(MODEL) == Layout.of(model.module)
     assert not any("_module" in name for name, _ in model.module.named_parameters())
     assert not any(module._forward_hooks for module in model.module.modules())
@@ -240,8 +288,8 @@ def test_hooks_come_off_and_names_stay_those_of_the_model():
 
 def test_evaluation_between_rounds_leaves_no_activations_behind():
     model = toy_model()
-    with per_record_gradients(model) as hooked, torch.no_grad():
-        hooked.forward(synthetic().features)
+    with ENGINE.open(model), torch.no_grad():
+        model.module(synthetic().features)
     torch.testing.assert_close(
         summed(synthetic(12), model=model), summed(synthetic(12)), rtol=1e-6, atol=1e-7
     )
@@ -275,7 +323,7 @@ def test_fedprox_adds_its_term_after_the_noise():
     start = replace(RECIPE, proximal_mu=5.0, learning_rate=0.1)
     plan = replace(QUIET, steps_per_round=2)
     model = toy_model()
-    update = train_private(model, TASK, synthetic(12), VECTOR, start, plan)
+    update = train_private(model, TASK, synthetic(12), VECTOR, start, plan, ENGINE)
     # Two steps by hand: g1, then g2 at w1 plus mu (w1 - w0).
     first = -0.1 * summed(synthetic(12)).numpy() / plan.denominator
     model.load((VECTOR + first).astype(np.float32))
@@ -287,13 +335,13 @@ def test_fedprox_adds_its_term_after_the_noise():
 def test_divergence_is_decided_by_the_noised_model_and_has_a_name():
     recipe, plan = replace(RECIPE, learning_rate=3e38), replace(PLAN, denominator=1e-6)
     with pytest.raises(UpdateInvalid):
-        train_private(toy_model(), TASK, synthetic(), VECTOR, recipe, plan)
+        train_private(toy_model(), TASK, synthetic(), VECTOR, recipe, plan, ENGINE)
 
 
 def test_the_received_model_is_where_training_starts():
     model = toy_model()
     model.load(VECTOR + 1)
-    train_private(model, TASK, synthetic(), VECTOR, RECIPE, replace(PLAN, sample_rate=1e-9))
+    train_private(model, TASK, synthetic(), VECTOR, RECIPE, replace(PLAN, sample_rate=1e-9), ENGINE)
     drift = read_parameters(model.module).numpy() - VECTOR
     assert np.abs(drift).max() < 1.0
     assert PRIVACY.steps_per_round == 2

@@ -1,20 +1,20 @@
 """DP-SGD (Abadi et al. 2016) under a frozen plan: per-unit clipping, secret sampling and noise.
 
-Opacus computes the gradient of each record and nothing else: sampling, clipping, noise and the
-denominator are read from the plan here, because Opacus' own noise follows ``torch.manual_seed``,
-its samplers and denominators depend on the private number of records, and its accountant
-forgets across rounds. The function is total: an empty sample is pure noise, and a record whose
+Sums of clipped gradients come from `bookkeeping`, or from Opacus where a conformance batch shows
+that the two differ. The function is total: an empty sample is pure noise, and a record whose
 gradient is not finite counts as zero, so that neither shows from outside.
 """
 
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from lepton_client.training.bookkeeping import ClippedGradients
+from lepton_client.training.conformance import Conformance
+from lepton_client.training.layer_norms import precision_on
+from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.plain import pull_towards
 from lepton_client.training.resident import ResidentModel, new_optimizer
 from lepton_common.arrays import Vector
@@ -24,22 +24,17 @@ from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.tasks.catalog import Task
 
-_ROWS_AT_ONCE = 32
 
-# Opacus registers its hooks on modules whose input needs no gradient, as a first layer's.
-warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
-
-
-class Hooked(NamedTuple):
-    """A model whose backward pass leaves a gradient for each record.
+class Engine(NamedTuple):
+    """A model with the hooks on it that give sums of clipped gradients.
 
     Attributes:
-        forward: the model's forward pass, through Opacus' hooks.
-        model: the model itself.
+        model: the model.
+        gradients: the hooks.
     """
 
-    forward: Callable[[torch.Tensor], torch.Tensor]
     model: ResidentModel
+    gradients: ClippedGradients | OpacusGradients
 
 
 def train_private(
@@ -49,6 +44,7 @@ def train_private(
     received: Vector,
     recipe: Recipe,
     plan: PrivacyPlan,
+    conformance: Conformance,
 ) -> Vector:
     """Takes ``plan.steps_per_round`` private steps and returns the update, float32, shape [d].
 
@@ -59,11 +55,12 @@ def train_private(
     start = model.load(received)
     optimizer = new_optimizer(model.module, recipe)
     rows_of_unit = _rows_by_unit(records)
-    with per_record_gradients(model) as hooked:
+    with conformance.open(model) as gradients:
+        engine = Engine(model, gradients)
         for _ in range(plan.steps_per_round):
             sample = secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
             units = [rows_of_unit[unit] for unit in sample]
-            gradient = clipped_sum(hooked, task, records, units, recipe.batch_size, plan)
+            gradient = clipped_sum(engine, task, records, units, recipe.batch_size, plan)
             noise = secret.gaussian(len(gradient), plan.noise_multiplier * plan.clipping_norm)
             gradient += torch.from_numpy(noise).to(gradient)
             gradient /= plan.denominator
@@ -74,24 +71,8 @@ def train_private(
     return model.update_since(start)
 
 
-@contextmanager
-def per_record_gradients(model: ResidentModel) -> Iterator[Hooked]:
-    """Puts Opacus' hooks around a model, and takes them off again whatever happens.
-
-    Fresh hooks for each request: what an aborted step left in them cannot reach the next.
-    """
-    # Imported here: it takes seconds, and training without privacy needs none of it.
-    from opacus.grad_sample import GradSampleModule
-
-    hooked = GradSampleModule(model.module, loss_reduction="sum", strict=True)
-    try:
-        yield Hooked(hooked, model)
-    finally:
-        hooked.to_standard_module()
-
-
 def clipped_sum(
-    hooked: Hooked,
+    engine: Engine,
     task: Task,
     records: Records,
     units: list[Rows],
@@ -104,42 +85,21 @@ def clipped_sum(
     ``plan.clipping_norm``. Records go through the model about ``batch_size`` at a time, whole
     units together; the split changes nothing but the memory needed.
     """
-    model = hooked.model
+    model = engine.model
     # Apple's GPUs have no float64.
-    precision = torch.float32 if model.device.type == "mps" else torch.float64
-    total = torch.zeros(model.layout.size, dtype=precision, device=model.device)
+    total = torch.zeros(model.layout.size, dtype=precision_on(model.device), device=model.device)
     for rows, unit_of_row, count in _chunks(units, batch_size):
-        per_record = _record_gradients(hooked, task, records, rows)
-        if count == len(rows):
-            per_unit = per_record
-        else:
-            per_unit = per_record.new_zeros(count, per_record.shape[1])
-            per_unit.index_add_(0, torch.from_numpy(unit_of_row).to(model.device), per_record)
-        # In double precision: a float32 norm over a million elements comes out too small.
-        norms = torch.linalg.vector_norm(per_unit, dim=1, dtype=precision)
-        finite = torch.isfinite(norms)
-        per_unit[~finite] = 0.0
-        factors = torch.where(finite, plan.clipping_norm / norms.clamp(min=1e-30), 0.0)
-        factors = factors.clamp(max=1.0)
-        for start in range(0, count, _ROWS_AT_ONCE):
-            stop = start + _ROWS_AT_ONCE
-            total += factors[start:stop] @ per_unit[start:stop].to(precision)
+        index = torch.from_numpy(rows)
+        of_row = None if count == len(rows) else torch.from_numpy(unit_of_row).to(model.device)
+        total += engine.gradients.sum(
+            task.losses,
+            records.features[index].to(model.device),
+            records.labels[index].to(model.device),
+            clipping_norm=plan.clipping_norm,
+            unit_of_row=of_row,
+            units=count,
+        )
     return total
-
-
-def _record_gradients(hooked: Hooked, task: Task, records: Records, rows: Rows) -> torch.Tensor:
-    """Returns each record's gradient of its own loss, float32, shape [len(rows), d]."""
-    index = torch.from_numpy(rows)
-    features = records.features[index].to(hooked.model.device)
-    labels = records.labels[index].to(hooked.model.device)
-    torch.autograd.backward(task.losses(hooked.forward(features), labels).sum())
-    pieces: list[torch.Tensor] = []
-    for parameter in hooked.model.module.parameters():
-        # Opacus leaves per-record gradients as an attribute, and adds to them if they stay.
-        per_record: torch.Tensor = vars(parameter)["grad_sample"]
-        pieces.append(per_record.flatten(1))
-        vars(parameter)["grad_sample"] = parameter.grad = None
-    return torch.cat(pieces, dim=1)
 
 
 def _rows_by_unit(records: Records) -> list[Rows]:

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,11 +21,13 @@ class ResidentModel:
         module: the model, on `device`.
         layout: names and shapes of its parameters.
         device: where it lives.
+        conformance: of its private gradients, once they were compared.
     """
 
     module: nn.Module
     layout: Layout
     device: torch.device
+    conformance: Any = None
 
     def load(self, vector: Vector) -> torch.Tensor:
         """Writes a received model and returns it as a tensor on the device, shape [d]."""

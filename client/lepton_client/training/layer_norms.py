@@ -1,0 +1,237 @@
+"""Per-record gradients of one layer, held as its input and its output's gradient.
+
+A form answers three questions without a tensor of records times parameters: how long is each
+record's gradient (Goodfellow 2015; Li et al., ICLR 2022), what is their weighted sum (Bu et al.,
+ICML 2023), and, for a few records at a time, what are they.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import nn
+
+# Pieces of work of about a core's cache.
+_PIECE_BYTES = 1 << 20
+_PAIRED_ROWS = 64
+# A float64 product costs about this many float32 ones.
+_DOUBLE_COST = 2.5
+
+
+def precision_on(device: torch.device) -> torch.dtype:
+    """Returns the dtype of norms and sums: float64, but float32 on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def square_sums(values: torch.Tensor) -> torch.Tensor:
+    """Returns each row's sum of squares, computed in float64 where there is, shape [rows]."""
+    flat = values.reshape(len(values), -1)
+    precision = precision_on(values.device)
+    if flat.dtype == precision:
+        exact: torch.Tensor = torch.linalg.vector_norm(flat, dim=1)
+        return exact.square()
+    norms = torch.empty(len(flat), dtype=precision, device=values.device)
+    buffer = torch.empty(0, dtype=precision, device=values.device)
+    # In pieces, all in one buffer: a float64 copy of everything takes longer than its sum.
+    for piece in pieces(len(flat), 4 * precision.itemsize * flat.shape[1]):
+        part = flat[piece]
+        if buffer.shape != part.shape:
+            buffer = torch.empty(part.shape, dtype=precision, device=values.device)
+        torch.linalg.vector_norm(buffer.copy_(part), dim=1, out=norms[piece])
+    return norms.square_()
+
+
+def pieces(rows: int, bytes_per_row: int) -> Iterator[slice]:
+    """Yields slices that cover ``rows`` rows, each of about a core's cache."""
+    step = max(1, _PIECE_BYTES // max(bytes_per_row, 1))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _whole_units(sizes: list[int]) -> Iterator[int]:
+    """Yields where to cut sorted rows, between units, into parts of about `_PAIRED_ROWS`."""
+    start = stop = 0
+    for size in sizes:
+        stop += size
+        if stop - start >= _PAIRED_ROWS:
+            yield stop
+            start = stop
+    if stop > start:
+        yield stop
+
+
+class Form(ABC):
+    """Gradients of a layer's parameters, one for each record.
+
+    Attributes:
+        parameters: those of the layer, in the order of every list returned.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+
+    @property
+    @abstractmethod
+    def rows(self) -> int:
+        """The number of records."""
+
+    @abstractmethod
+    def select(self, index: slice | torch.Tensor) -> Self:
+        """Returns the form of some of the records; ``index`` is a slice or int64 positions."""
+
+    @abstractmethod
+    def instantiate(self) -> list[torch.Tensor]:
+        """Returns the gradients themselves, for each parameter of shape [rows, numel]."""
+
+    @abstractmethod
+    def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the sum of ``weights[row]`` times the row's gradient, for each parameter.
+
+        ``weights`` has shape [rows] and the parameters' dtype.
+        """
+
+    def squared_norms(self) -> torch.Tensor:
+        """Returns each record's squared L2 norm over the layer, float64, shape [rows]."""
+        return torch.cat(
+            [
+                torch.stack([square_sums(part) for part in self.select(piece).instantiate()]).sum(0)
+                for piece in pieces(self.rows, 4 * self.size)
+            ]
+        )
+
+    def squared_norms_of_units(self, unit_of_row: torch.Tensor, units: int) -> torch.Tensor | None:
+        """Returns the squared norms of units' sums, shape [units]; None: write them out."""
+        del unit_of_row, units
+        return None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the parameters and of `weighted`."""
+        return self.parameters[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.parameters[0].device
+
+    @property
+    def size(self) -> int:
+        """The number of values in one record's gradient."""
+        return sum(parameter.numel() for parameter in self.parameters)
+
+
+@dataclass(frozen=True)
+class Product(Form):
+    """An affine map: the gradient is the sum over positions of ``signal`` times ``inputs``.
+
+    Attributes:
+        parameters: weight [out, in] and bias [out], less those that are not trained.
+        inputs: shape [rows, in] or [rows, positions, in].
+        signal: gradient of the output, shape [rows, out] or [rows, positions, out].
+        has_weight: whether the weight is trained.
+        has_bias: whether the bias is trained.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+    inputs: torch.Tensor
+    signal: torch.Tensor
+    has_weight: bool = True
+    has_bias: bool = True
+
+    @property
+    def rows(self) -> int:
+        """The number of records."""
+        return len(self.signal)
+
+    def select(self, index: slice | torch.Tensor) -> Self:
+        """Returns the form of some of the records."""
+        return replace(self, inputs=self.inputs[index], signal=self.signal[index])
+
+    def instantiate(self) -> list[torch.Tensor]:
+        """Returns the records' gradients, shape [rows, numel] each."""
+        inputs, signal = self.inputs, self.signal
+        if signal.dim() == 2:
+            inputs, signal = inputs.unsqueeze(1), signal.unsqueeze(1)
+        out = []
+        if self.has_weight:
+            out.append(torch.bmm(signal.transpose(1, 2), inputs).flatten(1))
+        if self.has_bias:
+            out.append(signal.sum(1))
+        return out
+
+    def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
+        """Returns the weighted sum of the gradients."""
+        signal, inputs = self.signal, self.inputs
+        scaled = signal * weights.view(-1, *[1] * (signal.dim() - 1))
+        if scaled.dim() == 3 and scaled.stride(0) < scaled.stride(1):
+            # Held with positions first: in this order neither is copied.
+            scaled, inputs = scaled.transpose(0, 1), inputs.transpose(0, 1)
+        scaled = scaled.reshape(-1, signal.shape[-1])
+        out = []
+        if self.has_weight:
+            out.append(scaled.t() @ inputs.reshape(-1, inputs.shape[-1]))
+        if self.has_bias:
+            out.append(scaled.sum(0))
+        return out
+
+    def squared_norms(self) -> torch.Tensor:
+        """Returns the records' squared norms, shape [rows]."""
+        if self.signal.dim() == 2:
+            # One position: the norm of an outer product is the product of the norms.
+            factor = square_sums(self.inputs) if self.has_weight else 0.0
+            return square_sums(self.signal) * (factor + float(self.has_bias))
+        total = torch.zeros(
+            self.rows, dtype=precision_on(self.signal.device), device=self.signal.device
+        )
+        if self.has_bias:
+            total += square_sums(self.signal.sum(1))
+        if self.has_weight:
+            total += self._ghost() if self._ghost_is_cheaper() else self._instantiated()
+        return total
+
+    def squared_norms_of_units(self, unit_of_row: torch.Tensor, units: int) -> torch.Tensor | None:
+        """Returns the units' squared norms from pairs of their rows, in float64."""
+        sizes = torch.bincount(unit_of_row, minlength=units)
+        width, outputs = self.inputs.shape[-1], self.signal.shape[-1]
+        most = width * outputs / (_DOUBLE_COST * (width + outputs))
+        if self.signal.dim() > 2 or int(sizes.max()) > most:
+            return None
+        order = torch.argsort(unit_of_row, stable=True)
+        precision = precision_on(self.signal.device)
+        total = torch.zeros(units, dtype=precision, device=self.signal.device)
+        start = 0
+        for stop in _whole_units(sizes.tolist()):
+            rows = order[start:stop]
+            inputs, signal = self.inputs[rows].to(precision), self.signal[rows].to(precision)
+            unit, start = unit_of_row[rows], stop
+            gram = inputs @ inputs.t() if self.has_weight else torch.zeros_like(signal[:, :1])
+            gram = (gram + float(self.has_bias)) * (signal @ signal.t())
+            # Chosen, not multiplied by zero: a pair with another unit may not be finite.
+            total.index_add_(0, unit, torch.where(unit == unit.unsqueeze(1), gram, 0.0).sum(1))
+        return total.clamp_(min=0.0)
+
+    def _ghost_is_cheaper(self) -> bool:
+        positions, width, outputs = *self.inputs.shape[1:], self.signal.shape[2]
+        ghost = _DOUBLE_COST * positions * (width + outputs)
+        return ghost < width * outputs
+
+    def _ghost(self) -> torch.Tensor:
+        """Sums over pairs of positions, in float64: in float32 the pairs would not cancel."""
+        positions, width, outputs = *self.inputs.shape[1:], self.signal.shape[2]
+        squares = []
+        for piece in pieces(self.rows, 8 * positions * (width + outputs + 2 * positions)):
+            inputs = self.inputs[piece].to(precision_on(self.inputs.device))
+            signal = self.signal[piece].to(inputs.dtype)
+            gram = torch.bmm(inputs, inputs.transpose(1, 2))
+            gram *= torch.bmm(signal, signal.transpose(1, 2))
+            squares.append(gram.sum((1, 2)).clamp_(min=0.0))
+        return torch.cat(squares)
+
+    def _instantiated(self) -> torch.Tensor:
+        size = self.inputs.shape[2] * self.signal.shape[2]
+        squares = []
+        for piece in pieces(self.rows, 4 * size):
+            part = torch.bmm(self.signal[piece].transpose(1, 2), self.inputs[piece])
+            squares.append(square_sums(part))
+        return torch.cat(squares)

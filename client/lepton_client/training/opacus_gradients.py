@@ -1,0 +1,82 @@
+"""The sum of clipped gradients by Opacus' hooks: the reference, and what is fallen back on.
+
+Opacus computes the gradient of each record and nothing else: sampling, clipping, noise and the
+denominator are read from the plan, because Opacus' own noise follows ``torch.manual_seed``, its
+samplers and denominators depend on the private number of records, and its accountant forgets
+across rounds.
+"""
+
+import warnings
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from lepton_client.training.bookkeeping import Losses
+from lepton_client.training.layer_norms import precision_on
+
+_ROWS_AT_ONCE = 32
+
+# Opacus registers its hooks on modules whose input needs no gradient, as a first layer's.
+warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+
+
+class OpacusGradients:
+    """Opacus' hooks on a model, from `__enter__` until `__exit__`, whatever happens between.
+
+    Fresh hooks for each request: what an aborted step left in them cannot reach the next.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._hooked: Any = None
+
+    def __enter__(self) -> Self:
+        # Imported here: it takes seconds, and training without privacy needs none of it.
+        from opacus.grad_sample import GradSampleModule
+
+        self._hooked = GradSampleModule(self._module, loss_reduction="sum", strict=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hooked.to_standard_module()
+
+    def sum(
+        self,
+        losses: Losses,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        clipping_norm: float,
+        unit_of_row: torch.Tensor | None = None,
+        units: int | None = None,
+    ) -> torch.Tensor:
+        """Returns what `ClippedGradients.sum` returns, by way of each record's own gradient."""
+        precision = precision_on(features.device)
+        per_unit = self._record_gradients(losses, features, labels)
+        if unit_of_row is not None and units is not None:
+            per_record, per_unit = per_unit, per_unit.new_zeros(units, per_unit.shape[1])
+            per_unit.index_add_(0, unit_of_row, per_record)
+        # In double precision: a float32 norm over a million elements comes out too small.
+        norms = torch.linalg.vector_norm(per_unit, dim=1, dtype=precision)
+        finite = torch.isfinite(norms)
+        per_unit[~finite] = 0.0
+        factors = torch.where(finite, clipping_norm / norms.clamp(min=1e-30), 0.0).clamp(max=1.0)
+        total = torch.zeros(per_unit.shape[1], dtype=precision, device=features.device)
+        for start in range(0, len(per_unit), _ROWS_AT_ONCE):
+            stop = start + _ROWS_AT_ONCE
+            total += factors[start:stop] @ per_unit[start:stop].to(precision)
+        return total
+
+    def _record_gradients(
+        self, losses: Losses, features: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Returns each record's gradient of its own loss, float32, shape [rows, d]."""
+        torch.autograd.backward(losses(self._hooked(features), labels).sum())
+        pieces: list[torch.Tensor] = []
+        for parameter in self._module.parameters():
+            # Opacus leaves per-record gradients as an attribute, and adds to them if they stay.
+            per_record: torch.Tensor = vars(parameter)["grad_sample"]
+            pieces.append(per_record.flatten(1))
+            vars(parameter)["grad_sample"] = parameter.grad = None
+        return torch.cat(pieces, dim=1)
