@@ -26,10 +26,12 @@ def load_dataset(name: str, root: str | None, prepare: str) -> Dataset:
     Args:
         name: a name in the catalog.
         root: folder that holds the data set's folder; None to download into the user's cache.
-        prepare: ``public_ranges`` or, where the data set offers it, ``site_statistics``.
+        prepare: ``public_ranges`` or, where the data set offers it, ``scattering`` or
+            ``site_statistics``.
 
     Raises:
         UnknownName: no such data set.
+        SettingsError: the data set does not offer that preparation.
         DataError: the data is missing, altered or invalid.
     """
     dataset = look_up(DATASETS, name, "data set")(root, prepare)

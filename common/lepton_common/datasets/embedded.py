@@ -5,7 +5,9 @@ import torch
 from sklearn import datasets as bundled
 from sklearn.model_selection import train_test_split
 
+from lepton_common.datasets.preparation import PER_RECORD, check_offered
 from lepton_common.datasets.records import Dataset, Records
+from lepton_common.datasets.scattering import scattering_features
 
 # Public ranges of the 30 measurements, from the description that ships with the data set.
 _CANCER_RANGES = """
@@ -19,15 +21,19 @@ _CANCER_RANGES = """
 
 def digits(root: str | None, prepare: str) -> Dataset:
     """UCI handwritten digits, 8x8: 1,437 training and 360 test images, split once for all."""
-    del root, prepare
+    del root
+    check_offered("digits", prepare, PER_RECORD)
     data = bundled.load_digits()
     images = (data.images / 16.0).astype(np.float32)[:, None]
+    if prepare == "scattering":
+        images = scattering_features(images).numpy()
     return _split("digits", images, data.target, classes=10)
 
 
 def breast_cancer(root: str | None, prepare: str) -> Dataset:
     """Wisconsin diagnostic breast cancer: 455 training and 114 test rows of 30 measurements."""
-    del root, prepare
+    del root
+    check_offered("breast_cancer", prepare, {"public_ranges"})
     data = bundled.load_breast_cancer()
     low, high = np.array(_CANCER_RANGES.split(), dtype=np.float64).reshape(30, 2).T
     scaled = np.clip(2.0 * (data.data - low) / (high - low) - 1.0, -1.0, 1.0).astype(np.float32)

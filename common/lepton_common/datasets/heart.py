@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
+from lepton_common.datasets.preparation import check_offered
 from lepton_common.datasets.records import Dataset, Records
 from lepton_common.datasets.source import Source
 from lepton_common.errors import DataInvalid
@@ -48,6 +49,7 @@ def heart_disease(root: str | None, prepare: str) -> Dataset:
         prepare: ``site_statistics`` for FLamby's normalisation, ``public_ranges`` for fixed
             clinical ranges that reveal nothing.
     """
+    check_offered("heart_disease", prepare, {"public_ranges", "site_statistics"})
     paths = _SOURCE.fetch(root)
     train, test, train_labels, test_labels = [], [], [], []
     for hospital in HOSPITALS:

@@ -1,4 +1,7 @@
-"""Image data sets in their published binary forms: idx (MNIST family) and CIFAR-10 binary."""
+"""Image data sets in their published binary forms: idx (MNIST family) and CIFAR-10 binary.
+
+Prepared by a constant scale, or as scattering coefficients; nothing is learnt from the data.
+"""
 
 import gzip
 import tarfile
@@ -9,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lepton_common.datasets.preparation import PER_RECORD, check_offered
 from lepton_common.datasets.records import Dataset, Records
+from lepton_common.datasets.scattering import scattering_features
 from lepton_common.datasets.source import Source
 from lepton_common.errors import DataInvalid
 
@@ -62,22 +67,20 @@ _CIFAR10 = Source(
 
 def mnist(root: str | None, prepare: str) -> Dataset:
     """MNIST: 60,000 and 10,000 grey images 28x28, scaled by fixed public constants."""
-    del prepare
-    return _idx_dataset("mnist", _MNIST, root)
+    return _idx_dataset("mnist", _MNIST, root, prepare)
 
 
 def fashion_mnist(root: str | None, prepare: str) -> Dataset:
     """Fashion-MNIST: 60,000 and 10,000 grey images 28x28, scaled by fixed public constants."""
-    del prepare
-    return _idx_dataset("fashion_mnist", _FASHION_MNIST, root)
+    return _idx_dataset("fashion_mnist", _FASHION_MNIST, root, prepare)
 
 
 def cifar10(root: str | None, prepare: str) -> Dataset:
     """CIFAR-10, binary edition: 50,000 and 10,000 colour images 32x32."""
-    del prepare
+    check_offered("cifar10", prepare, PER_RECORD)
     archive = _CIFAR10.fetch(root)["cifar-10-binary.tar.gz"]
-    train, test = read_cifar_binary(archive)
-    return Dataset("cifar10", train, test, input_shape=(3, 32, 32), classes=10)
+    train, test = read_cifar_binary(archive, prepare)
+    return Dataset("cifar10", train, test, input_shape=_shape(train), classes=10)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
@@ -99,8 +102,12 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
         ) from error
 
 
-def read_cifar_binary(archive: Path) -> tuple[Records, Records]:
+def read_cifar_binary(archive: Path, prepare: str) -> tuple[Records, Records]:
     """Returns the training and test records in a CIFAR-10 binary archive, read in place.
+
+    Args:
+        archive: the published file.
+        prepare: ``public_ranges`` or ``scattering``.
 
     Raises:
         DataInvalid: a batch is missing or has no whole number of records.
@@ -113,32 +120,40 @@ def read_cifar_binary(archive: Path) -> tuple[Records, Records]:
                 if member.name.endswith(".bin") and (file := tar.extractfile(member)) is not None
             }
         train = b"".join(batches[f"data_batch_{index}.bin"] for index in range(1, 6))
-        return _cifar_records(train), _cifar_records(batches["test_batch.bin"])
+        test = batches["test_batch.bin"]
+        rows = [np.frombuffer(part, np.uint8).reshape(-1, 3073) for part in (train, test)]
     except (tarfile.TarError, OSError, EOFError, KeyError, ValueError, zlib.error) as error:
         raise DataInvalid(
             f"{archive} is not the CIFAR-10 binary archive (five training batches and a test "
             "batch of 3,073-byte records); fetch it again."
         ) from error
+    first, last = (
+        _records(part[:, 1:].reshape(-1, 3, 32, 32), part[:, 0], prepare) for part in rows
+    )
+    return first, last
 
 
-def _idx_dataset(name: str, source: Source, root: str | None) -> Dataset:
+def _idx_dataset(name: str, source: Source, root: str | None, prepare: str) -> Dataset:
+    check_offered(name, prepare, PER_RECORD)
     paths = source.fetch(root)
     train, test = (
-        _scaled(
+        _records(
             read_idx(paths[f"{part}-images-idx3-ubyte.gz"])[:, None],
             read_idx(paths[f"{part}-labels-idx1-ubyte.gz"]),
+            prepare,
         )
         for part in ("train", "t10k")
     )
-    return Dataset(name, train, test, input_shape=(1, 28, 28), classes=10)
+    return Dataset(name, train, test, input_shape=_shape(train), classes=10)
 
 
-def _cifar_records(data: bytes) -> Records:
-    rows = np.frombuffer(data, np.uint8).reshape(-1, 3073)
-    return _scaled(rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0])
+def _shape(records: Records) -> tuple[int, ...]:
+    return tuple(records.features.shape[1:])
 
 
-def _scaled(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Records:
-    # A public constant scale, the same for every record: nothing is learnt from the data.
-    features = torch.from_numpy(images.copy()).float().div_(127.5).sub_(1.0)
+def _records(images: NDArray[np.uint8], labels: NDArray[np.uint8], prepare: str) -> Records:
+    if prepare == "scattering":
+        features = scattering_features(images.astype(np.float32) / np.float32(255))
+    else:
+        features = torch.from_numpy(images.copy()).float().div_(127.5).sub_(1.0)
     return Records(features, torch.from_numpy(labels.astype(np.int64)))
