@@ -6,14 +6,15 @@ import numpy as np
 
 from lepton_client.site import SiteFile
 from lepton_common.arrays import Vector
+from lepton_common.datasets.preparation import PER_RECORD
 from lepton_common.errors import ConsentRefused, PolicyViolation, RosterMismatch
 from lepton_common.identity.roster import Roster
-from lepton_common.messages import TrainRequest
+from lepton_common.messages import PrivacyRequest, TrainRequest
 from lepton_common.models.catalog import MODELS
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.secagg.spec import WEIGHT_BITS, RosterEntry, RoundSpec, default_colluders
-from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of
+from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of, shared_noise
 from lepton_common.tasks.catalog import TASKS
 
 _LARGEST_WEIGHT = 100.0
@@ -32,7 +33,9 @@ def check_model(received: Vector) -> None:
         raise ConsentRefused(f"A weight is not finite or beyond {_LARGEST_WEIGHT:g}.")
 
 
-def check(request: TrainRequest, site: SiteFile, *, masked: bool) -> PrivacyPlan | None:
+def check(
+    request: TrainRequest, site: SiteFile, spec: RoundSpec | None = None
+) -> PrivacyPlan | None:
     """Returns the privacy plan under which the site will train, or None for no DP.
 
     The plan joins what the run asks for with what only the site decides: the privacy unit from
@@ -41,12 +44,12 @@ def check(request: TrainRequest, site: SiteFile, *, masked: bool) -> PrivacyPlan
     Args:
         request: what is asked.
         site: the operator's file.
-        masked: whether the update will leave under secure aggregation.
+        spec: the round of secure aggregation under which the update will leave, if any.
 
     Raises:
         ConsentRefused: naming the first bound that the request breaks.
     """
-    policy = site.policy
+    policy, masked = site.policy, spec is not None
     if request.task not in TASKS or (policy.tasks is not None and request.task not in policy.tasks):
         raise ConsentRefused(f"This site does not serve the task '{request.task}'.")
     if TASKS[request.task].dataset != site.data.dataset:
@@ -70,7 +73,7 @@ def check(request: TrainRequest, site: SiteFile, *, masked: bool) -> PrivacyPlan
         if not policy.allow_without_dp:
             raise ConsentRefused("This site trains with differential privacy only.")
         return None
-    if site.data.prepare != "public_ranges":
+    if site.data.prepare not in PER_RECORD:
         raise ConsentRefused("This site's data is prepared by statistics that no plan charges for.")
     if request.recipe.batch_size > policy.max_batch_size:
         raise ConsentRefused(
@@ -88,7 +91,22 @@ def check(request: TrainRequest, site: SiteFile, *, masked: bool) -> PrivacyPlan
             f"A clipping norm of {asked.clipping_norm} exceeds this site's "
             f"{policy.max_clipping_norm}."
         )
-    return asked.plan(site.data.unit, site.public_size)
+    plan = _plan(asked, site, spec)
+    own = plan.own_noise / plan.clipping_norm
+    if own < policy.min_own_noise_multiplier:
+        raise ConsentRefused(
+            f"This site's own share of the noise, {own:.4g} times the clipping norm, is below its "
+            f"floor of {policy.min_own_noise_multiplier}."
+        )
+    return plan
+
+
+def _plan(asked: PrivacyRequest, site: SiteFile, spec: RoundSpec | None) -> PrivacyPlan:
+    if asked.mode == "record":
+        return asked.plan(site.data.unit, site.public_size)
+    if spec is None:
+        raise ConsentRefused("Noise is shared under secure aggregation only.")
+    return asked.plan(site.data.unit, site.public_size, shared_noise(spec))
 
 
 def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: Roster) -> None:

@@ -7,16 +7,17 @@ them.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from lepton_common.chain import GENESIS, ChainRecord
 from lepton_common.errors import BudgetSpent, ConsentRefused, DoorRefused, LedgerRolledBack
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import TrainRequest
 from lepton_common.policy import SitePolicy
-from lepton_common.privacy.accounting import GaussianEvent, epsilon
+from lepton_common.privacy.accounting import epsilon
+from lepton_common.privacy.events import Event, merge, read_event
 from lepton_common.privacy.ledger_file import LedgerFile
 from lepton_common.privacy.plan import PrivacyPlan
 
@@ -41,7 +42,7 @@ class Charge:
     plan: str
     version: str
     time: float
-    event: GaussianEvent
+    event: Event
 
 
 class Ledger:
@@ -122,7 +123,7 @@ class Ledger:
         }
         for what, (most, charges) in budgets.items():
             if most is not None:
-                _check_budget(what, most, charges, event, plan.delta)
+                _check_budget(what, most, charges, plan)
 
     def reserve(self, plan: PrivacyPlan, request: TrainRequest, policy: SitePolicy) -> Charge:
         """Charges one round of ``plan``; the charge is on disk when this returns.
@@ -142,6 +143,7 @@ class Ledger:
                 "unit": plan.unit,
                 "delta": plan.delta,
                 "event": plan.event().record(),
+                "shared": asdict(plan.shared) if plan.shared else None,
                 "version": self._version,
             },
         )
@@ -174,48 +176,36 @@ class Ledger:
         return [charge for charge in self._charges if charge.version in related]
 
 
-def _check_budget(
-    what: str, most: float, charges: list[Charge], event: GaussianEvent, delta: float
-) -> None:
+def _check_budget(what: str, most: float, charges: list[Charge], plan: PrivacyPlan) -> None:
     events = _events(charges)
 
-    def after(rounds: int) -> float:
-        more = GaussianEvent(event.sample_rate, event.noise_multiplier, event.steps * rounds)
-        return epsilon((*events, more), delta)
+    def after(next_plan: PrivacyPlan) -> float:
+        return epsilon((*events, next_plan.event()), plan.delta)
 
-    if after(1) <= most:  # NaN must not pass
+    if after(plan) <= most:  # NaN must not pass
         return
-    spent = epsilon(events, delta)
+    spent = epsilon(events, plan.delta)
     raise BudgetSpent(
-        f"This round would bring the data to epsilon {after(1):.3f} of at most {most} {what}; "
-        f"{spent:.3f} is spent, {max(most - spent, 0):.3f} is left. "
-        f"{_what_fits(event, events, most, delta)}"
+        f"This round would bring the data to epsilon {after(plan):.3f} of at most {most} {what}; "
+        f"{spent:.3f} is spent, {max(most - spent, 0):.3f} is left. {_what_fits(plan, most, after)}"
     )
 
 
-def _what_fits(
-    event: GaussianEvent, events: tuple[GaussianEvent, ...], most: float, delta: float
-) -> str:
+def _what_fits(plan: PrivacyPlan, most: float, after: Callable[[PrivacyPlan], float]) -> str:
     """Returns which noise would let one more such round in."""
-    sigma = event.noise_multiplier
+    sigma = plan.noise_multiplier
     for factor in (1.5, 2, 3, 5, 10, 20, 50, 100):
-        quieter = GaussianEvent(event.sample_rate, sigma * factor, event.steps)
-        if epsilon((*events, quieter), delta) <= most:
+        if after(replace(plan, noise_multiplier=sigma * factor)) <= most:
             return f"A noise multiplier of {sigma * factor:.3g} instead of {sigma:.3g} would fit."
     return "No such round fits any more."
 
 
-def _events(charges: list[Charge]) -> tuple[GaussianEvent, ...]:
+def _events(charges: list[Charge]) -> tuple[Event, ...]:
     # Merged, so that the accountant's memory of past answers is hit by every site and round.
-    steps: dict[tuple[float, float], int] = {}
-    for charge in charges:
-        key = (charge.event.sample_rate, charge.event.noise_multiplier)
-        steps[key] = steps.get(key, 0) + charge.event.steps
-    return tuple(GaussianEvent(q, sigma, count) for (q, sigma), count in sorted(steps.items()))
+    return tuple(merge([charge.event for charge in charges]))
 
 
 def _charge(record: ChainRecord) -> Charge:
-    event: dict[str, Any] = record.body["event"]
     body = record.body
     return Charge(
         id=record.hash,
@@ -223,5 +213,5 @@ def _charge(record: ChainRecord) -> Charge:
         plan=str(body["plan"]),
         version=str(body["version"]),
         time=record.time,
-        event=GaussianEvent(**event),
+        event=read_event(body["event"]),
     )

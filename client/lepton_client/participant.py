@@ -37,6 +37,7 @@ from lepton_common.secagg.messages import (
     split_by_site,
     split_signed,
 )
+from lepton_common.secagg.ring import Integers
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.secagg.transcript import hash_adverts, hash_headers, hash_sharers
 
@@ -161,12 +162,12 @@ class Participant:
             self.stage = Stage.OPENED
 
     def mask(
-        self, values: Vector, weight: float = 1.0, *, stochastic: bool = False
+        self, values: Vector | Integers, weight: float = 1.0, *, stochastic: bool = False
     ) -> tuple[bytes, bytes]:
         """SA1 R2, second half: encodes and masks; returns signed header and packed vector.
 
         Args:
-            values: float32, shape [d].
+            values: float32, or int64 as they are, shape [d].
             weight: the site's share, in (0, 1].
             stochastic: whether to round at random; see `Ring.encode`.
 

@@ -16,6 +16,7 @@ from lepton_client.site import Site
 from lepton_common.arrays import Vector
 from lepton_common.errors import StateError
 from lepton_common.privacy.provenance import PROTOCOL, protected_by_secagg
+from lepton_common.secagg.ring import Integers
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.stages import SecAggStage, StageRequest
 
@@ -67,13 +68,13 @@ def answer(part: Participant, asked: StageRequest) -> bytes:
 
 def mask(
     part: Participant,
-    values: Vector,
+    values: Vector | Integers,
     weight: float,
     charge: Charge | None = None,
     *,
     stochastic: bool = False,
 ) -> list[Outbound]:
-    """Masks a vector, float32, shape [d], and returns it with its header, ready for the door.
+    """Masks a vector, float32 or int64, shape [d]; returns it with its header, for the door.
 
     Raises:
         SecAggError: see `Participant.mask`.

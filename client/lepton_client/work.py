@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import Message
 
 from lepton_client import consent, secure
@@ -13,15 +14,21 @@ from lepton_client.drawing import check_group, draw_groups
 from lepton_client.ledger import Charge
 from lepton_client.participant import Participant
 from lepton_client.site import Site
-from lepton_client.training.conformance import conform
+from lepton_client.training.conformance import Conformance, conform
 from lepton_client.training.plain import train_plain
-from lepton_client.training.private import train_private
+from lepton_client.training.private import clip_update, noised, noisy_sum, train_private
 from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Vector
 from lepton_common.chain import GENESIS
 from lepton_common.datasets.records import Records
 from lepton_common.device import pick_device
-from lepton_common.errors import EmptySite, EncodingError, ModelMismatch, PrivateWorkFailed
+from lepton_common.errors import (
+    EmptySite,
+    EncodingError,
+    ModelMismatch,
+    PrivateWorkFailed,
+    UpdateInvalid,
+)
 from lepton_common.messages import (
     Receipt,
     SiteFacts,
@@ -30,8 +37,10 @@ from lepton_common.messages import (
     read_model,
     read_train,
 )
-from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.privacy.noise import SecretRandom
+from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
 from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, protected_by_dp
+from lepton_common.secagg.ring import Integers
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.stages import DRAWING, SecAggStage, StageRequest, read_request, read_stage
 from lepton_common.summing import SummedForm
@@ -60,7 +69,7 @@ def train(message: Message, site: Site) -> Message:
     if "secagg" in message.content:
         return take_part(message, site)
     request = read_train(message.content)
-    plan = consent.check(request, site.file, masked=False)
+    plan = consent.check(request, site.file)
     trained = _train(request, read_model(message.content, request), site, plan)
     if trained.charge is None:
         items = [
@@ -93,8 +102,8 @@ def take_part(message: Message, site: Site) -> Message:
 
 def _join(message: Message, asked: StageRequest, site: Site) -> Message:
     request = read_request(message.content)
-    consent.check(request, site.file, masked=True)
     spec = RoundSpec.from_bytes(asked.spec)
+    consent.check(request, site.file, spec)
     consent.check_round(spec, request, site.file, site.roster)
     groups = request.masked.groups if request.masked else 1
     check_group(spec, asked.body, groups, request.round, site)
@@ -106,7 +115,7 @@ def _join(message: Message, asked: StageRequest, site: Site) -> Message:
 def _train_masked(message: Message, asked: StageRequest, part: Participant, site: Site) -> Message:
     request = read_request(message.content)
     consent.check_round(part.spec, request, site.file, site.roster)
-    plan = consent.check(request, site.file, masked=True)
+    plan = consent.check(request, site.file, part.spec)
     received = read_model(message.content, request)
     site.spent.check_masking(part.spec)
     part.open(asked.body)  # before anything is spent on a round that cannot be
@@ -129,6 +138,8 @@ def _masked(
     """Returns the masked update; what the round does not sum of it stays for a later one."""
     form, spec, update = request.masked, part.spec, trained.update
     assert form is not None, "consent refuses masked rounds without it"
+    if trained.noised is not None:
+        return secure.mask(part, trained.noised, 1.0, trained.charge)
     summed = SummedForm(request, form, len(update))
     if form.coordinates < 1:
         before = site.residuals.before(request, len(update))
@@ -147,6 +158,7 @@ class _Trained:
     loss: float = 0.0
     records: int = 0
     charge: Charge | None = None
+    noised: Integers | None = None  # in the place of the update, where the noise is shared
 
 
 def _train(
@@ -161,7 +173,10 @@ def _train(
         site.use_data()
     charge = site.ledger.reserve(plan, request, site.file.policy)
     with _one_name(site):
-        return _Trained(_train_private(request, received, site, plan), charge=charge)
+        if plan.shared is None:
+            return _Trained(_train_private(request, received, site, plan), charge=charge)
+        work = _train_whole if plan.unit == WHOLE_SITE else _sum_gradients
+        return _Trained(received, charge=charge, noised=work(request, received, site, plan))
 
 
 def _about(request: TrainRequest) -> dict[str, str | int]:
@@ -192,10 +207,36 @@ def _train_private(
     request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan
 ) -> Vector:
     model, records = _prepare(request, received, site, channels_last=False)
-    task, dataset = find_task(request.task), site.dataset()
-    conformance = conform(model, task, dataset.input_shape, dataset.classes)
-    site.note_engine(request.run, conformance.engine, conformance.difference)
-    return train_private(model, task, records, received, request.recipe, plan, conformance)
+    task, engine = find_task(request.task), _engine(request, model, site)
+    return train_private(model, task, records, received, request.recipe, plan, engine)
+
+
+def _sum_gradients(
+    request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan
+) -> Integers:
+    model, records = _prepare(request, received, site, channels_last=False)
+    task, engine = find_task(request.task), _engine(request, model, site)
+    return noisy_sum(model, task, records, received, request.recipe.batch_size, plan, engine)
+
+
+def _engine(request: TrainRequest, model: ResidentModel, site: Site) -> Conformance:
+    """Returns what will compute private gradients, once that is on record."""
+    dataset = site.dataset()
+    found = conform(model, find_task(request.task), dataset.input_shape, dataset.classes)
+    site.note_engine(request.run, found.engine, found.difference)
+    return found
+
+
+def _train_whole(
+    request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan
+) -> Integers:
+    """Trains as without privacy, and clips and noises the whole update."""
+    try:
+        update = _train_plain(request, received, site).update
+    except UpdateInvalid:
+        # That training diverged is the site's secret too.
+        update = np.zeros_like(received)
+    return noised(clip_update(update, plan.clipping_norm), plan, SecretRandom())
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from pydantic import Field
 
 from lepton_common.arrays import Vector, digest_of, pack, unpack
 from lepton_common.content import expect_records, read_text, read_vector
+from lepton_common.datasets.preparation import Preparation
 from lepton_common.device import DEVICE
-from lepton_common.errors import MalformedMessage, ModelMismatch
-from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.errors import MalformedMessage, ModelMismatch, PlanError
+from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan, SharedNoise
 from lepton_common.strict import (
     Count,
     Digest,
@@ -87,8 +88,13 @@ class Recipe:
 
 @record
 class PrivacyRequest:
-    """The part of a privacy plan that the run asks for; the site adds unit and denominator."""
+    """The part of a privacy plan that the run asks for; the site adds unit and denominator.
 
+    Attributes:
+        mode: see `lepton_common.settings.PrivacySettings`.
+    """
+
+    mode: Literal["record", "distributed", "site"]
     delta: OpenFraction
     sample_rate: Rate
     noise_multiplier: Noise
@@ -96,17 +102,30 @@ class PrivacyRequest:
     steps_per_round: Annotated[int, Field(ge=1, le=100_000)]
     max_steps: Steps
 
-    def plan(self, unit: str, public_size: int) -> PrivacyPlan:
-        """Returns the plan of a site that protects ``unit`` and publishes ``public_size``."""
+    def plan(self, unit: str, public_size: int, shared: SharedNoise | None = None) -> PrivacyPlan:
+        """Returns the plan of a site that protects ``unit`` and publishes ``public_size``.
+
+        Args:
+            unit: what the site protects as one.
+            public_size: its public size class.
+            shared: who else adds noise; needed in all modes but ``record``.
+
+        Raises:
+            PlanError: the plan gives no guarantee.
+        """
+        if (self.mode == "record") != (shared is None):
+            raise PlanError(f"In the mode {self.mode}, this is not whose noise counts.")
+        whole = self.mode == "site"
         return PrivacyPlan(
-            unit=unit,
+            unit=WHOLE_SITE if whole else unit,
             delta=self.delta,
             sample_rate=self.sample_rate,
             noise_multiplier=self.noise_multiplier,
             clipping_norm=self.clipping_norm,
             steps_per_round=self.steps_per_round,
             max_steps=self.max_steps,
-            denominator=self.sample_rate * public_size,
+            denominator=1.0 if whole else self.sample_rate * public_size,
+            shared=shared,
         )
 
 
@@ -155,7 +174,7 @@ class TrainRequest:
     round: Count
     task: Name
     model: Name
-    prepare: Literal["public_ranges", "site_statistics"]
+    prepare: Preparation
     cohort: Count
     layout: Digest
     model_digest: Digest

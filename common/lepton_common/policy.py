@@ -28,6 +28,8 @@ class SitePolicy:
         period_days: length of a period.
         max_delta: largest delta a run may ask for.
         min_noise_multiplier: smallest noise multiplier.
+        min_own_noise_multiplier: smallest noise that the site adds itself, over the clipping norm;
+            where noise is shared, it is what is left if secure aggregation were broken.
         max_clipping_norm: largest clipping norm.
         max_batch_size: most records held in memory at once in private training, so that running
             out of memory cannot tell how many were sampled.
@@ -46,6 +48,7 @@ class SitePolicy:
     period_days: Count
     max_delta: OpenFraction
     min_noise_multiplier: NotNegative
+    min_own_noise_multiplier: NotNegative
     max_clipping_norm: Positive
     max_batch_size: Count
     min_cohort: Count

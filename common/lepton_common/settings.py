@@ -4,6 +4,7 @@ import math
 import re
 from typing import Any, Literal
 
+from lepton_common.datasets.preparation import PER_RECORD, Preparation
 from lepton_common.device import DEVICE
 from lepton_common.errors import SettingsError
 from lepton_common.models.catalog import MODELS
@@ -36,7 +37,8 @@ class DataSettings:
 
     Attributes:
         root: folder that holds the data set's folder; None: downloaded into the user's cache.
-        prepare: ``public_ranges``, or ``site_statistics`` where a data set offers it.
+        prepare: ``public_ranges``, or where a data set offers it ``scattering`` (images) or
+            ``site_statistics``.
         partition: ``iid``, ``dirichlet``, ``shard`` or ``natural``.
         alpha: Dirichlet concentration.
         shards_per_site: for ``shard``.
@@ -44,7 +46,7 @@ class DataSettings:
     """
 
     root: str | None
-    prepare: Literal["public_ranges", "site_statistics"]
+    prepare: Preparation
     partition: Literal["iid", "dirichlet", "shard", "natural"]
     alpha: Positive
     shards_per_site: Count
@@ -121,15 +123,17 @@ class PrivacySettings:
     """What privacy the run asks for; each site's own policy has the last word.
 
     Attributes:
-        mode: ``none`` or ``record`` (DP-SGD at each site).
+        mode: ``none``; ``record``: DP-SGD at each site; ``distributed``: DP-SGD over the union of
+            all sites, each adding a share of the noise; or ``site``: each site's whole update is
+            protected, with shares of noise too.
         epsilon: target over the whole run.
         delta: of the guarantee; must be set.
-        clipping_norm: L2 bound on one privacy unit's gradient.
+        clipping_norm: L2 bound on one privacy unit's gradient; for ``site`` on an update.
         sample_rate: Poisson rate a unit and step; 1 uses all records in each step.
         spare_rounds: rounds that crashes may cost without breaking the target.
     """
 
-    mode: Literal["none", "record"]
+    mode: Literal["none", "record", "distributed", "site"]
     epsilon: Positive | None
     delta: OpenFraction | None
     clipping_norm: Norm
@@ -274,7 +278,12 @@ class Settings:
     @property
     def private(self) -> bool:
         """Whether the run trains with differential privacy."""
-        return self.privacy.mode == "record"
+        return self.privacy.mode != "none"
+
+    @property
+    def shares_noise(self) -> bool:
+        """Whether sites share the noise of a sum."""
+        return self.privacy.mode in ("distributed", "site")
 
 
 def least_updates(strategy: StrategySettings) -> int:
@@ -327,12 +336,14 @@ def _policy_colluders(settings: Settings) -> int:
 def _fewest_in_a_sum(settings: Settings) -> int:
     """Returns how many sites the smallest sum of a round may have."""
     sites = settings.cohort // settings.secagg.groups
-    least = least_survivors(sites, settings.colluders) if sites >= 2 else sites
-    return max(least, math.ceil(settings.federation.quorum * sites))
+    if sites < 2:
+        return sites
+    return least_survivors(sites, settings.colluders, settings.federation.quorum)
 
 
 def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
+    mode, secagg, by_step = privacy.mode, settings.secagg, privacy.mode in ("record", "distributed")
     robust = strategy.name in ROBUST
     least, groups = least_updates(strategy), settings.secagg.groups
     survivors = _fewest_in_a_sum(settings)
@@ -352,21 +363,43 @@ def _contradictions(settings: Settings) -> list[str]:
         "privacy.epsilon is set but privacy=none; choose privacy=record or drop it.": (
             privacy.mode == "none" and privacy.epsilon is not None
         ),
-        "privacy=record needs privacy.epsilon, the target over the whole run.": (
+        f"privacy={mode} needs privacy.epsilon, the target over the whole run.": (
             settings.private and privacy.epsilon is None
         ),
         "An epsilon without a delta means nothing: set privacy.delta (1e-5 is the default).": (
             settings.private and privacy.delta is None
         ),
-        "privacy=record counts steps: set train.local_steps and train.local_epochs=null.": (
-            settings.private and train.local_steps is None
+        f"privacy={mode} counts steps: set train.local_steps and train.local_epochs=null.": (
+            by_step and train.local_steps is None
         ),
-        "data.prepare=site_statistics uses private statistics that privacy=record does not "
-        "charge for: choose data.prepare=public_ranges.": (
-            settings.private and settings.data.prepare == "site_statistics"
+        f"data.prepare={settings.data.prepare} uses private statistics that privacy={mode} does "
+        "not charge for: choose data.prepare=public_ranges.": (
+            settings.private and settings.data.prepare not in PER_RECORD
         ),
-        "train.precision=bfloat16 is not offered with privacy=record: choose float32.": (
-            settings.private and train.precision == "bfloat16"
+        f"train.precision=bfloat16 is not offered with privacy={mode}: choose float32.": (
+            by_step and train.precision == "bfloat16"
+        ),
+        f"privacy={mode} shares noise inside secure aggregation: choose secagg=sa1, or "
+        "privacy=record.": settings.shares_noise and not settings.secure,
+        f"privacy={mode} sums whole numbers of 32 bits: set secagg.width=32, and drop "
+        "secagg.compression, secagg.rotate, secagg.rounding and secagg.groups.": (
+            settings.shares_noise and (secagg.width != 32 or secagg.shapes_sums)
+        ),
+        "privacy=distributed is one private step a round: set train.local_steps=1.": (
+            mode == "distributed" and train.local_steps not in (None, 1)
+        ),
+        "privacy=distributed steps at the server: set train.optimizer=sgd, train.momentum=0 and "
+        "train.weight_decay=0; strategy=fedavgm, fedadam and fedyogi have momentum.": (
+            mode == "distributed"
+            and (train.optimizer, train.momentum, train.weight_decay) != ("sgd", 0, 0)
+        ),
+        "privacy=distributed divides by the sites' public sizes: set federation.weights="
+        "public_size.": mode == "distributed" and settings.federation.weights != "public_size",
+        "privacy=site protects all sites alike: set federation.weights=equal.": (
+            mode == "site" and settings.federation.weights != "equal"
+        ),
+        "privacy=site has every site in each round that asks it: set privacy.sample_rate=1.": (
+            mode == "site" and privacy.sample_rate != 1
         ),
         f"strategy={strategy.name} as set needs a cohort of at least {least}, not "
         f"{settings.cohort}.": settings.cohort < least,
@@ -422,7 +455,7 @@ def _contradictions(settings: Settings) -> list[str]:
         "secagg=sa1, or federation.weights=public_size.": (
             settings.federation.weights == "masked_size" and not settings.secure
         ),
-        "federation.weights=masked_size depends on private records, which privacy=record does not "
+        f"federation.weights=masked_size depends on private records, which privacy={mode} does not "
         "charge for: choose public_size or equal.": (
             settings.federation.weights == "masked_size" and settings.private
         ),

@@ -3,18 +3,63 @@
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lepton_common.arrays import Vector
 from lepton_common.messages import MaskedSum, PrivacyRequest, TrainRequest
+from lepton_common.privacy.plan import SharedNoise
 from lepton_common.secagg.compression import Rotation, draw_positions, rotated_size
 from lepton_common.secagg.encoding import tagged_hash
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.strict import to_json
 
 LARGEST_METRIC = 8.0  # larger ones count as this much
+
+
+class Summed(Protocol):
+    """What becomes of a round's sum.
+
+    Attributes:
+        dimension: d, number of values in a vector.
+    """
+
+    dimension: int
+
+    def mean(
+        self, spec: RoundSpec, total: NDArray[np.float64], weight: float
+    ) -> tuple[Vector, dict[str, float]]:
+        """Returns the mean update, float32, shape [size], and the means of the metrics.
+
+        Args:
+            spec: the round.
+            total: the sum, shape [d].
+            weight: the sum of the sites' weights.
+        """
+
+
+class NoisySum:
+    """How sites' noised parts add up: to a step of SGD over all samples, or to a mean update."""
+
+    def __init__(self, request: TrainRequest, form: MaskedSum, size: int) -> None:
+        """Takes the request of the round and the number of weights in its model."""
+        self.dimension = size
+        self._request, self._form = request, form
+
+    def mean(
+        self, spec: RoundSpec, total: NDArray[np.float64], weight: float
+    ) -> tuple[Vector, dict[str, float]]:
+        """Returns the step; see `Summed`."""
+        asked = self._request.privacy
+        assert asked is not None, "without privacy nothing is noised"
+        # Weights are public sizes or 1, so this is the batch that is expected of all, or a count.
+        plan = asked.plan("", max(self._form.weights.values()), shared_noise(spec))
+        mean = total * (plan.grid / (plan.denominator * weight))
+        if asked.mode == "distributed":
+            mean *= -self._request.recipe.learning_rate
+        return mean.astype(np.float32), {}
 
 
 class SummedForm:
@@ -62,7 +107,7 @@ class SummedForm:
     def mean(
         self, spec: RoundSpec, total: NDArray[np.float64], weight: float
     ) -> tuple[Vector, dict[str, float]]:
-        """Returns the mean update, float32, shape [size], and the means of the metrics."""
+        """Returns mean update and metrics; see `Summed`."""
         mean = total / weight
         values = mean[: len(mean) - len(self.metrics)].astype(np.float32)
         behind = mean[len(values) :] * (LARGEST_METRIC / spec.clip)
@@ -77,6 +122,21 @@ class SummedForm:
 
     def _positions(self, spec: RoundSpec) -> NDArray[np.int64]:
         return draw_positions(spec.hash, self._size, self._sent)
+
+
+def summed_as(request: TrainRequest, form: MaskedSum, size: int) -> Summed:
+    """Returns what becomes of the sum that a round asks for."""
+    shared = request.privacy is not None and request.privacy.mode != "record"
+    return (NoisySum if shared else SummedForm)(request, form, size)
+
+
+def shared_noise(spec: RoundSpec) -> SharedNoise:
+    """Returns whose noise counts in a round's sum.
+
+    Raises:
+        PlanError: no noise is certain.
+    """
+    return SharedNoise(len(spec.roster), spec.min_survivors, spec.colluders, spec.dimension)
 
 
 def run_id_of(run: str) -> bytes:

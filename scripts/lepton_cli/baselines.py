@@ -6,6 +6,7 @@ They read what no federation may read, so they exist only as labelled baselines.
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -34,6 +35,7 @@ def train_baselines(settings: Settings, dataset: Dataset, sites: dict[str, Rows]
     that of one trained on all data in one place, both with the run's own recipe and privacy;
     with privacy, ``pooled_without_privacy`` is trained with the task's recipe without it.
     """
+    settings = _in_one_place(settings)
     jobs: dict[str, Callable[[], float]] = {
         "pooled": partial(_accuracy, settings, dataset, dataset.train, "pooled")
     }
@@ -57,6 +59,16 @@ def train_baselines(settings: Settings, dataset: Dataset, sites: dict[str, Rows]
     return {**{k: v for k, v in accuracies.items() if "/" not in k}, "local": local}
 
 
+def _in_one_place(settings: Settings) -> Settings:
+    """Returns settings of training on one's own: noise that is not shared, or none for a site."""
+    privacy = settings.privacy
+    if privacy.mode == "distributed":
+        privacy = replace(privacy, mode="record")
+    elif privacy.mode == "site":
+        privacy = replace(privacy, mode="none", epsilon=None)
+    return replace(settings, privacy=privacy)
+
+
 def _without_privacy(settings: Settings) -> Settings:
     root = f"data.root='{settings.data.root}'" if settings.data.root else "data.root=null"
     return compose_settings(
@@ -77,7 +89,7 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
     device = pick_device(settings.train.device)
     seeded = initial_model(settings.model, dataset.input_shape, outputs, settings.seed)
     vector: Vector = read_parameters(seeded).numpy()
-    asked = privacy_request(settings)
+    asked = privacy_request(settings, len(vector))
     model = resident_model(
         settings.model, dataset.input_shape, outputs, device, channels_last=asked is None
     )

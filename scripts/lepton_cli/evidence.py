@@ -1,6 +1,6 @@
 """What a run's audit logs prove, after verifying every one of them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import yaml
@@ -10,8 +10,10 @@ from lepton_common.arrays import digest_of
 from lepton_common.audit import read_records
 from lepton_common.chain import GENESIS, ChainRecord, verify_heads
 from lepton_common.errors import AuditError, LedgerInvalid
-from lepton_common.privacy.accounting import GaussianEvent, epsilon
+from lepton_common.privacy.accounting import epsilon
+from lepton_common.privacy.events import Event, RoundedSkellam, read_event
 from lepton_common.privacy.ledger_file import read_ledger
+from lepton_common.privacy.plan import SHARE_VARIANCE, SharedNoise
 from lepton_common.settings import parse_settings
 from lepton_common.strict import to_json
 from lepton_server.run_folder import RunFolder
@@ -31,6 +33,7 @@ class SiteEvidence:
         engines: what computed private gradients, and how far it was from Opacus.
         deltas: the deltas charged at.
         events: every mechanism charged, released or not.
+        shared: who shared the noise of the newest charge, where any did.
     """
 
     name: str
@@ -41,7 +44,8 @@ class SiteEvidence:
     units: set[str] = field(default_factory=set)
     engines: dict[str, float | None] = field(default_factory=dict)
     deltas: set[float] = field(default_factory=set)
-    events: list[GaussianEvent] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    shared: SharedNoise | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -57,6 +61,18 @@ class SiteEvidence:
     def epsilon(self) -> float | None:
         """Spent at `delta`, recomputed from the charged events; None without DP."""
         return None if self.delta is None else epsilon(tuple(self.events), self.delta)
+
+    def epsilon_with(self, shares: int) -> float | None:
+        """What is spent if so many sites' shares of noise are all that protects each sum."""
+        if self.delta is None:
+            return None
+        events = (
+            replace(event, variance=shares * SHARE_VARIANCE)
+            if isinstance(event, RoundedSkellam)
+            else event
+            for event in self.events
+        )
+        return epsilon(tuple(events), self.delta)
 
     @property
     def without_dp(self) -> bool:
@@ -165,13 +181,15 @@ def _site_evidence(
     site: str, records: list[ChainRecord], ledger: list[ChainRecord]
 ) -> SiteEvidence:
     found = SiteEvidence(site, records=len(records))
-    charges: dict[str, GaussianEvent] = {}
+    charges: dict[str, Event] = {}
     for record in ledger:
         if record.kind == "charge":
-            charges[record.hash] = GaussianEvent(**record.body["event"])
+            charges[record.hash] = read_event(record.body["event"])
             found.events.append(charges[record.hash])
             found.deltas.add(float(record.body["delta"]))
             found.units.add(str(record.body["unit"]))
+            if record.body["shared"] is not None:
+                found.shared = SharedNoise(**record.body["shared"])
     for record in records:
         if record.kind == "engine":
             found.engines[str(record.body["engine"])] = record.body["difference"]
@@ -188,7 +206,7 @@ def _site_evidence(
                 proof = item["provenance"]
                 event = None if isinstance(proof, str) else proof.get("dp")
                 protection = proof if isinstance(proof, str) else "+".join(sorted(proof)[::-1])
-                if event is not None and GaussianEvent(**event) != covering:
+                if event is not None and read_event(event) != covering:
                     raise AuditError(
                         f"{site}: record {record.sequence} released '{item['name']}' under another "
                         "event than the one charged."

@@ -7,6 +7,7 @@ from importlib import resources
 import jinja2
 import yaml
 
+from lepton_cli.exposure import exposure
 from lepton_cli.pictures import draw_all
 from lepton_cli.run import Run
 from lepton_cli.summary import comparison, is_red, next_command, statement, upper
@@ -36,6 +37,7 @@ def write_report(run: Run) -> None:
         "status": run.status,
         "rows": comparison(run),
         "statement": statement(run),
+        "shared": exposure(run),
         "upper": upper,
         "red": is_red(run),
         "sites": list(run.evidence.sites.values()),

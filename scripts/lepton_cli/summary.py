@@ -4,16 +4,20 @@ import math
 import shlex
 import statistics
 from collections.abc import Iterable
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lepton_cli.evidence import SiteEvidence
+from lepton_cli.exposure import Exposure, exposure
 from lepton_cli.run import Run
+from lepton_common.privacy.plan import WHOLE_SITE
 from lepton_common.settings import Settings, poisoned_tolerated
 
 _MOST_SITES = 12
+_FEW_SITES = 100  # for whole updates
 _ENDED = {"failed": "failed", "interrupted": "was interrupted"}
 
 
@@ -49,11 +53,10 @@ def statement(run: Run) -> str:
         )
     units = sorted({unit for site in sites for unit in site.units})
     unit = ", ".join(units) or "row"
-    person = (
-        "Protected per row, not per person: the data names no person."
-        if unit == "row"
-        else f"Protected per {unit}."
-    )
+    person = {
+        "row": "Protected per row, not per person: the data names no person. ",
+        WHOLE_SITE: "Protected per site: whether a site took part, and all of its data. ",
+    }.get(unit, f"Protected per {unit}. ")
     spent = {site.delta: 0.0 for site in sites}
     for site in sites:
         spent[site.delta] = max(spent[site.delta], site.epsilon or 0.0)
@@ -62,9 +65,39 @@ def statement(run: Run) -> str:
     )
     return (
         f"{guarantees or 'Nothing spent, 0'}-differential privacy at each site, "
-        f"add-or-remove-one, record-level DP-SGD, accounted over all charged rounds. {person} "
-        f"{_engines(sites)}"
-        f"Who has data at several sites adds up their epsilons. {_aggregation(run)}"
+        f"add-or-remove-one, {_MECHANISMS[run.settings.privacy.mode]}, accounted over all charged "
+        f"rounds. {person}{_shared(run)}{_engines(sites)}{_persons(unit)}{_aggregation(run)}"
+    )
+
+
+_MECHANISMS = {
+    "none": "without noise",
+    "record": "record-level DP-SGD",
+    "distributed": "record-level DP-SGD over the union of the sites, with shared Skellam noise",
+    "site": "whole updates clipped, with shared Skellam noise",
+}
+
+
+def _persons(unit: str) -> str:
+    """Returns what holds for people whom several sites know."""
+    if unit == WHOLE_SITE:
+        return ""
+    return "Who has data at several sites adds up their epsilons. "
+
+
+def _shared(run: Run) -> str:
+    """Returns on whom a guarantee by shared noise depends."""
+    found = exposure(run)
+    if found is None:
+        return ""
+    noise = found.shared
+    few = noise.sites < _FEW_SITES and run.settings.privacy.mode == "site"
+    return (
+        f"This holds while at most {noise.colluders} of {noise.sites} sites collude and "
+        f"{noise.sites - noise.survivors} drop out of a round (every sum has {noise.survivors} or "
+        f"more); with secure aggregation broken, a site's own noise leaves epsilon "
+        f"{upper(found.broken, 2)}. "
+        + (f"{noise.sites} sites are few: one site's update is hard to hide. " if few else "")
     )
 
 
@@ -125,6 +158,9 @@ def print_summary(run: Run) -> None:
         accuracy.add_row(what, f"{value:.3f}", remark)
     console.print(accuracy)
     console.print(_site_table(list(run.evidence.sites.values())))
+    shared = exposure(run)
+    if shared is not None:
+        console.print(_exposure_table(shared))
     console.print(f"[bold red]{statement(run)}[/]" if is_red(run) else statement(run))
     if run.status in ("failed", "interrupted"):
         why = f": {run.outcome['error']}" if "error" in run.outcome else ""
@@ -139,6 +175,21 @@ def print_summary(run: Run) -> None:
     console.print(f"Next: [bold]{next_command(run)}[/]", soft_wrap=True)
 
 
+def _exposure_table(found: Exposure) -> Table:
+    table = Table(title=f"What shared noise protects against (epsilon at delta {found.delta:g})")
+    every, fewest = found.shared.sites, found.shared.survivors
+    for heading in ("sites that collude", f"all {every} answered", f"only {fewest} answered"):
+        table.add_column(heading, justify="right")
+    for count, whole, least in found.rows:
+        style = "bold" if count == found.shared.colluders else None
+        table.add_row(str(count), upper(whole, 2), upper(least, 2), style=style)
+    table.caption = (
+        f"secure aggregation broken: {upper(found.broken, 2)}; bold: the number tolerated, for "
+        "which the noise was chosen"
+    )
+    return table
+
+
 def next_command(run: Run) -> str:
     """Returns the one command to try next."""
     root = run.settings.data.root
@@ -150,6 +201,7 @@ def next_command(run: Run) -> str:
 
 def as_json_document(run: Run) -> dict[str, Any]:
     """Returns the same for scripts."""
+    shared = exposure(run)
     return {
         "run": str(run.folder.path),
         "status": run.status,
@@ -157,6 +209,7 @@ def as_json_document(run: Run) -> dict[str, Any]:
         "metrics": run.metrics,
         "baselines": run.baselines,
         "statement": statement(run),
+        "shared_noise": None if shared is None else asdict(shared),
         "sites": {
             site.name: {
                 "epsilon": site.epsilon,

@@ -62,7 +62,8 @@ def test_a_plan_meets_its_target_and_says_how_epsilon_grows():
     assert plan["sample_rate"] == 256 / 4096
     assert plan["expected_batch"] == 256
     assert plan["public_size"] == 4096
-    assert plan["noise_multiplier"] == calibrate(3.0, 1e-6, 256 / 4096, 10)
+    noise = calibrate(3.0, 1e-6, lambda sigma: GaussianEvent(256 / 4096, sigma, 10))
+    assert plan["noise_multiplier"] == noise
     assert 2.94 < plan["epsilon"] <= 3.0
     assert [row["round"] for row in plan["curve"]] == list(range(1, 11))
     for row in plan["curve"]:

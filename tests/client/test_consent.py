@@ -24,6 +24,7 @@ STRICT = replace(
     colluders=0,
     max_delta=1e-5,
     min_noise_multiplier=0.5,
+    min_own_noise_multiplier=0.25,
     max_clipping_norm=2.0,
     min_cohort=3,
     tasks=["toy"],
@@ -48,11 +49,11 @@ STRICT = replace(
 def test_a_request_outside_the_policy_is_refused(make_site, changes, reason):
     asked = request(**{"privacy": PRIVACY, **changes})
     with pytest.raises(ConsentRefused, match=reason):
-        consent.check(asked, make_site(STRICT).file, masked=False)
+        consent.check(asked, make_site(STRICT).file)
 
 
 def test_unit_and_denominator_come_from_the_site_and_not_from_the_request(make_site):
-    plan = consent.check(request(privacy=PRIVACY), make_site(STRICT).file, masked=False)
+    plan = consent.check(request(privacy=PRIVACY), make_site(STRICT).file)
     assert plan.unit == "row"
     assert plan.denominator == PRIVACY.sample_rate * 16  # its public size, not its 20 rows
 
@@ -69,7 +70,7 @@ def test_private_statistics_and_a_private_plan_do_not_go_together(make_site):
     site = make_site().file
     statistics = replace(site, data=replace(site.data, prepare="site_statistics"))
     with pytest.raises(ConsentRefused, match="no plan charges for"):
-        consent.check(request(prepare="site_statistics", privacy=PRIVACY), statistics, masked=False)
+        consent.check(request(prepare="site_statistics", privacy=PRIVACY), statistics)
 
 
 @pytest.mark.parametrize("weight", [1e9, float("nan"), float("-inf")])

@@ -26,7 +26,7 @@ ABOUT = {"run": "run-1", "round": 1}
 
 def charged(site):
     asked = request(privacy=PRIVACY)
-    plan = consent.check(asked, site.file, masked=False)
+    plan = consent.check(asked, site.file)
     return site.ledger.reserve(plan, asked, site.file.policy)
 
 

@@ -22,7 +22,7 @@ from lepton_common.privacy.accounting import GaussianEvent, epsilon
 def reserve(site, **changes):
     asked = request(privacy=PRIVACY, **changes)
     return site.ledger.reserve(
-        consent.check(asked, site.file, masked=False), asked, site.file.policy
+        consent.check(asked, site.file), asked, site.file.policy
     )
 
 
@@ -58,7 +58,7 @@ def test_the_policys_epsilon_holds_over_runs_and_unlike_mechanisms(make_site):
         reserve(site, run="run-2")
     quieter = replace(PRIVACY, noise_multiplier=30.0)
     asked = request(run="run-2", privacy=quieter)
-    site.ledger.reserve(consent.check(asked, site.file, masked=False), asked, site.file.policy)
+    site.ledger.reserve(consent.check(asked, site.file), asked, site.file.policy)
     both = (GaussianEvent(0.5, 1.0, 2), GaussianEvent(0.5, 30.0, 2))
     assert site.ledger.epsilon(1e-5) == pytest.approx(epsilon(both, 1e-5))
 
@@ -68,7 +68,7 @@ def test_a_run_keeps_the_plan_it_began_with(make_site):
     reserve(site)
     asked = request(privacy=replace(PRIVACY, max_steps=10**6))
     with pytest.raises(ConsentRefused, match="another privacy plan"):
-        site.ledger.reserve(consent.check(asked, site.file, masked=False), asked, site.file.policy)
+        site.ledger.reserve(consent.check(asked, site.file), asked, site.file.policy)
 
 
 def test_two_openings_of_one_site_cannot_both_charge(make_site):

@@ -52,6 +52,7 @@ _REQUEST = TrainRequest(
     model_digest=digest_of(pack(_MODEL).data),
     recipe=_RECIPE,
     privacy=PrivacyRequest(
+        mode="record",
         delta=1e-5,
         sample_rate=1.0,
         noise_multiplier=2.0,

@@ -15,6 +15,8 @@ from lepton_common.strict import to_json
 _SA1 = {"secagg.mode": "sa1"}
 _KRUM = {"strategy.name": "krum", "strategy.num_malicious_nodes": 4}
 _BULYAN = {"strategy.name": "bulyan", "strategy.num_malicious_nodes": 2}
+_SHARED = {**_SA1, "privacy.mode": "distributed", "federation.weights": "public_size"}
+_SITE = {**_SA1, "privacy.mode": "site"}
 
 
 def test_valid_settings_pass(make_settings):
@@ -79,6 +81,21 @@ def test_valid_settings_pass(make_settings):
             True,
             "federation.weights=masked_size depends on private records",
         ),
+        (
+            {**_SHARED, "secagg.mode": "none"},
+            True,
+            "privacy=distributed shares noise inside secure aggregation",
+        ),
+        ({**_SHARED, "secagg.width": 24}, True, "privacy=distributed sums whole numbers"),
+        ({**_SHARED, "secagg.rotate": True}, True, "privacy=distributed sums whole numbers"),
+        ({**_SHARED, "train.local_steps": 2}, True, "one private step a round"),
+        ({**_SHARED, "train.momentum": 0.9}, True, "privacy=distributed steps at the server"),
+        ({**_SHARED, "train.optimizer": "adam"}, True, "privacy=distributed steps at the server"),
+        ({**_SHARED, "train.weight_decay": 0.1}, True, "privacy=distributed steps at the server"),
+        ({**_SHARED, "federation.weights": "equal"}, True, "divides by the sites' public sizes"),
+        ({**_SITE, "federation.weights": "public_size"}, True, "protects all sites alike"),
+        ({**_SITE, "privacy.sample_rate": 0.5}, True, "set privacy.sample_rate=1"),
+        ({**_SITE, "privacy.epsilon": None}, True, "privacy=site needs privacy.epsilon"),
         ({"strategy.beta_1": 1.0}, False, "strategy.beta_1 and strategy.beta_2 must be below 1."),
         ({"strategy.beta_2": 1.0}, False, "strategy.beta_1 and strategy.beta_2 must be below 1."),
     ],
@@ -103,6 +120,8 @@ def test_each_contradiction_is_named_alone(setting_values, changes, private, sai
         ({"strategy.beta": 0.49}, False),
         ({"federation.weights": "public_size"}, False),
         ({"privacy.sample_rate": 0.1}, True),
+        ({**_SHARED, "privacy.sample_rate": 0.1}, True),
+        ({**_SITE, "train.precision": "bfloat16", "train.optimizer": "adam"}, True),
         ({"federation.weights": "masked_size", "secagg.mode": "sa1"}, False),
         ({**_SA1, "secagg.rounding": "stochastic", "secagg.width": 16}, False),
         ({**_SA1, "policy.colluders": 3, "policy.min_cohort": 7}, False),

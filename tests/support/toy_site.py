@@ -33,6 +33,7 @@ PERMISSIVE = SitePolicy(
     period_days=365,
     max_delta=1e-3,
     min_noise_multiplier=0.0,
+    min_own_noise_multiplier=0.0,
     max_clipping_norm=1000.0,
     max_batch_size=1024,
     min_cohort=1,
@@ -53,6 +54,7 @@ RECIPE = Recipe(
     seed=1,
 )
 PRIVACY = PrivacyRequest(
+    mode="record",
     delta=1e-5,
     sample_rate=0.5,
     noise_multiplier=1.0,

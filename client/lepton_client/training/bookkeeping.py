@@ -40,6 +40,7 @@ class ClippedGradients:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self._parameters = list(module.parameters())
         self._handles: list[RemovableHandle] = []
         self._unrolled: list[nn.Module] = []
         self._calls: list[Call] | None = None
@@ -108,7 +109,7 @@ class ClippedGradients:
             if units is None or int(least) < 0 or int(most) >= units:
                 raise ValueError(f"The units of rows must be in [0, units), with units={units}.")
         total = torch.zeros(
-            sum(parameter.numel() for parameter in self._module.parameters()),
+            sum(parameter.numel() for parameter in self._parameters),
             dtype=precision_on(features.device),
             device=features.device,
         )
@@ -197,7 +198,7 @@ class ClippedGradients:
             if each.shape != (len(features),):
                 raise ValueError(f"Losses have shape [rows], not {tuple(each.shape)}.")
             total = each.sum() if mask is None else torch.where(mask, each, 0.0).sum()
-            reached = _reach(total, calls, {id(p) for p in self._module.parameters()})
+            reached = _reach(total, calls, {id(p) for p in self._parameters})
             for call in calls:
                 call.check_inputs()
             # Autograd is asked for the first layers alone: the others lie on the way, and what
@@ -216,7 +217,7 @@ class ClippedGradients:
         places: dict[int, torch.Tensor] = {}
         begun: set[int] = set()
         offset = 0
-        for parameter in self._module.parameters():
+        for parameter in self._parameters:
             places[id(parameter)] = total[offset : offset + parameter.numel()]
             offset += parameter.numel()
         for form in forms:

@@ -15,6 +15,7 @@ from torch import nn
 
 # Pieces of work of about a core's cache.
 _PIECE_BYTES = 1 << 20
+_COPY_BYTES = 1 << 23
 _PAIRED_ROWS = 64
 # A float64 product costs about this many float32 ones.
 _DOUBLE_COST = 2.5
@@ -33,19 +34,15 @@ def square_sums(values: torch.Tensor) -> torch.Tensor:
         exact: torch.Tensor = torch.linalg.vector_norm(flat, dim=1)
         return exact.square()
     norms = torch.empty(len(flat), dtype=precision, device=values.device)
-    buffer = torch.empty(0, dtype=precision, device=values.device)
-    # In pieces, all in one buffer: a float64 copy of everything takes longer than its sum.
-    for piece in pieces(len(flat), 4 * precision.itemsize * flat.shape[1]):
-        part = flat[piece]
-        if buffer.shape != part.shape:
-            buffer = torch.empty(part.shape, dtype=precision, device=values.device)
-        torch.linalg.vector_norm(buffer.copy_(part), dim=1, out=norms[piece])
+    # In pieces: a float64 copy of everything, made anew each time, takes longer than its sum.
+    for piece in pieces(len(flat), precision.itemsize * flat.shape[1], _COPY_BYTES):
+        torch.linalg.vector_norm(flat[piece], dim=1, dtype=precision, out=norms[piece])
     return norms.square_()
 
 
-def pieces(rows: int, bytes_per_row: int) -> Iterator[slice]:
-    """Yields slices that cover ``rows`` rows, each of about a core's cache."""
-    step = max(1, _PIECE_BYTES // max(bytes_per_row, 1))
+def pieces(rows: int, bytes_per_row: int, size: int = _PIECE_BYTES) -> Iterator[slice]:
+    """Yields slices that cover ``rows`` rows, each of about ``size`` bytes: a core's cache."""
+    step = max(1, size // max(bytes_per_row, 1))
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 

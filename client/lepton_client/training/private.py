@@ -5,11 +5,13 @@ that the two differ. The function is total: an empty sample is pure noise, and a
 gradient is not finite counts as zero, so that neither shows from outside.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.conformance import Conformance
@@ -20,8 +22,9 @@ from lepton_client.training.resident import ResidentModel, new_optimizer
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records, Rows
 from lepton_common.messages import Recipe
+from lepton_common.privacy.integer_noise import skellam
 from lepton_common.privacy.noise import SecretRandom
-from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.privacy.plan import SHARE_VARIANCE, PrivacyPlan
 from lepton_common.tasks.catalog import Task
 
 
@@ -69,6 +72,55 @@ def train_private(
                 pull_towards(start, model, recipe.proximal_mu)
             optimizer.step()
     return model.update_since(start)
+
+
+def noisy_sum(
+    model: ResidentModel,
+    task: Task,
+    records: Records,
+    received: Vector,
+    batch_size: int,
+    plan: PrivacyPlan,
+    conformance: Conformance,
+) -> NDArray[np.int64]:
+    """Returns a site's part in one private step over the union of sites, int64, shape [d].
+
+    The sum of the sampled units' clipped gradients, in steps of ``plan.grid``, rounded up or down
+    at random, plus the site's share of Skellam noise (Agarwal, Kairouz and Liu 2021). Such parts
+    may only be added up under secure aggregation: alone, this one has too little noise.
+    """
+    secret = SecretRandom()
+    model.load(received)
+    rows_of_unit = _rows_by_unit(records)
+    units = [
+        rows_of_unit[unit] for unit in secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
+    ]
+    with conformance.open(model) as gradients:
+        total = clipped_sum(Engine(model, gradients), task, records, units, batch_size, plan)
+    return noised(total.cpu().numpy().astype(np.float64), plan, secret)
+
+
+def noised(
+    values: NDArray[np.float64], plan: PrivacyPlan, secret: SecretRandom
+) -> NDArray[np.int64]:
+    """Returns values on the grid of a plan with a share of its noise, int64, shape [d]."""
+    scaled = values / plan.grid
+    floor = np.floor(scaled)
+    # Compared with the fraction, not added to the value, which would round the dither.
+    up = secret.uniform(len(scaled)) < scaled - floor
+    return floor.astype(np.int64) + up + skellam(secret, SHARE_VARIANCE, len(scaled))
+
+
+def clip_update(update: Vector, clipping_norm: float) -> NDArray[np.float64]:
+    """Returns a whole update scaled to an L2 norm of at most a bound, shape [d].
+
+    Whatever came of training, it is finite: an update that is not counts as zero.
+    """
+    values = update.astype(np.float64)
+    norm = float(np.linalg.norm(values))
+    if not math.isfinite(norm):
+        return np.zeros_like(values)
+    return values * min(1.0, clipping_norm / max(norm, 1e-30))
 
 
 def clipped_sum(

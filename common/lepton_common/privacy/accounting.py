@@ -10,7 +10,7 @@ below the certified bound and is not used anywhere.
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +24,7 @@ from lepton_common.privacy.events import (
     DiscreteGaussian,
     Event,
     Laplace,
+    RoundedSkellam,
     SampledGaussian,
     Skellam,
     merge,
@@ -34,6 +35,7 @@ from lepton_common.privacy.skellam import (
     ORDERS,
     Values,
     poisson_sampled,
+    rounded_skellam_divergence,
     skellam_divergence,
 )
 
@@ -110,25 +112,31 @@ def bounds(events: Iterable[SampledGaussian], delta: float) -> dict[str, float |
     }
 
 
-def calibrate(target_epsilon: float, delta: float, sample_rate: float, steps: int) -> float:
-    """Returns the smallest noise multiplier (to 0.1 %) that keeps ``steps`` within the target.
+def calibrate(target_epsilon: float, delta: float, mechanism: Callable[[float], Event]) -> float:
+    """Returns the smallest noise multiplier (to 0.1 %) that keeps a mechanism within the target.
 
     Never less than 0.3, below which the guarantee says next to nothing.
+
+    Args:
+        target_epsilon: above 0.
+        delta: in (0, 1).
+        mechanism: from a noise multiplier to all that is done with it.
 
     Raises:
         PlanError: no noise multiplier up to 10,000 is enough.
     """
 
     def spent(noise_multiplier: float) -> float:
-        return epsilon((GaussianEvent(sample_rate, noise_multiplier, steps),), delta)
+        return epsilon((mechanism(noise_multiplier),), delta)
 
     low, high = _SIGMA_MIN, 1.0
     while spent(high) > target_epsilon:
         low, high = high, 2 * high
         if high > _SIGMA_MAX:
             raise PlanError(
-                f"No noise reaches epsilon {target_epsilon} at delta {delta} over {steps} steps; "
-                "raise privacy.epsilon, or lower rounds or the local steps."
+                f"No noise reaches epsilon {target_epsilon} at delta {delta} over "
+                f"{mechanism(high).steps} steps; raise privacy.epsilon, or lower rounds or the "
+                "local steps."
             )
     while high / low > 1.001:
         middle = math.sqrt(low * high)
@@ -146,7 +154,7 @@ def _has_loss(event: Event) -> bool:
     if isinstance(event, DiscreteGaussian):
         # One coordinate's is known, and an integer vector of a norm below sqrt(2) changes but one.
         return event.l2_sensitivity**2 < 2 and event.variance <= 2.0**16
-    return not isinstance(event, Skellam)
+    return not isinstance(event, Skellam | RoundedSkellam)
 
 
 def _loss_epsilon(events: Sequence[Event], delta: float, grid: float, about: float) -> float:
@@ -184,7 +192,7 @@ def _loss(event: Event, grid: float) -> Any:  # noqa: ANN401
                 value_discretization_interval=grid,
                 use_connect_dots=True,
             )
-        case Skellam():
+        case Skellam() | RoundedSkellam():
             raise AssertionError("Skellam noise has no known privacy loss distribution.")
     return one.self_compose(event.steps)
 
@@ -211,6 +219,11 @@ def _divergence(event: Event) -> Values:
         case Skellam():
             whole = skellam_divergence(
                 event.l2_sensitivity, event.l1_sensitivity, event.variance, ALL_ORDERS
+            )
+            return poisson_sampled(whole, event.sample_rate)
+        case RoundedSkellam():
+            whole = rounded_skellam_divergence(
+                event.l2_sensitivity, event.dimension, event.variance, ALL_ORDERS
             )
             return poisson_sampled(whole, event.sample_rate)
         case DiscreteGaussian():  # Canonne, Kamath and Steinke 2020, Theorem 4

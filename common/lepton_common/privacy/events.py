@@ -22,6 +22,7 @@ _BOUNDS: dict[str, tuple[float, float]] = {
     "count": (1, 10**7),
     "l2_sensitivity": (1.0, 1e12),  # an integer vector other than 0 has a norm of 1 or more
     "l1_sensitivity": (1.0, 1e18),
+    "dimension": (1, 10**10),
     "variance": (2.0**-8, 2.0**60),
     "scale_over_sensitivity": (0.01, 1e6),
 }
@@ -71,6 +72,41 @@ class Skellam:
     sample_rate: float
     l2_sensitivity: float
     l1_sensitivity: float
+    variance: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        """Refuses what gives no guarantee."""
+        _check(self)
+
+    def record(self) -> dict[str, float | int | str]:
+        """Returns the event as plain values, for logs and messages."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class RoundedSkellam:
+    """Some sums of real vectors, rounded with a dither, with Skellam noise.
+
+    What DP-SGD over a union of sites releases: each site rounds its sum of clipped gradients to
+    the grid, up or down at random, and adds noise; the bound on what rounding adds to a unit's
+    influence is in `skellam.rounded_skellam_divergence`.
+
+    Attributes:
+        sample_rate: Poisson rate of the privacy units in a sum, in (0, 1]; 1: no sampling.
+        l2_sensitivity: norm of what one unit changes before rounding, in steps of the grid.
+        dimension: number of values that are rounded.
+        variance: of the whole noise on each coordinate, in squared steps, as `Skellam.variance`.
+        steps: how many such sums.
+
+    Raises:
+        PlanError: a value is out of bounds.
+    """
+
+    kind: ClassVar = "rounded_skellam"
+    sample_rate: float
+    l2_sensitivity: float
+    dimension: int
     variance: float
     steps: int
 
@@ -147,12 +183,14 @@ class Laplace:
         return {"kind": self.kind, **asdict(self)}
 
 
-Event = SampledGaussian | Skellam | DiscreteGaussian | Laplace
+Event = SampledGaussian | Skellam | RoundedSkellam | DiscreteGaussian | Laplace
 
 _KINDS: dict[str, type[Event]] = {
-    kind.kind: kind for kind in (SampledGaussian, Skellam, DiscreteGaussian, Laplace)
+    kind.kind: kind
+    for kind in (SampledGaussian, Skellam, RoundedSkellam, DiscreteGaussian, Laplace)
 }
-_WHOLE = ("steps", "count")
+_COUNTS = ("steps", "count")
+_WHOLE = (*_COUNTS, "dimension")
 _NOISE = ("noise_multiplier", "variance", "scale_over_sensitivity")  # the more, the better
 
 
@@ -236,7 +274,7 @@ def _rough_loss(event: Event) -> float:
             loss = event.noise_multiplier**-2
         case Laplace():
             loss = event.scale_over_sensitivity**-2
-        case Skellam() | DiscreteGaussian():
+        case Skellam() | RoundedSkellam() | DiscreteGaussian():
             loss = event.l2_sensitivity**2 / event.variance
     return min(loss, 100.0)
 
@@ -247,7 +285,7 @@ def _worse(first: Event, second: Event) -> Event:
     for field, pair in zip(
         fields(first), zip(astuple(first), astuple(second), strict=True), strict=True
     ):
-        if field.name in _WHOLE:
+        if field.name in _COUNTS:
             worse[field.name] = sum(pair)
         else:
             worse[field.name] = min(pair) if field.name in _NOISE else max(pair)
@@ -255,7 +293,7 @@ def _worse(first: Event, second: Event) -> Event:
 
 
 def _number(field: str, value: object) -> float | int:
-    """Returns a whole number for counts, and a float for all else."""
+    """Returns a whole number for what is counted, and a float for all else."""
     # A bool is an int to Python. JSON does not tell 1 from 1.0, so a float field takes both.
     if isinstance(value, int) and not isinstance(value, bool):
         return value if field in _WHOLE else float(min(value, 2**63))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
-from lepton_common.privacy.accounting import GaussianEvent
+from lepton_common.privacy.events import Event
 
 
 class Protection(Enum):
@@ -28,7 +28,7 @@ class Provenance:
     """
 
     protection: Protection
-    event: GaussianEvent | None = None
+    event: Event | None = None
     spec: str | None = None
 
     def __post_init__(self) -> None:
@@ -63,11 +63,11 @@ PROTOCOL = Provenance(Protection.PROTOCOL)
 UNPROTECTED = Provenance(Protection.UNPROTECTED)
 
 
-def protected_by_dp(event: GaussianEvent) -> Provenance:
+def protected_by_dp(event: Event) -> Provenance:
     """Returns the provenance of a value released by the mechanism ``event``."""
     return Provenance(Protection.DP, event=event)
 
 
-def protected_by_secagg(spec: str, event: GaussianEvent | None) -> Provenance:
+def protected_by_secagg(spec: str, event: Event | None) -> Provenance:
     """Returns the provenance of a vector masked under ``spec``, with DP's event where it is on."""
     return Provenance(Protection.SECAGG, event=event, spec=spec)

@@ -34,6 +34,8 @@ from lepton_common.secagg.packing import CHUNK, pieces
 WIDTHS = (16, 20, 24, 32)
 _MOST_SCALE_BITS = 60
 _STEP = np.float32(1 / 256)
+# Values that are whole already, and noised: they are taken modulo 2**width and never clipped.
+Integers = NDArray[np.int64]
 # Writes a part of an encoded vector, piece by piece, and yields each.
 _Encode = Callable[[slice, RingVector], Iterator[RingVector]]
 
@@ -107,12 +109,13 @@ class Ring:
         return scale if most >= Fraction(2) ** scale else scale - 1
 
     def encode(
-        self, values: Vector, weight: float = 1.0, dither: bytes | None = None
+        self, values: Vector | Integers, weight: float = 1.0, dither: bytes | None = None
     ) -> RingVector:
         """Returns weighted values, clipped to ±``clip``, and the weight, shape [D].
 
         Args:
-            values: float32, shape [d].
+            values: float32, shape [d]; or int64, which are elements of the ring as they are, in
+                a ring of ``whole_clip``.
             weight: in (0, 1]; rounded to ``weight_bits``, at least one unit, and applied so.
             dither: a fresh secret key, 32 bytes, for stochastic rounding (Gupta et al. 2015), at
                 a width of 16; None: to the nearest.
@@ -133,7 +136,7 @@ class Ring:
 
     def mask(
         self,
-        values: Vector,
+        values: Vector | Integers,
         masks: Sequence[Mask],
         weight: float = 1.0,
         dither: bytes | None = None,
@@ -204,14 +207,17 @@ class Ring:
         bound = np.float32(self.clip)
         return bound if float(bound) <= self.clip else np.nextafter(bound, np.float32(0))
 
-    def _encoder(self, values: Vector, weight: float, dither: bytes | None) -> _Encode:
+    def _encoder(self, values: Vector | Integers, weight: float, dither: bytes | None) -> _Encode:
         """Returns what writes a part of the encoded vector, piece by piece, and yields each.
 
         Raises:
             EncodingError: see `encode`.
         """
-        if values.dtype != np.float32 or values.shape != (self.dimension,):
+        whole = values.dtype == np.int64
+        if not (whole or values.dtype == np.float32) or values.shape != (self.dimension,):
             raise EncodingError(f"There should be {self.dimension} values of type float32.")
+        if whole and (weight != 1.0 or dither is not None or self.scale_bits):
+            raise EncodingError("Whole numbers are not scaled, weighted or rounded.")
         if not 0 < weight <= 1:
             raise EncodingError("A weight should be above 0 and at most 1.")
         if dither is not None and self.width != 16:
@@ -253,12 +259,16 @@ class Ring:
 
     def _encode_piece(
         self,
-        values: Vector,
+        values: Vector | Integers,
         factor: np.float32,
         out: RingVector,
         scratch: Vector,
         noise: "_Dither | None",
     ) -> None:
+        if values.dtype == np.int64:
+            modulo = values.view(np.uint64) & np.uint64(self._mask)
+            np.copyto(out, modulo, casting="unsafe")
+            return
         scaled = scratch[: len(values)]
         low, high = values.min(initial=0), values.max(initial=0)
         if not (np.isfinite(low) and np.isfinite(high)):
@@ -274,6 +284,11 @@ class Ring:
         np.copyto(out.view(self._signed), scaled, casting="unsafe")
         if self.width in (20, 24):
             out &= self._mask
+
+
+def whole_clip(width: int, parties: int) -> float:
+    """Returns the clip of a ring in which a step is 1, for whole numbers."""
+    return float((2 ** (width - 1) - 1) // parties)
 
 
 class _Dither:

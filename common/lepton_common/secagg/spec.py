@@ -1,5 +1,6 @@
 """The round specification: everything that all sites of a round must see alike, and its hash."""
 
+import math
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,12 +26,12 @@ def default_colluders(sites: int) -> int:
     return (sites - 1) // 3
 
 
-def least_survivors(sites: int, colluders: int) -> int:
+def least_survivors(sites: int, colluders: int, quorum: float = 0.0) -> int:
     """Returns how many sites must be in a sum: the threshold, and three where there are three.
 
-    A sum of two is open to either of the two.
+    A sum of two is open to either of the two. A run may ask for a larger share of the sites.
     """
-    return max(threshold(sites, colluders), min(3, sites))
+    return max(threshold(sites, colluders), min(3, sites), math.ceil(quorum * sites))
 
 
 @dataclass(frozen=True)

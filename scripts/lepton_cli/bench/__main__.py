@@ -10,10 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lepton_cli.bench import Row, secagg, simulation
+from lepton_cli.bench import Row, privacy, secagg, simulation
 from lepton_common.names import look_up
 
 BENCHMARKS: dict[str, Callable[[bool, bool], Iterator[Row]]] = {
+    "privacy": privacy.rows,
     "secagg": secagg.rows,
     "simulation": simulation.rows,
 }

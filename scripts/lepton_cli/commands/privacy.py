@@ -143,13 +143,16 @@ def _spending(
     noise_multiplier: float | None,
 ) -> dict[str, Any]:
     """Returns the noise, and what is spent after each tenth of the rounds, as a site counts it."""
-    from lepton_common.privacy.accounting import calibrate, epsilon
+    from lepton_common.privacy.accounting import epsilon
     from lepton_common.privacy.events import SampledGaussian
+    from lepton_common.privacy.plan import calibrated_noise
 
     noise = noise_multiplier
     if noise is None:
         assert target is not None
-        noise = calibrate(target, delta, rate, rounds * local_steps)
+        noise = calibrated_noise(
+            target_epsilon=target, delta=delta, sample_rate=rate, max_steps=rounds * local_steps
+        )
     curve = []
     for done in sorted({-(-rounds * tenth // 10) for tenth in range(1, 11)}):
         steps = done * local_steps

@@ -6,6 +6,8 @@ from typing import Protocol
 from lepton_common.arrays import Vector
 from lepton_common.errors import MalformedMessage
 from lepton_common.messages import Receipt, SiteFacts, TrainRequest
+from lepton_common.secagg.spec import RoundSpec
+from lepton_common.summing import shared_noise
 
 
 class Mean(Protocol):
@@ -80,19 +82,24 @@ class Gathered:
             part.update(ordered)  # type: ignore[arg-type]
 
 
-def check_receipt(receipt: Receipt, request: TrainRequest, site: SiteFacts) -> None:
+def check_receipt(
+    receipt: Receipt, request: TrainRequest, site: SiteFacts, spec: RoundSpec | None = None
+) -> None:
     """Holds a receipt against what was asked, and its epsilon against what that must cost.
 
     Raises:
         MalformedMessage: it is for another round, run or plan, or claims to have spent less.
     """
     asked = request.privacy
-    plan = asked.plan(site.unit, site.public_size) if asked else None
+    plan = None
+    if asked is not None:
+        shared = None if asked.mode == "record" or spec is None else shared_noise(spec)
+        plan = asked.plan(site.unit, site.public_size, shared)
     fits = (receipt.run, receipt.round) == (request.run, request.round)
     if plan is None:
         fits = fits and receipt.plan is None
     else:
-        least = plan.epsilon(plan.steps_per_round)
+        least = plan.epsilon(1)
         fits = fits and receipt.plan == plan.digest and receipt.epsilon >= 0.999 * least
     if not fits:
         raise MalformedMessage("A receipt does not fit the round, run or plan it answers.")

@@ -41,7 +41,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
     run, federation = folder.path.name, settings.federation
     evaluator = Evaluator(settings)
     strategy = make_strategy(settings, evaluator.layout)
-    privacy = privacy_request(settings)
+    privacy = privacy_request(settings, evaluator.layout.size)
     state = Checkpoint(round=0, model=evaluator.initial_vector())
     audit = _open_audit(folder, settings)
     if folder.checkpoint.exists():

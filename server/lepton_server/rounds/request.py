@@ -4,24 +4,35 @@ import hashlib
 
 from lepton_common.arrays import Layout, digest_of, pack
 from lepton_common.messages import MaskedSum, PrivacyRequest, Recipe, TrainRequest
-from lepton_common.privacy.plan import calibrated_noise
+from lepton_common.privacy.plan import SharedNoise, calibrated_noise
+from lepton_common.secagg.spec import least_survivors
 from lepton_common.settings import Settings
 from lepton_server.rounds.checkpoint import Checkpoint
 
 
-def privacy_request(settings: Settings) -> PrivacyRequest | None:
+def privacy_request(settings: Settings, size: int) -> PrivacyRequest | None:
     """Returns what the run asks of each site's privacy plan; None without DP.
 
     The noise covers all rounds and the spare ones, for a site that takes part in each.
 
+    Args:
+        settings: the whole configuration.
+        size: number of weights in the model.
+
     Raises:
         PlanError: no noise reaches the target.
     """
-    privacy, steps = settings.privacy, settings.train.local_steps
-    if privacy.epsilon is None or privacy.delta is None or steps is None:
+    privacy, mode = settings.privacy, settings.privacy.mode
+    if mode == "none" or privacy.epsilon is None or privacy.delta is None:
         return None
+    steps = 1 if mode == "site" else settings.train.local_steps or 1
+    shared = None
+    if settings.shares_noise:
+        n, f = settings.cohort, settings.colluders
+        shared = SharedNoise(n, least_survivors(n, f, settings.federation.quorum), f, size)
     max_steps = (settings.rounds + privacy.spare_rounds) * steps
     return PrivacyRequest(
+        mode=mode,
         delta=privacy.delta,
         sample_rate=privacy.sample_rate,
         noise_multiplier=calibrated_noise(
@@ -29,6 +40,7 @@ def privacy_request(settings: Settings) -> PrivacyRequest | None:
             delta=privacy.delta,
             sample_rate=privacy.sample_rate,
             max_steps=max_steps,
+            shared=shared,
         ),
         clipping_norm=privacy.clipping_norm,
         steps_per_round=steps,

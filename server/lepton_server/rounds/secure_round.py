@@ -1,6 +1,5 @@
 """One secure sum, tried by the rules of SA1 until it comes out, or lost by name."""
 
-import math
 from typing import Any
 
 from flwr.app import RecordDict
@@ -8,6 +7,7 @@ from flwr.app import RecordDict
 from lepton_common.arrays import Vector
 from lepton_common.errors import RoundLost, SecAggError, TooFewSites
 from lepton_common.messages import SiteFacts, TrainRequest, model_record
+from lepton_common.secagg.ring import whole_clip
 from lepton_common.secagg.spec import (
     WEIGHT_BITS,
     RosterEntry,
@@ -18,11 +18,11 @@ from lepton_common.secagg.spec import (
 from lepton_common.settings import Settings
 from lepton_common.stages import SecAggStage, StageRequest, read_masked, stage_content
 from lepton_common.summing import (
-    SummedForm,
     bind,
     bind_layout,
     bind_privacy,
     run_id_of,
+    summed_as,
     weight_share,
 )
 from lepton_server.rounds.conversation import Conversation
@@ -62,7 +62,7 @@ class SecureRound:
         self._node_of = {facts.name: node for node, facts in sites.items()}
         assert request.masked is not None, "a masked round describes its sum"
         self._form = request.masked
-        self._summed = SummedForm(request, self._form, len(model))
+        self._summed = summed_as(request, self._form, len(model))
         self._proposal = self._specification(self._summed.dimension)
 
     def gather(self) -> Conversation[Gathered]:
@@ -117,16 +117,21 @@ class SecureRound:
             roster=self._roster,
             colluders=f,
             threshold=threshold(n, f),
-            min_survivors=max(least_survivors(n, f), math.ceil(quorum * n)),
+            min_survivors=least_survivors(n, f, quorum),
             dimension=dimension,
             width=settings.secagg.width,
-            clip=settings.secagg.clip,
+            clip=self._clip(n),
             weight_bits=WEIGHT_BITS if self._form.weight_cap else 0,
             layout_hash=bind_layout(request),
             model_hash=bytes.fromhex(request.model_digest),
             app_hash=bind(request),
             dp=bind_privacy(request.privacy),
         )
+
+    def _clip(self, sites: int) -> float:
+        secagg, privacy = self._settings.secagg, self._request.privacy
+        shared = privacy is not None and privacy.mode != "record"
+        return whole_clip(secagg.width, sites) if shared else secagg.clip
 
     def _exchange(self, spec: RoundSpec, gathered: dict[str, Any]) -> Exchange:
         def content(asked: StageRequest) -> RecordDict:
@@ -136,7 +141,7 @@ class SecureRound:
         def masked(index: int, content: RecordDict) -> tuple[bytes, bytes]:
             site = self._facts[spec.roster[index - 1][0]]
             header, packed, receipt = read_masked(content)
-            check_receipt(receipt, self._request, site)
+            check_receipt(receipt, self._request, site, spec)
             gathered["epsilon"][site.name] = receipt.epsilon
             gathered["ledgers"][site.name] = receipt.ledger_head
             return header, packed

@@ -193,6 +193,10 @@ def test_more_sampling_less_noise_or_more_steps_cost_more(dearer):
     assert epsilon((base,), 1e-7) > epsilon((base,), _DELTA)
 
 
+def _steps(sample_rate, steps):
+    return lambda sigma: GaussianEvent(sample_rate, sigma, steps)
+
+
 @pytest.mark.parametrize(
     ("target", "delta", "sample_rate", "steps"),
     [(3.0, 1e-5, 1.0, 30), (1.0, 1e-5, 1.0, 1), (8.0, 1e-6, 1.0, 500), (2.0, 1e-5, 0.05, 200)],
@@ -200,19 +204,19 @@ def test_more_sampling_less_noise_or_more_steps_cost_more(dearer):
 def test_calibration_meets_its_target_closely_and_never_exceeds_it(
     target, delta, sample_rate, steps
 ):
-    sigma = calibrate(target, delta, sample_rate, steps)
+    sigma = calibrate(target, delta, _steps(sample_rate, steps))
     assert 0.98 * target <= _spent(sample_rate, sigma, steps, delta) <= target
     assert _spent(sample_rate, sigma / 1.002, steps, delta) > target
 
 
 def test_a_generous_target_gets_the_least_noise_there_is():
     target = _spent(1.0, 0.2, 1)
-    assert calibrate(target, _DELTA, 1.0, 1) == pytest.approx(0.3, rel=0.002)
+    assert calibrate(target, _DELTA, _steps(1.0, 1)) == pytest.approx(0.3, rel=0.002)
 
 
 def test_a_target_that_no_noise_reaches_is_refused():
     with pytest.raises(PlanError, match=r"raise privacy.epsilon"):
-        calibrate(1e-9, 1e-9, 1.0, 1000)
+        calibrate(1e-9, 1e-9, _steps(1.0, 1000))
 
 
 def test_an_event_is_logged_as_plain_values():

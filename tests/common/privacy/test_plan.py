@@ -7,7 +7,12 @@ import pytest
 
 from lepton_common.errors import PlanError
 from lepton_common.privacy.accounting import GaussianEvent, calibrate, epsilon
-from lepton_common.privacy.plan import PrivacyPlan, calibrated_noise, public_size_class
+from lepton_common.privacy.plan import (
+    PrivacyPlan,
+    SharedNoise,
+    calibrated_noise,
+    public_size_class,
+)
 
 
 @pytest.fixture
@@ -63,10 +68,17 @@ def test_the_digest_changes_with_every_field(plan):
         "max_steps": 31,
         "denominator": 65.0,
     }
-    assert set(changes) | {"relation"} == {field.name for field in fields(PrivacyPlan)}
+    assert set(changes) | {"relation", "shared"} == {field.name for field in fields(PrivacyPlan)}
     digests = {replace(plan, **{name: value}).digest for name, value in changes.items()}
     assert len(digests | {plan.digest}) == len(changes) + 1
     assert replace(plan).digest == plan.digest
+    shared = SharedNoise(sites=10, survivors=7, colluders=3, dimension=5)
+    one_step = replace(plan, steps_per_round=1)
+    others = [
+        replace(shared, **{field.name: 6}) for field in fields(shared) if field.name != "sites"
+    ]
+    plans = [replace(one_step, shared=noise) for noise in (None, shared, *others)]
+    assert len({found.digest for found in plans}) == len(plans)
     assert len(plan.digest) == 64
 
 
@@ -76,15 +88,25 @@ def test_an_event_covers_the_steps_of_its_rounds(plan):
 
 
 def test_what_a_plan_says_it_spends_is_what_the_accounting_says(plan):
-    assert plan.epsilon(12) == epsilon((plan.event(4),), plan.delta)
-    assert plan.epsilon(12) == epsilon((plan.event(),) * 4, plan.delta)
+    assert plan.epsilon(4) == epsilon((plan.event(4),), plan.delta)
+    assert plan.epsilon(4) == epsilon((plan.event(),) * 4, plan.delta)
     assert plan.epsilon(0) == 0.0
-    assert plan.epsilon(13) > plan.epsilon(12)
+    assert plan.epsilon(5) > plan.epsilon(4)
+
+
+@pytest.mark.parametrize("survivors", [4, 7, 10])
+def test_shared_noise_is_calibrated_whoever_answers(survivors):
+    shared = SharedNoise(sites=10, survivors=survivors, colluders=3, dimension=5000)
+    values = {"target_epsilon": 3.0, "delta": 1e-5, "sample_rate": 0.1, "max_steps": 50}
+    noise = calibrated_noise(**values, shared=shared)
+    assert 1.0 <= noise / calibrated_noise(**values) <= 1.15  # Rényi against loss distributions
+    plan = PrivacyPlan("row", 1e-5, 0.1, noise, 1.0, 1, 50, 10.0, shared)
+    assert 2.95 < plan.epsilon(50) <= 3.0
 
 
 def test_calibrated_noise_is_the_accountings():
     noise = calibrated_noise(target_epsilon=3.0, delta=1e-5, sample_rate=1.0, max_steps=30)
-    assert noise == calibrate(3.0, 1e-5, 1.0, 30)
+    assert noise == calibrate(3.0, 1e-5, lambda sigma: GaussianEvent(1.0, sigma, 30))
 
 
 @pytest.mark.parametrize(

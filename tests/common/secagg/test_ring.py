@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from lepton_common.errors import EncodingError, MalformedMessage
 from lepton_common.secagg.encoding import tagged_hash
 from lepton_common.secagg.masks import LANE, add_masks
-from lepton_common.secagg.ring import Ring
+from lepton_common.secagg.ring import Ring, whole_clip
 
 _WIDTHS = [16, 20, 24, 32]
 _LENGTHS = [1, 2, 2**17 + 1, LANE - 1, LANE, LANE + 7]
@@ -291,3 +291,37 @@ def test_masking_refuses_what_encoding_refuses(width):
     values[LANE + 5] = np.nan
     with pytest.raises(EncodingError, match="not finite"):
         Ring(width, 2, len(values), 1.0, 0).mask(values, [])
+
+
+@pytest.mark.parametrize("width", [16, 20, 24, 32])
+def test_whole_numbers_are_taken_modulo_the_ring(width):
+    ring = Ring(width, 3, 5, whole_clip(width, 3), 0)
+    assert ring.scale_bits == 0
+    values = np.array([0, 1, -1, 2**width + 5, -(2**40) - 7], np.int64)
+    encoded = ring.encode(values)
+    assert [int(value) for value in encoded[:5]] == [int(value) % 2**width for value in values]
+    packed, digest = ring.mask(values, [])
+    assert packed == ring.pack(encoded)
+    assert digest == ring.digest(encoded)
+
+
+@pytest.mark.parametrize("parties", [2, 3, 10, 1000])
+def test_sums_of_whole_numbers_are_exact(parties):
+    rng = np.random.default_rng(parties)
+    ring = Ring(32, parties, 1000, whole_clip(32, parties), 0)
+    most = (2**31 - 1) // parties
+    parts = rng.integers(-most, most + 1, size=(parties, 1000))
+    total = sum((ring.encode(part) for part in parts), np.zeros(ring.length, ring.dtype))
+    values, _ = ring.decode(total)
+    assert np.array_equal(values, parts.sum(axis=0))
+
+
+def test_whole_numbers_are_neither_weighted_nor_rounded_nor_scaled():
+    values = np.zeros(5, np.int64)
+    for ring, weight, dither in (
+        (Ring(32, 3, 5, whole_clip(32, 3), 0), 0.5, None),
+        (Ring(16, 3, 5, whole_clip(16, 3), 0), 1.0, bytes(32)),
+        (Ring(32, 3, 5, 8.0, 0), 1.0, None),
+    ):
+        with pytest.raises(EncodingError, match="Whole numbers"):
+            ring.encode(values, weight, dither)

@@ -15,7 +15,7 @@ _LAYOUT = Layout(("weight",), ((4,),))
 
 
 def test_without_privacy_no_plan_is_asked_for(make_settings):
-    assert privacy_request(make_settings()) is None
+    assert privacy_request(make_settings(), 4) is None
 
 
 @pytest.mark.parametrize(("rounds", "spare", "steps"), [(5, 0, 1), (5, 2, 1), (7, 3, 4)])
@@ -25,7 +25,7 @@ def test_the_noise_covers_all_rounds_and_the_spare_ones(make_settings, rounds, s
          "privacy.clipping_norm": 0.7},
         private=True,
     )  # fmt: skip
-    asked = privacy_request(settings)
+    asked = privacy_request(settings, 4)
     assert (asked.steps_per_round, asked.max_steps) == (steps, (rounds + spare) * steps)
     assert (asked.delta, asked.sample_rate, asked.clipping_norm) == (1e-5, 1.0, 0.7)
     spent = epsilon((GaussianEvent(1.0, asked.noise_multiplier, asked.max_steps),), asked.delta)
