@@ -48,6 +48,8 @@ _SETTINGS = {
         "optimizer": "sgd",
         "learning_rate": 0.1,
         "schedule": "constant",
+        "warmup_rounds": 0,
+        "augmentations": 1,
         "momentum": 0.0,
         "weight_decay": 0.0,
         "batch_size": 64,
@@ -67,6 +69,7 @@ _SETTINGS = {
         "beta": 0.2,
         "num_malicious_nodes": 1,
         "num_nodes_to_select": 3,
+        "average_decay": 0.0,
     },
     "privacy": {
         "mode": "none",

@@ -216,7 +216,7 @@ def _sum_gradients(
 ) -> Integers:
     model, records = _prepare(request, received, site, channels_last=False)
     task, engine = find_task(request.task), _engine(request, model, site)
-    return noisy_sum(model, task, records, received, request.recipe.batch_size, plan, engine)
+    return noisy_sum(model, task, records, received, request.recipe, plan, engine)
 
 
 def _engine(request: TrainRequest, model: ResidentModel, site: Site) -> Conformance:

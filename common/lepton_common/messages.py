@@ -80,6 +80,7 @@ class Recipe:
     batch_size: Count
     local_epochs: Count | None
     local_steps: Count | None
+    augmentations: Count
     precision: Literal["float32", "bfloat16"]
     device: Annotated[str, Field(pattern=f"^{DEVICE}$")]
     proximal_mu: NotNegative

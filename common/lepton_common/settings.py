@@ -60,33 +60,39 @@ class TrainSettings:
     Attributes:
         optimizer: ``sgd`` or ``adam``, fresh every round.
         learning_rate: at the first round.
-        schedule: ``constant``, or ``cosine`` to a tenth at the last round.
+        schedule: ``constant``, or ``cosine`` or ``linear`` to a tenth at the last round.
+        warmup_rounds: rounds over which the rate rises to its value first.
         momentum: for ``sgd``.
         weight_decay: L2.
         batch_size: records a step; with privacy, records held in memory at once.
         local_epochs: passes over the site's data a round, or None.
         local_steps: steps a round, or None; exactly one of the two is set. Privacy needs steps.
+        augmentations: views of each image whose gradients are averaged before clipping, with
+            privacy by steps; 1: the image alone.
         precision: ``float32``, or ``bfloat16`` for matrix products.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, at each site.
     """
 
     optimizer: Literal["sgd", "adam"]
     learning_rate: Positive
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cosine", "linear"]
+    warmup_rounds: Natural
     momentum: NotNegative
     weight_decay: NotNegative
     batch_size: Count
     local_epochs: Count | None
     local_steps: Count | None
+    augmentations: Count
     precision: Literal["float32", "bfloat16"]
     device: str
 
     def learning_rate_at(self, round_: int, rounds: int) -> float:
         """Returns the learning rate of a round, counted from 1."""
-        if self.schedule == "constant":
-            return self.learning_rate
+        warm = min(1.0, round_ / (self.warmup_rounds + 1))
         share = (round_ - 1) / max(rounds - 1, 1)
-        return self.learning_rate * (0.55 + 0.45 * math.cos(math.pi * share))
+        falling = {"constant": 1.0, "cosine": 0.55 + 0.45 * math.cos(math.pi * share),
+                   "linear": 1.0 - 0.9 * share}  # fmt: skip
+        return self.learning_rate * warm * falling[self.schedule]
 
 
 @record
@@ -104,6 +110,8 @@ class StrategySettings:
         beta: share trimmed at each end by fedtrimmedavg.
         num_malicious_nodes: tolerated by krum, multikrum, bulyan.
         num_nodes_to_select: kept by multikrum.
+        average_decay: of the moving average of the rounds' models, which is the run's model then;
+            0: that of the last round.
     """
 
     name: str
@@ -116,6 +124,7 @@ class StrategySettings:
     beta: NotNegative
     num_malicious_nodes: Natural
     num_nodes_to_select: Count
+    average_decay: NotNegative
 
 
 @record
@@ -461,6 +470,15 @@ def _contradictions(settings: Settings) -> list[str]:
         ),
         f"strategy.beta={strategy.beta} trims everything: keep it below 0.5.": (
             strategy.beta >= 0.5
+        ),
+        "strategy.average_decay must be below 1.": strategy.average_decay >= 1,
+        "train.augmentations averages the gradients of private steps over images: set it to 1, or "
+        "choose privacy=record or distributed, and a task of images as they are "
+        "(data.prepare=public_ranges).": train.augmentations > 1
+        and (
+            not by_step
+            or settings.data.prepare != "public_ranges"
+            or (settings.task in TASKS and not TASKS[settings.task].shift)
         ),
         "strategy.beta_1 and strategy.beta_2 must be below 1.": (
             strategy.beta_1 >= 1 or strategy.beta_2 >= 1

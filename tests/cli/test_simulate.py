@@ -80,11 +80,12 @@ def test_without_privacy_every_report_is_red(lepton):
     assert "NOT PRIVATE" in (run.folder.path / "model_card.md").read_text()
 
 
-def test_the_returned_run_holds_a_model_that_predicts_as_measured():
+@pytest.mark.parametrize("decay", [0, 0.9])
+def test_the_returned_run_holds_a_model_that_predicts_as_measured(decay):
     from lepton_common.datasets.catalog import load_dataset
     from lepton_common.tasks.catalog import find_task
 
-    run = lepton_cli.simulate(*PLAIN)
+    run = lepton_cli.simulate(*PLAIN, strategy={"average_decay": decay})
     test = load_dataset("breast_cancer", None, "public_ranges").test
     again = find_task("breast_cancer").evaluate(run.model(), test.features, test.labels)
     # The loss on the sites' own records comes out of the masked sum, not out of the model.

@@ -21,9 +21,7 @@ from lepton_common.privacy.accounting import GaussianEvent, epsilon
 
 def reserve(site, **changes):
     asked = request(privacy=PRIVACY, **changes)
-    return site.ledger.reserve(
-        consent.check(asked, site.file), asked, site.file.policy
-    )
+    return site.ledger.reserve(consent.check(asked, site.file), asked, site.file.policy)
 
 
 def test_epsilon_is_that_of_all_rounds_together_and_not_of_the_last_one(make_site):

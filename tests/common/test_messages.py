@@ -36,6 +36,7 @@ _RECIPE = Recipe(
     batch_size=8,
     local_epochs=None,
     local_steps=2,
+    augmentations=1,
     precision="float32",
     device="cpu",
     proximal_mu=0.0,

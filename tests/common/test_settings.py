@@ -96,6 +96,10 @@ def test_valid_settings_pass(make_settings):
         ({**_SITE, "federation.weights": "public_size"}, True, "protects all sites alike"),
         ({**_SITE, "privacy.sample_rate": 0.5}, True, "set privacy.sample_rate=1"),
         ({**_SITE, "privacy.epsilon": None}, True, "privacy=site needs privacy.epsilon"),
+        ({"strategy.average_decay": 1.0}, False, "strategy.average_decay must be below 1."),
+        ({"train.augmentations": 4}, False, "train.augmentations averages"),
+        ({"train.augmentations": 4, "task": "breast_cancer"}, True, "train.augmentations averages"),
+        ({**_SITE, "train.augmentations": 4}, True, "train.augmentations averages"),
         ({"strategy.beta_1": 1.0}, False, "strategy.beta_1 and strategy.beta_2 must be below 1."),
         ({"strategy.beta_2": 1.0}, False, "strategy.beta_1 and strategy.beta_2 must be below 1."),
     ],
@@ -121,6 +125,7 @@ def test_each_contradiction_is_named_alone(setting_values, changes, private, sai
         ({"federation.weights": "public_size"}, False),
         ({"privacy.sample_rate": 0.1}, True),
         ({**_SHARED, "privacy.sample_rate": 0.1}, True),
+        ({"train.augmentations": 4, "strategy.average_decay": 0.99}, True),
         ({**_SITE, "train.precision": "bfloat16", "train.optimizer": "adam"}, True),
         ({"federation.weights": "masked_size", "secagg.mode": "sa1"}, False),
         ({**_SA1, "secagg.rounding": "stochastic", "secagg.width": 16}, False),
@@ -208,6 +213,18 @@ def test_every_strategy_can_be_chosen(make_settings, name):
 def test_a_constant_schedule_is_constant(make_settings):
     train = make_settings().train
     assert {train.learning_rate_at(round_, 20) for round_ in range(1, 21)} == {0.1}
+
+
+def test_a_linear_schedule_falls_to_a_tenth(make_settings):
+    train = make_settings({"train.schedule": "linear"}).train
+    rates = [train.learning_rate_at(round_, 10) for round_ in range(1, 11)]
+    assert rates == pytest.approx([0.1 - 0.01 * step for step in range(10)])
+
+
+def test_a_rate_rises_first_where_that_is_asked_for(make_settings):
+    train = make_settings({"train.warmup_rounds": 3}).train
+    rates = [train.learning_rate_at(round_, 10) for round_ in range(1, 11)]
+    assert rates == pytest.approx([0.025, 0.05, 0.075, *[0.1] * 7])
 
 
 def test_a_cosine_schedule_falls_to_a_tenth(make_settings):

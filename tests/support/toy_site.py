@@ -48,6 +48,7 @@ RECIPE = Recipe(
     batch_size=8,
     local_epochs=1,
     local_steps=None,
+    augmentations=1,
     precision="float32",
     device="cpu",
     proximal_mu=0.0,

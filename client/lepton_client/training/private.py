@@ -19,6 +19,7 @@ from lepton_client.training.layer_norms import precision_on
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.plain import pull_towards
 from lepton_client.training.resident import ResidentModel, new_optimizer
+from lepton_client.training.views import Views
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records, Rows
 from lepton_common.messages import Recipe
@@ -56,14 +57,14 @@ def train_private(
     """
     secret = SecretRandom()
     start = model.load(received)
-    optimizer = new_optimizer(model.module, recipe)
+    optimizer, views = new_optimizer(model.module, recipe), Views(task, recipe, secret)
     rows_of_unit = _rows_by_unit(records)
     with conformance.open(model) as gradients:
         engine = Engine(model, gradients)
         for _ in range(plan.steps_per_round):
             sample = secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
             units = [rows_of_unit[unit] for unit in sample]
-            gradient = clipped_sum(engine, task, records, units, recipe.batch_size, plan)
+            gradient = clipped_sum(engine, task, records, units, recipe.batch_size, plan, views)
             noise = secret.gaussian(len(gradient), plan.noise_multiplier * plan.clipping_norm)
             gradient += torch.from_numpy(noise).to(gradient)
             gradient /= plan.denominator
@@ -79,7 +80,7 @@ def noisy_sum(
     task: Task,
     records: Records,
     received: Vector,
-    batch_size: int,
+    recipe: Recipe,
     plan: PrivacyPlan,
     conformance: Conformance,
 ) -> NDArray[np.int64]:
@@ -95,8 +96,10 @@ def noisy_sum(
     units = [
         rows_of_unit[unit] for unit in secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
     ]
+    views = Views(task, recipe, secret)
     with conformance.open(model) as gradients:
-        total = clipped_sum(Engine(model, gradients), task, records, units, batch_size, plan)
+        engine = Engine(model, gradients)
+        total = clipped_sum(engine, task, records, units, recipe.batch_size, plan, views)
     return noised(total.cpu().numpy().astype(np.float64), plan, secret)
 
 
@@ -130,22 +133,32 @@ def clipped_sum(
     units: list[Rows],
     batch_size: int,
     plan: PrivacyPlan,
+    views: Views | None = None,
 ) -> torch.Tensor:
     """Returns the sum over units of their clipped gradients, float64 where there is, shape [d].
 
-    A unit's gradient is the sum over its records, scaled to an L2 norm of at most
-    ``plan.clipping_norm``. Records go through the model about ``batch_size`` at a time, whole
-    units together; the split changes nothing but the memory needed.
+    A unit's gradient is the sum over its records (of each the mean over its views), scaled to an
+    L2 norm of at most ``plan.clipping_norm``. Records and their views go through the model about
+    ``batch_size`` at a time, whole units together; the split changes nothing but the memory
+    needed.
     """
-    model = engine.model
+    model, count_of = engine.model, views.count if views else 1
+
+    def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return task.losses(outputs, labels) / count_of
+
     # Apple's GPUs have no float64.
     total = torch.zeros(model.layout.size, dtype=precision_on(model.device), device=model.device)
-    for rows, unit_of_row, count in _chunks(units, batch_size):
+    for rows, unit_of_row, count in _chunks(units, max(1, batch_size // count_of)):
         index = torch.from_numpy(rows)
-        of_row = None if count == len(rows) else torch.from_numpy(unit_of_row).to(model.device)
+        features = records.features[index].to(model.device)
+        if views is not None and count_of > 1:
+            features = views.of(features)
+            index, unit_of_row = index.repeat_interleave(count_of), unit_of_row.repeat(count_of)
+        of_row = None if count == len(index) else torch.from_numpy(unit_of_row).to(model.device)
         total += engine.gradients.sum(
-            task.losses,
-            records.features[index].to(model.device),
+            losses,
+            features,
             records.labels[index].to(model.device),
             clipping_norm=plan.clipping_norm,
             unit_of_row=of_row,

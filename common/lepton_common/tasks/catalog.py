@@ -21,12 +21,16 @@ class Task:
         dataset: name of its data set.
         loss: ``cross_entropy`` over one logit a class, or ``binary`` over a single logit.
         label: what the label says, for reports and model cards.
+        shift: by how many pixels an image may be moved and keep its label; 0: not at all.
+        mirror: whether an image keeps its label when left and right change places.
     """
 
     name: str
     dataset: str
     loss: Literal["cross_entropy", "binary"]
     label: str
+    shift: int = 0
+    mirror: bool = False
 
     def outputs(self, classes: int) -> int:
         """Returns how many logits the model needs."""
@@ -64,11 +68,18 @@ class Task:
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("digits", "digits", "cross_entropy", "handwritten digit, 0 to 9"),
+        Task("digits", "digits", "cross_entropy", "handwritten digit, 0 to 9", shift=1),
         Task("breast_cancer", "breast_cancer", "cross_entropy", "0 malignant, 1 benign"),
-        Task("mnist", "mnist", "cross_entropy", "handwritten digit, 0 to 9"),
-        Task("fashion_mnist", "fashion_mnist", "cross_entropy", "kind of clothing, 0 to 9"),
-        Task("cifar10", "cifar10", "cross_entropy", "kind of object, 0 to 9"),
+        Task("mnist", "mnist", "cross_entropy", "handwritten digit, 0 to 9", shift=2),
+        Task(
+            "fashion_mnist",
+            "fashion_mnist",
+            "cross_entropy",
+            "kind of clothing, 0 to 9",
+            shift=2,
+            mirror=True,
+        ),
+        Task("cifar10", "cifar10", "cross_entropy", "kind of object, 0 to 9", shift=4, mirror=True),
         Task("heart_disease", "heart_disease", "binary", "heart disease present"),
     )
 }

@@ -7,11 +7,11 @@ growth of the resident set in a process of its own, less the growth of plain SGD
 """
 
 import multiprocessing
-import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,7 +25,6 @@ Step = Callable[[], object]
 _RATE, _NORM, _NOISE = 0.01, 1.0, 1.0
 _BATCHES = (64, 256, 1024)
 _PEERS = ("plain", "hooks", "ghost")
-_MEGABYTE = 1 << 20
 # Slow modes of large models: no more turns than this once so many seconds have passed.
 _BUDGET_S, _QUICK_BUDGET_S, _TURNS, _LEAST_TURNS = 20.0, 4.0, 40, 3
 
@@ -235,7 +234,13 @@ def _growth(name: str, batch: int, mode: str) -> float:
     # Libraries are loaded and warm before the first reading.
     _step(name, 2, mode)()
     step = _step(name, batch, mode)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak_kilobytes()
     for _ in range(3):
         step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / _MEGABYTE
+    return (_peak_kilobytes() - before) / 1024
+
+
+def _peak_kilobytes() -> int:
+    """Returns the process's peak resident set; `getrusage` would inherit that of its parent."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0])

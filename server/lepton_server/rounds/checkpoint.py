@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from lepton_common.arrays import Layout, Vector
 from lepton_common.durable import write_atomic
 from lepton_common.errors import CheckpointUnreadable
+from lepton_server.strategies.catalog import AVERAGE
 
 _FORMAT = "lepton-checkpoint-1"
 _MODEL = "model"
@@ -34,6 +35,11 @@ class Checkpoint:
     model: Vector
     history: list[dict[str, Any]] = field(default_factory=list)
     strategy: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+
+    @property
+    def result(self) -> Vector:
+        """The model that is judged and published: the average where there is one, shape [d]."""
+        return self.strategy.get(AVERAGE, self.model).astype(np.float32)
 
 
 def save_checkpoint(path: Path, state: Checkpoint) -> None:

@@ -57,7 +57,7 @@ class Evaluator:
             "metrics": json.dumps(state.history[-1]["metrics"]),
         }
         # The header's order of facts is safetensors' own and not fixed, so there is only one.
-        return save(self.layout.split(state.model), {"lepton": json.dumps(facts)})
+        return save(self.layout.split(state.result), {"lepton": json.dumps(facts)})
 
     def save_models(self, folder: RunFolder, state: Checkpoint) -> None:
         """Writes the last model, and as the best one if the test set's accuracy says so."""

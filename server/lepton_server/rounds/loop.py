@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 from flwr.serverapp import Grid
 
@@ -74,15 +75,16 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
             _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
         model = strategy.step(round_, state.model, gathered.mean)
+        after = Checkpoint(round_, model, state.history, strategy.snapshot())
         report = RoundReport(
             round=round_,
             rounds=settings.rounds,
-            metrics=evaluator.evaluate(model) | gathered.metrics,
+            metrics=evaluator.evaluate(after.result) | gathered.metrics,
             failed=gathered.failed,
             epsilon=gathered.epsilon if settings.private else {},
             seconds=round(time.monotonic() - began, 3),
         )
-        state = Checkpoint(round_, model, [*state.history, as_plain(report)], strategy.snapshot())
+        state = replace(after, history=[*state.history, as_plain(report)])
         written = evaluator.model_file(run, state)
         audit.append("round", {"round": round_, "metrics": report.metrics,
                                "model_file": digest_of(written)})  # fmt: skip

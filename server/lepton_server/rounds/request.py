@@ -109,6 +109,7 @@ def recipe(settings: Settings, round_: int) -> Recipe:
         batch_size=train.batch_size,
         local_epochs=train.local_epochs,
         local_steps=train.local_steps,
+        augmentations=train.augmentations,
         precision=train.precision,
         device=train.device,
         proximal_mu=strategy.proximal_mu if strategy.name == "fedprox" else 0.0,

@@ -20,7 +20,7 @@ from lepton_common.names import look_up
 from lepton_common.settings import ROBUST, Settings, StrategySettings, least_updates
 from lepton_server.rounds.gathered import Mean
 
-_KEY = "vector"
+_KEY, AVERAGE = "vector", "average"
 _Arrays = dict[str, NDArray[np.generic]]
 
 STRATEGIES: dict[str, Callable[[StrategySettings], flower.FedAvg]] = {
@@ -53,9 +53,13 @@ class Strategy:
         needs_each: whether it needs single updates, not only their mean.
     """
 
-    def __init__(self, inner: flower.FedAvg, size: int, *, needs_each: bool, least: int) -> None:
+    def __init__(
+        self, inner: flower.FedAvg, size: int, *, needs_each: bool, least: int, decay: float = 0.0
+    ) -> None:
         self._inner, self._zero = inner, np.zeros(size, np.float32)
         self.needs_each, self._least = needs_each, least
+        self._decay = decay
+        self._average: NDArray[Any] = np.zeros(0)
 
     def step(self, round_: int, model: Vector, mean: Mean) -> Vector:
         """Returns the next model, float32, shape [d].
@@ -75,11 +79,17 @@ class Strategy:
             self._inner.current_arrays = {_KEY: self._zero}
         arrays, _ = self._inner.aggregate_train(round_, [_reply(update) for update in updates])
         assert arrays is not None, "Flower's strategies aggregate what they are given"
-        return model + arrays[_KEY].numpy().astype(np.float32)
+        following: Vector = model + arrays[_KEY].numpy().astype(np.float32)
+        if self._decay:
+            # Early on the average forgets faster, as the first models are far off.
+            decay = min(self._decay, round_ / (round_ + 9))
+            before = self._average if self._average.size else model.astype(np.float64)
+            self._average = decay * before + (1 - decay) * following
+        return following
 
     def snapshot(self) -> _Arrays:
-        """Returns a copy of the strategy's own state: moments and momentum, by name."""
-        state: _Arrays = {}
+        """Returns a copy of the strategy's own state: moments, momentum and average, by name."""
+        state: _Arrays = {AVERAGE: self._average.copy()} if self._average.size else {}
         for name in ("m_t", "v_t"):
             if moments := getattr(self._inner, name, None):
                 state[name] = moments[_KEY].copy()
@@ -95,6 +105,7 @@ class Strategy:
                 setattr(inner, name, {_KEY: state[name]})
         if "momentum_vector" in state:
             inner.momentum_vector = [state["momentum_vector"]]
+        self._average = state.get(AVERAGE, self._average)
 
 
 def make_strategy(settings: Settings, layout: Layout) -> Strategy:
@@ -106,7 +117,11 @@ def make_strategy(settings: Settings, layout: Layout) -> Strategy:
     chosen = settings.strategy
     inner = look_up(STRATEGIES, chosen.name, "strategy")(chosen)
     return Strategy(
-        inner, layout.size, needs_each=chosen.name in ROBUST, least=least_updates(chosen)
+        inner,
+        layout.size,
+        needs_each=chosen.name in ROBUST,
+        least=least_updates(chosen),
+        decay=chosen.average_decay,
     )
 
 

@@ -68,7 +68,7 @@ def test_a_signature_under_another_partners_name_does_not_count():
     ("old", "new"),
     [
         ("site-2", "site-7"),
-        (KEYS[1], "a" * 64),
+        pytest.param(KEYS[1], "a" * 64, id="another key"),
         ("hospitals", "hospitalz"),
         (r"\"version\":2", r"\"version\":3"),
         (r"\"version\":2", r"\"version\": 2"),

@@ -115,6 +115,25 @@ def test_a_restored_strategy_goes_on_to_the_bit(make, model, name):
     assert bool(unbroken.snapshot()) == has_state
 
 
+def test_the_average_of_models_is_kept_beside_them(make, model):
+    rounds = _updates(30)
+    plain, _ = make("fedavg")
+    averaging, _ = make("fedavg", average_decay=0.8)
+    came = expected = model.astype(np.float64)
+    for round_, updates in enumerate(rounds, start=1):
+        before = came.astype(np.float32)
+        came = averaging.step(round_, before, _mean(updates, averaging))
+        assert np.array_equal(came, plain.step(round_, before, _mean(updates, plain)))
+        decay = min(0.8, round_ / (round_ + 9))
+        expected = decay * expected + (1 - decay) * came
+        state = averaging.snapshot()
+        assert np.allclose(state["average"], expected)
+        averaging, _ = make("fedavg", average_decay=0.8)
+        averaging.restore(state)
+    assert not np.allclose(expected, came)
+    assert "average" not in plain.snapshot()
+
+
 def test_a_snapshot_is_a_copy(make, model):
     strategy, _ = make("fedadam")
     strategy.step(1, model, _mean(_updates(1)[0], strategy))
