@@ -76,6 +76,7 @@ _SETTINGS = {
         "epsilon": None,
         "delta": None,
         "clipping_norm": 1.0,
+        "clip_quantile": None,
         "sample_rate": 1.0,
         "spare_rounds": 0,
     },

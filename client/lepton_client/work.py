@@ -43,7 +43,7 @@ from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, prot
 from lepton_common.secagg.ring import Integers
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.stages import DRAWING, SecAggStage, StageRequest, read_request, read_stage
-from lepton_common.summing import SummedForm
+from lepton_common.summing import SummedForm, count_unit, update_bound
 from lepton_common.tasks.catalog import find_task
 
 
@@ -236,7 +236,15 @@ def _train_whole(
     except UpdateInvalid:
         # That training diverged is the site's secret too.
         update = np.zeros_like(received)
-    return noised(clip_update(update, plan.clipping_norm), plan, SecretRandom())
+    update = update / np.float32(request.recipe.update_scale)
+    counted = request.privacy is not None and request.privacy.count_within
+    if not counted:
+        return noised(clip_update(update, plan.clipping_norm), plan, SecretRandom())
+    bound = update_bound(plan.clipping_norm)
+    clipped = clip_update(update, bound)
+    within = 0.5 if np.linalg.norm(update.astype(np.float64)) <= bound else -0.5
+    values = np.append(clipped, within * count_unit(plan.clipping_norm))
+    return noised(values, plan, SecretRandom())
 
 
 @contextmanager

@@ -71,6 +71,8 @@ class Recipe:
     Attributes:
         seed: of the batch order without privacy; with privacy nothing uses it.
         proximal_mu: strength of FedProx' term (Li et al. 2020), 0 for none.
+        update_scale: what a whole update is divided by before it is clipped; the server
+            multiplies the mean by it again. Only the mode ``site`` uses it.
     """
 
     optimizer: Literal["sgd", "adam"]
@@ -84,6 +86,7 @@ class Recipe:
     precision: Literal["float32", "bfloat16"]
     device: Annotated[str, Field(pattern=f"^{DEVICE}$")]
     proximal_mu: NotNegative
+    update_scale: Norm
     seed: Natural
 
 
@@ -93,9 +96,12 @@ class PrivacyRequest:
 
     Attributes:
         mode: see `lepton_common.settings.PrivacySettings`.
+        count_within: whether a noised count of the updates that were short enough rides behind
+            the sum, for adaptive clipping in the mode ``site``.
     """
 
     mode: Literal["record", "distributed", "site"]
+    count_within: bool
     delta: OpenFraction
     sample_rate: Rate
     noise_multiplier: Noise

@@ -138,6 +138,9 @@ class PrivacySettings:
         epsilon: target over the whole run.
         delta: of the guarantee; must be set.
         clipping_norm: L2 bound on one privacy unit's gradient; for ``site`` on an update.
+        clip_quantile: for ``site``: the share of the sites whose updates shall be short enough,
+            which the bound is moved towards, from round to round (Andrew et al. 2021); None: a
+            fixed bound.
         sample_rate: Poisson rate a unit and step; 1 uses all records in each step.
         spare_rounds: rounds that crashes may cost without breaking the target.
     """
@@ -146,6 +149,7 @@ class PrivacySettings:
     epsilon: Positive | None
     delta: OpenFraction | None
     clipping_norm: Norm
+    clip_quantile: OpenFraction | None
     sample_rate: Rate
     spare_rounds: Natural
 
@@ -406,6 +410,9 @@ def _contradictions(settings: Settings) -> list[str]:
         "public_size.": mode == "distributed" and settings.federation.weights != "public_size",
         "privacy=site protects all sites alike: set federation.weights=equal.": (
             mode == "site" and settings.federation.weights != "equal"
+        ),
+        "privacy.clip_quantile is for privacy=site: drop it, or choose that.": (
+            mode != "site" and privacy.clip_quantile is not None
         ),
         "privacy=site has every site in each round that asks it: set privacy.sample_rate=1.": (
             mode == "site" and privacy.sample_rate != 1

@@ -135,6 +135,16 @@ def test_many_sites_learn_from_whole_updates():
     assert run.metrics["accuracy"] > 0.75
 
 
+def test_the_bound_on_updates_follows_their_lengths():
+    run = lepton_cli.simulate(
+        "task=breast_cancer", "sites=8", "rounds=4", "privacy=site", "privacy.epsilon=500",
+        "privacy.clip_quantile=0.5", "privacy.clipping_norm=20", "secagg.colluders=1",
+    )  # fmt: skip
+    shares = [report.metrics["within_clip"] for report in run.rounds]
+    assert shares == pytest.approx([1.0] * 4, abs=0.3)  # noised
+    assert all(share != 1.0 for share in shares)
+
+
 def test_each_round_is_charged_as_one_step():
     run = lepton_cli.simulate(*DISTRIBUTED, "rounds=3")
     steps = [event.steps for event in next(iter(run.evidence.sites.values())).events]

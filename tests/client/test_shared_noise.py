@@ -15,18 +15,18 @@ from lepton_client.training.conformance import conform
 from lepton_client.training.private import clip_update, noised, noisy_sum
 from lepton_client.training.resident import resident_model
 from lepton_common.errors import ConsentRefused, PlanError
-from lepton_common.messages import PrivacyRequest
 from lepton_common.privacy.events import RoundedSkellam
 from lepton_common.privacy.ledger_file import read_ledger
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import SHARE_VARIANCE, SharedNoise
 from lepton_common.secagg.ring import whole_clip
-from lepton_common.summing import shared_noise
+from lepton_common.summing import NoisySum, shared_noise, update_bound
 from lepton_common.tasks.catalog import find_task
 
 DISTRIBUTED = replace(
     PRIVACY, mode="distributed", noise_multiplier=0.5, steps_per_round=1, max_steps=4
 )
+WHOLE = replace(DISTRIBUTED, mode="site", sample_rate=1.0, noise_multiplier=1.0, clipping_norm=0.5)
 _SHARED = SharedNoise(sites=10, survivors=7, colluders=3, dimension=1000)
 
 
@@ -188,18 +188,41 @@ def test_the_plan_must_say_whose_noise_counts():
 
 
 def test_a_whole_site_is_the_unit_where_updates_are_clipped_whole(make_site):
-    private = PrivacyRequest(mode="site", delta=1e-5, sample_rate=1.0, noise_multiplier=1.0,
-                             clipping_norm=0.5, steps_per_round=1, max_steps=3)  # fmt: skip
     federation = Federation(make_site, 4)
-    asked = federation.request(privacy=private, recipe=replace(RECIPE, learning_rate=1e30))
+    asked = federation.request(privacy=WHOLE, recipe=replace(RECIPE, learning_rate=1e30))
     server = federation.server(asked, colluders=1, clip=whole_clip(32, 4))
     total, _ = server.run([1, 2, 3, 4])
     # Training diverged everywhere, which nobody can tell from the sum.
-    plan = private.plan("row", 16, shared_noise(server.spec))
+    plan = WHOLE.plan("row", 16, shared_noise(server.spec))
     assert np.abs(total * plan.grid).max() < 10 * 2 * plan.own_noise
     site = federation.open(1)
     contents = read_ledger(site.folder / "ledger.db", site.key.public_hex)
     assert [r.body["unit"] for r in contents.records if r.kind == "charge"] == ["site"]
+
+
+@pytest.mark.parametrize(("scale", "within"), [(1e-4, 0.0), (1e4, 1.0)])
+def test_a_count_of_short_updates_rides_within_the_same_bound(
+    make_site, monkeypatch, scale, within
+):
+    monkeypatch.setattr(
+        "lepton_client.training.private.skellam",
+        lambda random, variance, count: np.zeros(count, np.int64),
+    )
+    federation = Federation(make_site, 4)
+    private = replace(WHOLE, count_within=True)
+    recipe = replace(RECIPE, update_scale=scale)
+    asked = federation.request(privacy=private, recipe=recipe)
+    size = len(VECTOR)
+    server = federation.server(asked, colluders=1, clip=whole_clip(32, 4), dimension=size + 1)
+    total, _ = server.run([1, 2, 3, 4])
+    update, metrics = NoisySum(asked, asked.masked, size).mean(server.spec, total, 4.0)
+    assert metrics["within_clip"] == pytest.approx(within, abs=1e-3)
+    plan = private.plan("row", 16, shared_noise(server.spec))
+    # Each site's own part, count and all, is no longer than the norm that is charged for.
+    assert np.linalg.norm(total) * plan.grid <= 4 * plan.clipping_norm + 4 * math.sqrt(size)
+    trained = np.linalg.norm(update)
+    assert trained == pytest.approx(scale * update_bound(0.5), rel=0.05) or within
+    assert trained > 0
 
 
 def test_weights_of_another_kind_change_nothing_of_the_noise(make_site):

@@ -40,6 +40,7 @@ _RECIPE = Recipe(
     precision="float32",
     device="cpu",
     proximal_mu=0.0,
+    update_scale=1.0,
     seed=7,
 )
 _REQUEST = TrainRequest(
@@ -54,6 +55,7 @@ _REQUEST = TrainRequest(
     recipe=_RECIPE,
     privacy=PrivacyRequest(
         mode="record",
+        count_within=False,
         delta=1e-5,
         sample_rate=1.0,
         noise_multiplier=2.0,

@@ -52,10 +52,12 @@ RECIPE = Recipe(
     precision="float32",
     device="cpu",
     proximal_mu=0.0,
+    update_scale=1.0,
     seed=1,
 )
 PRIVACY = PrivacyRequest(
     mode="record",
+    count_within=False,
     delta=1e-5,
     sample_rate=0.5,
     noise_multiplier=1.0,

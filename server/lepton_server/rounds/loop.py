@@ -16,6 +16,7 @@ from lepton_common.settings import Settings
 from lepton_common.strict import parse_json, to_json
 from lepton_server.progress import OBSERVER, Observer, RoundReport
 from lepton_server.rounds.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from lepton_server.rounds.clip_scale import ClipScale
 from lepton_server.rounds.cohort import introduce, pick_cohort
 from lepton_server.rounds.evaluate import Evaluator
 from lepton_server.rounds.exact_mean import ExactMean
@@ -43,11 +44,13 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
     evaluator = Evaluator(settings)
     strategy = make_strategy(settings, evaluator.layout)
     privacy = privacy_request(settings, evaluator.layout.size)
+    scale = ClipScale(settings.privacy.clip_quantile)
     state = Checkpoint(round=0, model=evaluator.initial_vector())
     audit = _open_audit(folder, settings)
     if folder.checkpoint.exists():
         state = load_checkpoint(folder.checkpoint, evaluator.layout)
         strategy.restore(state.strategy)
+        scale.restore(state.strategy)
         _publish(folder, evaluator, state)
     journal, ledgers = SumJournal(folder.sums), _seen_ledgers(audit)
     sites = introduce(grid, run, federation.round_timeout_s, audit, _members(folder))
@@ -57,7 +60,9 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         began, round_ = time.monotonic(), state.round + 1
         cohort = pick_cohort(sites, settings.cohort, settings.seed, round_)
         weights = _weights(cohort, settings)
-        request = train_request(settings, run, evaluator.layout, state, privacy, weights, ledgers)
+        request = train_request(
+            settings, run, evaluator.layout, state, privacy, weights, ledgers, scale.value
+        )
         if settings.secure:
             gathered = gather_secure(grid, settings, cohort, request, state.model, journal)
         else:
@@ -75,7 +80,9 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
             _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
         model = strategy.step(round_, state.model, gathered.mean)
-        after = Checkpoint(round_, model, state.history, strategy.snapshot())
+        scale.learn(gathered.metrics)
+        kept = strategy.snapshot() | scale.snapshot()
+        after = Checkpoint(round_, model, state.history, kept)
         report = RoundReport(
             round=round_,
             rounds=settings.rounds,

@@ -29,10 +29,12 @@ def privacy_request(settings: Settings, size: int) -> PrivacyRequest | None:
     shared = None
     if settings.shares_noise:
         n, f = settings.cohort, settings.colluders
+        size += privacy.clip_quantile is not None
         shared = SharedNoise(n, least_survivors(n, f, settings.federation.quorum), f, size)
     max_steps = (settings.rounds + privacy.spare_rounds) * steps
     return PrivacyRequest(
         mode=mode,
+        count_within=privacy.clip_quantile is not None,
         delta=privacy.delta,
         sample_rate=privacy.sample_rate,
         noise_multiplier=calibrated_noise(
@@ -56,6 +58,7 @@ def train_request(
     privacy: PrivacyRequest | None,
     weights: dict[str, int],
     ledger_heads: dict[str, str],
+    update_scale: float = 1.0,
 ) -> TrainRequest:
     """Returns the request of the round after ``state``; the same for all sites of the cohort.
 
@@ -67,6 +70,7 @@ def train_request(
         privacy: what the run asks of each site's privacy plan.
         weights: public weight of each site of the cohort.
         ledger_heads: the newest entry of each site's privacy ledger that the server has seen.
+        update_scale: what whole updates are divided by before they are clipped.
     """
     return TrainRequest(
         run=run,
@@ -77,7 +81,7 @@ def train_request(
         cohort=len(weights),
         layout=layout.digest,
         model_digest=digest_of(pack(state.model).data),
-        recipe=recipe(settings, state.round + 1),
+        recipe=recipe(settings, state.round + 1, update_scale),
         privacy=privacy,
         masked=masked_sum(settings, weights) if settings.secure else None,
         ledger_heads={name: head for name, head in ledger_heads.items() if name in weights},
@@ -97,7 +101,7 @@ def masked_sum(settings: Settings, weights: dict[str, int]) -> MaskedSum:
     )
 
 
-def recipe(settings: Settings, round_: int) -> Recipe:
+def recipe(settings: Settings, round_: int, update_scale: float = 1.0) -> Recipe:
     """Returns how to train locally in a round, counted from 1."""
     train, strategy = settings.train, settings.strategy
     seed = hashlib.sha256(f"{settings.seed}/{round_}".encode()).digest()
@@ -113,5 +117,6 @@ def recipe(settings: Settings, round_: int) -> Recipe:
         precision=train.precision,
         device=train.device,
         proximal_mu=strategy.proximal_mu if strategy.name == "fedprox" else 0.0,
+        update_scale=update_scale,
         seed=int.from_bytes(seed[:7]),
     )
