@@ -18,7 +18,8 @@ LeptonError                     exit code 1
 │   ├── ConsentRefused
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
-│   └── DoorRefused
+│   ├── DoorRefused
+│   └── AuditFailed
 ├── RunError                    5   what went wrong in a round
 │   ├── MalformedMessage
 │   ├── ModelMismatch
@@ -140,6 +141,10 @@ class BuffersNotAllowed(PrivacyError):
 
 class DoorRefused(PrivacyError):
     """Something without a valid provenance tried to leave the site."""
+
+
+class AuditFailed(PrivacyError):
+    """Training on made-up records does not keep the epsilon that it claims."""
 
 
 class RunError(LeptonError):

@@ -1,4 +1,4 @@
-"""Large pages for large buffers, where the system has them: fewer page faults, faster writing."""
+"""Fewer page faults: large pages for large buffers, and freed memory kept for the next step."""
 
 import ctypes
 import functools
@@ -6,6 +6,8 @@ import mmap
 from collections.abc import Callable
 
 _LEAST = 4 << 20  # bytes; below, pages hardly count
+# Parameters of glibc's mallopt (malloc.h).
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 
 
 def use_huge_pages(buffer: memoryview) -> None:
@@ -19,6 +21,21 @@ def use_huge_pages(buffer: memoryview) -> None:
     start = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
     aligned = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
     advise(aligned, start + buffer.nbytes - aligned, mmap.MADV_HUGEPAGE)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Makes the process keep what it frees; does nothing where the C library is not glibc.
+
+    Each training step allocates the same tensors again. Given back to the system in between, as
+    large blocks are, every page of them would be faulted in and zeroed anew, which is a tenth to a
+    fifth of a step.
+    """
+    change = getattr(ctypes.CDLL(None), "mallopt", None)
+    if change is None:
+        return
+    for parameter, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, 2**31 - 1), (_TOP_PAD, 1 << 26)):
+        change(parameter, value)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from lepton_common.arrays import Layout, Vector, image_order, read_parameters, w
 from lepton_common.errors import UpdateInvalid
 from lepton_common.messages import Recipe
 from lepton_common.models.catalog import build_model
+from lepton_common.pages import keep_freed_memory
 
 
 @dataclass
@@ -65,6 +66,7 @@ def resident_model(
 
     ``channels_last`` suits plain training; Opacus works in the ordinary memory format.
     """
+    keep_freed_memory()
     models: dict[tuple[object, ...], ResidentModel] = _LOCAL.__dict__.setdefault("models", {})
     key = (name, input_shape, outputs, device, channels_last)
     if key not in models:

@@ -6,8 +6,10 @@ and S. Mallat (CVPR 2015). Each record is normalised by itself, in 27 groups of 
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -56,18 +58,23 @@ def scattering_features(images: NDArray[np.float32]) -> torch.Tensor:
     return features
 
 
-@torch.no_grad()
 def _compute(images: NDArray[np.float32]) -> NDArray[np.float16]:
     # Here, because kymatio's own entry point does not import with this SciPy, and few runs need it.
     from kymatio.scattering2d.frontend.torch_frontend import ScatteringTorch2D
 
     transform = ScatteringTorch2D(J=SCALES, shape=images.shape[2:], L=ANGLES)
-    parts = []
-    for start in range(0, len(images), _AT_ONCE):
+
+    @torch.no_grad()
+    def work(start: int) -> NDArray[np.float16]:
         values = torch.from_numpy(np.ascontiguousarray(images[start : start + _AT_ONCE]))
         coefficients = transform(values).flatten(1, 2)
-        parts.append(functional.group_norm(coefficients, GROUPS).half().numpy())
-    return np.concatenate(parts)
+        return functional.group_norm(coefficients, GROUPS).half().numpy()
+
+    # One thread for each of many small steps: several, on a busy machine, wait for one another.
+    with ThreadPoolExecutor(
+        os.cpu_count(), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        return np.concatenate(list(pool.map(work, range(0, len(images), _AT_ONCE))))
 
 
 def _announced(blocks: list[int], records: int) -> Iterable[int]:

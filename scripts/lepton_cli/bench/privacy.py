@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from lepton_cli.bench import Row
 from lepton_client.training.bookkeeping import ClippedGradients
+from lepton_common.pages import keep_freed_memory
 from lepton_common.privacy.noise import SecretRandom
 
 Step = Callable[[], object]
@@ -207,6 +208,7 @@ def _ours(model: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> Ste
 
 def _took(name: str, batch: int, budget_s: float) -> dict[str, float]:
     """Returns the least wall time of a step of each mode, in seconds; modes take turns."""
+    keep_freed_memory()  # as wherever a site trains
     steps = {mode: _step(name, batch, mode) for mode in (*_PEERS, "ours", "sum")}
     best = dict.fromkeys(steps, float("inf"))
     for step in steps.values():
