@@ -7,6 +7,7 @@ from torch import nn
 
 from lepton_common.errors import SettingsError
 from lepton_common.models import cnn, linear, mlp
+from lepton_common.models.replacements import replace_batch_norms
 from lepton_common.names import look_up
 
 Shape = tuple[int, ...]
@@ -24,6 +25,8 @@ MODELS: dict[str, Builder] = {
 def build_model(name: str, input_shape: Shape, outputs: int) -> nn.Module:
     """Returns an uninitialised-by-us model: PyTorch's own initialisation, global generator.
 
+    Batch normalisation, where a builder has it, is replaced; see `replacements`.
+
     Args:
         name: a name in the catalog.
         input_shape: shape of one record, channels first for images.
@@ -39,7 +42,7 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> nn.Module:
             f"model={name} needs images of at least 8x8, not records of shape {input_shape}; "
             "choose model=mlp or model=logistic."
         )
-    return build(input_shape, outputs)
+    return replace_batch_norms(build(input_shape, outputs))
 
 
 def initial_model(name: str, input_shape: Shape, outputs: int, seed: int) -> nn.Module:
