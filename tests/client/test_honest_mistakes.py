@@ -43,9 +43,9 @@ def _sampled(site, monkeypatch, asked):
     used = []
     summed = private.clipped_sum
 
-    def watch(engine, task, records, units, batch_size, plan):
+    def watch(engine, task, records, units, *how):
         used.append(sorted(int(row) for rows in units for row in rows))
-        return summed(engine, task, records, units, batch_size, plan)
+        return summed(engine, task, records, units, *how)
 
     monkeypatch.setattr(private, "clipped_sum", watch)
     _answer(site, privacy=asked, recipe=replace(RECIPE, batch_size=64))

@@ -173,6 +173,28 @@ def test_a_person_with_many_records_counts_once():
         assert float((summed(records) - without).norm()) <= PLAN.clipping_norm * (1 + 1e-5)
 
 
+def test_like_records_in_a_large_batch_count_no_more_than_their_bound():
+    one, plan = synthetic(1), replace(PLAN, clipping_norm=1e-3)
+    records = Records(one.features.repeat(5000, 1), one.labels.repeat(5000))
+    whole = summed(records, plan, batch_size=10_000)
+    less = summed(records.take(np.arange(4999)), plan, batch_size=10_000)
+    assert float((whole - less).norm()) <= plan.clipping_norm * (1 + 1e-5)
+
+
+def test_a_conformance_batch_whose_sum_is_zero_shows_nothing():
+    class Silent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, features):
+            return self.layer(features * 0.0) * 0.0
+
+    module = Silent()
+    model = ResidentModel(module, Layout.of(module), CPU)
+    assert conform(model, TASK, (4,), 3) == Conformance(OPACUS, None)
+
+
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 1000])
 def test_how_many_records_fit_in_memory_changes_nothing(batch_size):
     records = replace(synthetic(12), units=np.repeat([7, 3, 9], [6, 5, 1]))

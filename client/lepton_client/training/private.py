@@ -28,6 +28,10 @@ from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import SHARE_VARIANCE, PrivacyPlan
 from lepton_common.tasks.catalog import Task
 
+# A chunk is summed in float32, and chunks in float64: over 20,000 like records the former would let
+# one of them count for 1.00005 clipping norms.
+_MOST_ROWS = 1024
+
 
 class Engine(NamedTuple):
     """A model with the hooks on it that give sums of clipped gradients.
@@ -149,7 +153,7 @@ def clipped_sum(
 
     # Apple's GPUs have no float64.
     total = torch.zeros(model.layout.size, dtype=precision_on(model.device), device=model.device)
-    for rows, unit_of_row, count in _chunks(units, max(1, batch_size // count_of)):
+    for rows, unit_of_row, count in _chunks(units, max(1, min(batch_size, _MOST_ROWS) // count_of)):
         index = torch.from_numpy(rows)
         features = records.features[index].to(model.device)
         if views is not None and count_of > 1:

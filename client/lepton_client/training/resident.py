@@ -67,6 +67,8 @@ def resident_model(
     ``channels_last`` suits plain training; Opacus works in the ordinary memory format.
     """
     keep_freed_memory()
+    # With 10 bits of mantissa, clipped gradients would be longer than their bound by 1e-3.
+    torch.backends.cudnn.allow_tf32 = False
     models: dict[tuple[object, ...], ResidentModel] = _LOCAL.__dict__.setdefault("models", {})
     key = (name, input_shape, outputs, device, channels_last)
     if key not in models:
