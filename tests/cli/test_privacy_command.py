@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lepton_cli.commands.privacy import app
-from lepton_common.errors import LedgerInvalid, LedgerRolledBack, SettingsError
+from lepton_common.errors import LedgerInvalid, LedgerRolledBack, PlanError, SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.privacy.accounting import GaussianEvent, calibrate, epsilon
 from lepton_common.privacy.ledger_file import LedgerFile
@@ -55,6 +55,26 @@ def test_an_accountant_without_an_answer_is_null_and_a_dash(monkeypatch):
     assert _json(*words)["prv"] is None
     row = next(line for line in _call(*words).splitlines() if "prv" in line)
     assert row.split("│")[2].strip() == "-"
+
+
+def test_a_plan_for_shared_noise_says_what_it_rests_on():
+    words = (*_PLAN, "--epsilon", "3", "--mode", "distributed", "--weights", "7850")
+    plan = _json(*words)
+    assert 2.94 < plan["epsilon"] <= 3.0
+    shared = plan["shared"]
+    assert (shared["sites"], shared["survivors"], shared["colluders"]) == (10, 7, 3)
+    assert shared["own_noise_multiplier"] == pytest.approx(plan["noise_multiplier"] / 2)
+    assert shared["epsilon_without_secure_aggregation"] > plan["epsilon"]
+    alone = _json(*_PLAN, "--epsilon", "3")
+    assert 1.0 < plan["noise_multiplier"] / alone["noise_multiplier"] < 1.15
+    said = " ".join(_call(*words).split())
+    assert "Of 10 sites 3 may drop out and 3 collude" in said
+    assert "privacy=distributed" in said
+
+
+def test_shared_noise_needs_one_step_a_round():
+    with pytest.raises(PlanError, match="steps_per_round"):
+        _call(*_PLAN, "--epsilon", "3", "--mode", "distributed", "--local-steps", "2")
 
 
 def test_a_plan_meets_its_target_and_says_how_epsilon_grows():

@@ -1,12 +1,18 @@
 """``lepton privacy``: what differential privacy costs, before any data is touched."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from lepton_cli.commands import privacy_audit
+
+if TYPE_CHECKING:
+    from lepton_common.privacy.plan import PrivacyPlan, SharedNoise
 
 _JSON = typer.Option("--json", help="Print one JSON document, and nothing else.")
 _DELTA = typer.Option(
@@ -39,6 +45,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
+app.command("audit", help=privacy_audit.HELP)(privacy_audit.command)
 
 
 @app.callback()
@@ -92,8 +99,17 @@ def plan_command(
     delta: Annotated[float, _DELTA] = 1e-5,
     local_steps: Annotated[int, typer.Option("--local-steps", help="Steps in a round.")] = 1,
     mode: Annotated[
-        Literal["record"], typer.Option("--mode", help="record: DP-SGD at each site.")
+        Literal["record", "distributed"],
+        typer.Option("--mode", help="record: DP-SGD at each site; distributed: noise is shared."),
     ] = "record",
+    sites: Annotated[int, typer.Option("--sites", help="Sites in a round; distributed.")] = 10,
+    colluders: Annotated[
+        int | None,
+        typer.Option("--colluders", help="Sites that may collude; distributed. A third of all."),
+    ] = None,
+    weights: Annotated[
+        int, typer.Option("--weights", help="Weights in the model, about; distributed.")
+    ] = 100_000,
     plot: Annotated[
         Path | None, typer.Option("--plot", help="Draw epsilon over the rounds to this PNG.")
     ] = None,
@@ -101,7 +117,7 @@ def plan_command(
 ) -> None:
     """Prints a plan; `_PLAN_HELP` is what the user reads."""
     from lepton_common.errors import SettingsError
-    from lepton_common.privacy.plan import public_size_class
+    from lepton_common.privacy.plan import PrivacyPlan, calibrated_noise, public_size_class
 
     if (epsilon is None) == (noise_multiplier is None):
         raise SettingsError("Give either --epsilon or --noise-multiplier.")
@@ -114,17 +130,28 @@ def plan_command(
         delta=(delta, 1e-300, 1 - 1e-9),
         local_steps=(local_steps, 1, 10**6),
         steps=(rounds * local_steps, 1, 10**7),
+        sites=(sites, 2, 1000),
+        colluders=(colluders, 0, 1000),
+        weights=(weights, 1, 10**10),
     )
     size = public_size_class(public_size)
+    shared = _shared(sites, colluders, weights) if mode == "distributed" else None
+    rate, steps = min(1.0, batch / size), rounds * local_steps
+    noise = noise_multiplier or calibrated_noise(
+        target_epsilon=epsilon or 0.0, delta=delta, sample_rate=rate, max_steps=steps, shared=shared
+    )
+    planned = PrivacyPlan(
+        "row", delta, rate, noise, 1.0, local_steps, steps, min(batch, size), shared
+    )
     plan = {
         "mode": mode,
         "delta": delta,
         "public_size": size,
-        "sample_rate": min(1.0, batch / size),
+        "sample_rate": rate,
         "expected_batch": min(batch, size),
         "rounds": rounds,
         "local_steps": local_steps,
-        **_spending(min(1.0, batch / size), delta, rounds, local_steps, epsilon, noise_multiplier),
+        **_spending(planned, rounds),
     }
     if plot is not None:
         _draw(plan, epsilon, plot)
@@ -134,31 +161,34 @@ def plan_command(
     _print_plan(plan)
 
 
-def _spending(
-    rate: float,
-    delta: float,
-    rounds: int,
-    local_steps: int,
-    target: float | None,
-    noise_multiplier: float | None,
-) -> dict[str, Any]:
+def _shared(sites: int, colluders: int | None, weights: int) -> "SharedNoise":
+    """Returns who shares the noise of a round that all sites answer, as a run would have it."""
+    from lepton_common.privacy.plan import SharedNoise
+    from lepton_common.secagg.spec import default_colluders, least_survivors
+
+    f = default_colluders(sites) if colluders is None else colluders
+    return SharedNoise(sites, least_survivors(sites, f), f, weights)
+
+
+def _spending(plan: "PrivacyPlan", rounds: int) -> dict[str, Any]:
     """Returns the noise, and what is spent after each tenth of the rounds, as a site counts it."""
     from lepton_common.privacy.accounting import epsilon
-    from lepton_common.privacy.events import SampledGaussian
-    from lepton_common.privacy.plan import calibrated_noise
+    from lepton_common.privacy.plan import shared_event
 
-    noise = noise_multiplier
-    if noise is None:
-        assert target is not None
-        noise = calibrated_noise(
-            target_epsilon=target, delta=delta, sample_rate=rate, max_steps=rounds * local_steps
-        )
-    curve = []
-    for done in sorted({-(-rounds * tenth // 10) for tenth in range(1, 11)}):
-        steps = done * local_steps
-        spent = epsilon((SampledGaussian(rate, noise, steps),), delta)
-        curve.append({"round": done, "steps": steps, "epsilon": spent})
-    return {"noise_multiplier": noise, "epsilon": curve[-1]["epsilon"], "curve": curve}
+    curve = [
+        {"round": done, "steps": done * plan.steps_per_round, "epsilon": plan.epsilon(done)}
+        for done in sorted({-(-rounds * tenth // 10) for tenth in range(1, 11)})
+    ]
+    found = {"noise_multiplier": plan.noise_multiplier, "epsilon": curve[-1]["epsilon"],
+             "curve": curve}  # fmt: skip
+    if plan.shared is not None:
+        own = shared_event(plan.sample_rate, plan.noise_multiplier, rounds, plan.shared, 1)
+        found["shared"] = {
+            **asdict(plan.shared),
+            "own_noise_multiplier": plan.own_noise / plan.clipping_norm,
+            "epsilon_without_secure_aggregation": epsilon((own,), plan.delta),
+        }
+    return found
 
 
 def _print_plan(plan: dict[str, Any]) -> None:
@@ -172,8 +202,17 @@ def _print_plan(plan: dict[str, Any]) -> None:
     for row in plan["curve"]:
         table.add_row(str(row["round"]), str(row["steps"]), _up(row["epsilon"]))
     console.print(table)
+    if "shared" in plan:
+        shared = plan["shared"]
+        console.print(
+            f"Of {shared['sites']} sites {shared['sites'] - shared['survivors']} may drop out and "
+            f"{shared['colluders']} collude. Each adds [bold]"
+            f"{shared['own_noise_multiplier']:.4f}[/] times the clipping norm itself; were secure "
+            f"aggregation broken, that would leave epsilon "
+            f"{_up(shared['epsilon_without_secure_aggregation'])}."
+        )
     console.print(
-        f"In a run: privacy=record rounds={plan['rounds']} "
+        f"In a run: privacy={plan['mode']} rounds={plan['rounds']} "
         f"privacy.epsilon={_up(plan['epsilon'])} privacy.delta={plan['delta']:g} "
         f"privacy.sample_rate={plan['sample_rate']:.6g} privacy.spare_rounds=0 "
         f"train.local_steps={plan['local_steps']}",

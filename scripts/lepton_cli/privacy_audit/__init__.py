@@ -1,0 +1,1 @@
+"""What `lepton privacy audit` does: attacks on our own training, with made-up records only."""
