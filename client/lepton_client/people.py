@@ -15,7 +15,8 @@ def unit_hashes(records: Records, unit: str, key: SigningKey) -> frozenset[bytes
     """Returns one keyed hash for each privacy unit.
 
     A unit that the schema names (a patient, a customer) is known by its id, so ids must stay
-    the same between versions of the data; a row is known by its content.
+    the same between versions of the data; a row is known by its content, before it was prepared
+    in the one way or the other.
     """
     secret = key.derive(b"lepton/ledger/people/v1")
 
@@ -26,6 +27,8 @@ def unit_hashes(records: Records, unit: str, key: SigningKey) -> frozenset[bytes
 
     if records.units is not None:
         return frozenset(keyed(int(unit_id).to_bytes(8, signed=True)) for unit_id in records.units)
+    if records.marks is not None:
+        return frozenset(keyed(mark.tobytes()) for mark in records.marks)
     features, labels = records.features.numpy(), records.labels.numpy()
     return frozenset(
         keyed(features[row].tobytes() + labels[row].tobytes()) for row in range(len(records))

@@ -18,7 +18,7 @@ from lepton_client.spent import SpentRounds
 from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
 from lepton_common.datasets.catalog import load_dataset
-from lepton_common.datasets.records import Dataset, Records
+from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.errors import DataMissing, RosterMismatch, SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Pin, Roster, read_roster
@@ -92,6 +92,7 @@ class Site:
         self.vault = Vault(folder / "rounds", self.key)
         self.residuals = Residuals(folder / "residuals")
         self.lock = threading.Lock()
+        self._held: tuple[Records, Rows, Records] | None = None
 
     def keep_trace(self, error: BaseException) -> None:
         """Writes an error's full text to the site's own ``errors.log``, which never leaves it."""
@@ -132,7 +133,12 @@ class Site:
         fits = rows.dtype == np.int64 and rows.ndim == 1 and len(np.unique(rows)) == len(rows)
         if not fits or (len(rows) and not 0 <= rows.min() <= rows.max() < len(train)):
             raise DataMissing(f"The list of rows {path} does not fit its data set.")
-        return train.take(rows)
+        if self._held is not None:
+            of, which, held = self._held
+            if of is train and np.array_equal(which, rows):
+                return held
+        self._held = train, rows, train.take(rows)
+        return self._held[2]
 
     def note_engine(self, run: str, engine: str, difference: float | None) -> None:
         """Puts on record, once a run, what computes its private gradients, and how it conforms."""

@@ -192,6 +192,10 @@ def test_people_are_known_by_their_id_or_else_by_their_record(make_site):
     assert unit_hashes(records.take(np.array([5, 0, 3])), "row", key) < rows
     assert not unit_hashes(synthetic(6, seed=5), "row", key) & rows
     patients = replace(records, units=np.array([1, 1, 2, 2, 3, 3]))
+    marked = replace(records, marks=np.arange(16 * len(records), dtype=np.uint8).reshape(-1, 16))
+    otherwise = replace(marked, features=records.features[:, :1] * 3)
+    assert unit_hashes(marked, "row", key) == unit_hashes(otherwise, "row", key)
+    assert unit_hashes(marked.take(np.array([1])), "row", key) < unit_hashes(marked, "row", key)
     named = unit_hashes(patients, "patient", key)
     assert len(named) == 3
     changed = replace(patients, features=patients.features + 1)

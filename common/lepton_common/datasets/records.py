@@ -22,12 +22,15 @@ class Records:
             [n]; None where every record is a unit of its own.
         origins: int64 index of the natural site of each record, shape [n]; None where the data
             set has none.
+        marks: digest of each record as it was published, uint8, shape [n, 16]: by it a record is
+            known again however it is prepared; None where there is one way to prepare it.
     """
 
     features: torch.Tensor
     labels: torch.Tensor
     units: Rows | None = None
     origins: Rows | None = None
+    marks: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -40,6 +43,7 @@ class Records:
             self.labels[index],
             None if self.units is None else self.units[rows],
             None if self.origins is None else self.origins[rows],
+            None if self.marks is None else self.marks[rows],
         )
 
     @property

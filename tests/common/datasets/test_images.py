@@ -116,7 +116,7 @@ def test_a_cifar_archive_is_read_in_order(tmp_path):
     rows = _batches()
     files = {name: rows[name].tobytes() for name in reversed(rows)}
     _archive(tmp_path / "cifar.tar.gz", {"batches.meta.txt": b"airplane", **files})
-    train, test = read_cifar_binary(tmp_path / "cifar.tar.gz")
+    train, test = read_cifar_binary(tmp_path / "cifar.tar.gz", "public_ranges")
     expected = np.concatenate([rows[f"data_batch_{index}.bin"] for index in range(1, 6)])
     for records, wanted in ((train, expected), (test, rows["test_batch.bin"])):
         assert records.labels.tolist() == wanted[:, 0].tolist()
@@ -132,22 +132,22 @@ def test_a_cifar_archive_without_a_batch_or_with_a_torn_one_is_refused(tmp_path,
     path, files = tmp_path / "cifar.tar.gz", {n: rows.tobytes() for n, rows in _batches(1).items()}
     _archive(path, {n: data for n, data in files.items() if n != name})
     with pytest.raises(DataInvalid, match="not the CIFAR-10 binary archive"):
-        read_cifar_binary(path)
+        read_cifar_binary(path, "public_ranges")
     _archive(path, {**files, name: files[name][:-1]})
     with pytest.raises(DataInvalid, match="not the CIFAR-10 binary archive"):
-        read_cifar_binary(path)
+        read_cifar_binary(path, "public_ranges")
 
 
 def test_what_is_no_archive_is_refused(tmp_path):
     path = tmp_path / "cifar.tar.gz"
     with pytest.raises(DataInvalid):
-        read_cifar_binary(path)
+        read_cifar_binary(path, "public_ranges")
     _archive(tmp_path / "whole", {name: rows.tobytes() for name, rows in _batches(1).items()})
     whole = (tmp_path / "whole").read_bytes()
     for data in (b"", b"junk" * 1000, whole[:100], whole[: len(whole) // 2]):
         path.write_bytes(data)
         with pytest.raises(DataInvalid):
-            read_cifar_binary(path)
+            read_cifar_binary(path, "public_ranges")
 
 
 def test_an_archive_damaged_in_its_middle_is_refused(tmp_path):
@@ -157,7 +157,7 @@ def test_an_archive_damaged_in_its_middle_is_refused(tmp_path):
     whole[len(whole) // 2 : len(whole) // 2 + 64] = bytes(64)
     path.write_bytes(whole)
     with pytest.raises(DataInvalid):
-        read_cifar_binary(path)
+        read_cifar_binary(path, "public_ranges")
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist"])
