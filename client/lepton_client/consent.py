@@ -12,12 +12,10 @@ from lepton_common.identity.roster import Roster
 from lepton_common.messages import PrivacyRequest, TrainRequest
 from lepton_common.models.catalog import MODELS
 from lepton_common.policy import SitePolicy
-from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.privacy.plan import LARGEST_WEIGHT, PrivacyPlan
 from lepton_common.secagg.spec import WEIGHT_BITS, RosterEntry, RoundSpec, default_colluders
 from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of, shared_noise
 from lepton_common.tasks.catalog import TASKS
-
-_LARGEST_WEIGHT = 100.0
 
 
 def check_model(received: Vector) -> None:
@@ -29,8 +27,8 @@ def check_model(received: Vector) -> None:
     Raises:
         ConsentRefused: a weight is not finite or beyond 100.
     """
-    if not np.abs(received).max(initial=0.0) <= _LARGEST_WEIGHT:
-        raise ConsentRefused(f"A weight is not finite or beyond {_LARGEST_WEIGHT:g}.")
+    if not np.abs(received).max(initial=0.0) <= LARGEST_WEIGHT:
+        raise ConsentRefused(f"A weight is not finite or beyond {LARGEST_WEIGHT:g}.")
 
 
 def check(
@@ -75,10 +73,9 @@ def check(
         return None
     if site.data.prepare not in PER_RECORD:
         raise ConsentRefused("This site's data is prepared by statistics that no plan charges for.")
-    if request.recipe.batch_size > policy.max_batch_size:
-        raise ConsentRefused(
-            f"A batch of {request.recipe.batch_size} exceeds this site's {policy.max_batch_size}."
-        )
+    for size in (request.recipe.batch_size, request.recipe.augmentations):
+        if size > policy.max_batch_size:
+            raise ConsentRefused(f"A batch of {size} exceeds this site's {policy.max_batch_size}.")
     if asked.delta > policy.max_delta:
         raise ConsentRefused(f"delta {asked.delta} exceeds this site's {policy.max_delta}.")
     if asked.noise_multiplier < policy.min_noise_multiplier:

@@ -19,7 +19,7 @@ from lepton_common.policy import SitePolicy
 from lepton_common.privacy.accounting import epsilon
 from lepton_common.privacy.events import Event, merge, read_event
 from lepton_common.privacy.ledger_file import LedgerFile
-from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
 
 _DAY_S = 86400
 
@@ -32,6 +32,7 @@ class Charge:
         id: hash of its entry.
         run: name of the run it was charged to.
         plan: digest of the plan it belongs to.
+        unit: what was protected as one.
         version: the version of the data.
         time: when, in seconds since 1970.
         event: the mechanism.
@@ -40,6 +41,7 @@ class Charge:
     id: str
     run: str
     plan: str
+    unit: str
     version: str
     time: float
     event: Event
@@ -171,9 +173,13 @@ class Ledger:
         return epsilon(_events(self._inherited()), delta)
 
     def _inherited(self) -> list[Charge]:
-        """The charges to any data that shares people with the data in use."""
+        """The charges to any data that shares people with that in use, and to the whole site."""
         related = self._file.contents.overlaps.get(self._version, {self._version})
-        return [charge for charge in self._charges if charge.version in related]
+        return [
+            charge
+            for charge in self._charges
+            if charge.version in related or charge.unit == WHOLE_SITE
+        ]
 
 
 def _check_budget(what: str, most: float, charges: list[Charge], plan: PrivacyPlan) -> None:
@@ -211,6 +217,7 @@ def _charge(record: ChainRecord) -> Charge:
         id=record.hash,
         run=str(body["run"]),
         plan=str(body["plan"]),
+        unit=str(body["unit"]),
         version=str(body["version"]),
         time=record.time,
         event=read_event(body["event"]),

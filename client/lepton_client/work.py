@@ -197,6 +197,8 @@ def _receipt(request: TrainRequest, site: Site, plan: PrivacyPlan | None) -> Rec
 
 def _train_plain(request: TrainRequest, received: Vector, site: Site) -> _Trained:
     model, records = _prepare(request, received, site, channels_last=True)
+    if len(records) == 0:
+        raise EmptySite("This site holds no record; check the data in its site file.")
     seed = _site_seed(request.recipe.seed, site.file.name)
     task = find_task(request.task)
     update, loss = train_plain(model, task, records, received, request.recipe, seed)
@@ -233,8 +235,8 @@ def _train_whole(
     """Trains as without privacy, and clips and noises the whole update."""
     try:
         update = _train_plain(request, received, site).update
-    except UpdateInvalid:
-        # That training diverged is the site's secret too.
+    except (UpdateInvalid, EmptySite):
+        # That training diverged, or had no record, is the site's secret too.
         update = np.zeros_like(received)
     update = update / np.float32(request.recipe.update_scale)
     counted = request.privacy is not None and request.privacy.count_within
@@ -260,10 +262,7 @@ def _one_name(site: Site) -> Iterator[None]:
 def _prepare(
     request: TrainRequest, received: Vector, site: Site, *, channels_last: bool
 ) -> tuple[ResidentModel, Records]:
-    records = site.records()
-    if len(records) == 0:
-        raise EmptySite("This site holds no record; check the data in its site file.")
-    dataset = site.dataset()
+    records, dataset = site.records(), site.dataset()
     outputs = find_task(request.task).outputs(dataset.classes)
     model = resident_model(
         request.model,

@@ -123,6 +123,8 @@ class PrivacyRequest:
         if (self.mode == "record") != (shared is None):
             raise PlanError(f"In the mode {self.mode}, this is not whose noise counts.")
         whole = self.mode == "site"
+        if self.count_within and not whole:
+            raise PlanError("Updates that are short enough are counted in the mode site only.")
         return PrivacyPlan(
             unit=WHOLE_SITE if whole else unit,
             delta=self.delta,

@@ -9,7 +9,7 @@ from lepton_client.site import LEDGER_FILE
 from lepton_common.arrays import digest_of
 from lepton_common.audit import read_records
 from lepton_common.chain import GENESIS, ChainRecord, verify_heads
-from lepton_common.errors import AuditError, LedgerInvalid
+from lepton_common.errors import AuditError, LedgerInvalid, PlanError
 from lepton_common.privacy.accounting import epsilon
 from lepton_common.privacy.events import Event, RoundedSkellam, read_event
 from lepton_common.privacy.ledger_file import read_ledger
@@ -177,6 +177,16 @@ def _check_files(folder: RunFolder, server: list[ChainRecord]) -> None:
         raise AuditError(f"{folder.metrics_jsonl} is gone, and there is a model.")
 
 
+def _shared(site: str, charge: ChainRecord) -> SharedNoise | None:
+    values = charge.body.get("shared")
+    try:
+        return None if values is None else SharedNoise(**values)
+    except (TypeError, PlanError) as error:
+        raise AuditError(
+            f"{site}: charge {charge.sequence} does not say who shared noise."
+        ) from error
+
+
 def _site_evidence(
     site: str, records: list[ChainRecord], ledger: list[ChainRecord]
 ) -> SiteEvidence:
@@ -188,8 +198,7 @@ def _site_evidence(
             found.events.append(charges[record.hash])
             found.deltas.add(float(record.body["delta"]))
             found.units.add(str(record.body["unit"]))
-            if record.body["shared"] is not None:
-                found.shared = SharedNoise(**record.body["shared"])
+            found.shared = _shared(site, record) or found.shared
     for record in records:
         if record.kind == "engine":
             found.engines[str(record.body["engine"])] = record.body["difference"]

@@ -16,7 +16,8 @@ class Exposure:
     Attributes:
         shared: who shared the noise.
         rows: (sites that collude with the server, epsilon if all sites answered, epsilon if as
-            few answered as a sum may have), for 0 to n - 2 colluding sites.
+            few answered as a sum may have), for 0 to n - 2 colluding sites. More than are
+            tolerated can lift the masks, so that a site's own noise is all there is.
         broken: epsilon if secure aggregation hid nothing: by the site's own noise alone.
         delta: of all of them.
     """
@@ -33,17 +34,18 @@ def exposure(run: Run) -> Exposure | None:
     worst = max(shared, key=lambda site: site.epsilon or 0.0, default=None)
     if worst is None or worst.shared is None or worst.delta is None:
         return None
-    noise = worst.shared
+    noise, broken = worst.shared, _epsilon(worst, 1)
     rows = [
         (count, _epsilon(worst, noise.sites - count), _epsilon(worst, noise.survivors - count))
+        if count <= noise.colluders
+        else (count, broken, broken)
         for count in _counts(noise)
     ]
-    return Exposure(noise, rows, _epsilon(worst, 1), worst.delta)
+    return Exposure(noise, rows, broken, worst.delta)
 
 
 def _epsilon(site: SiteEvidence, shares: int) -> float:
-    # The site's own share is always there.
-    return site.epsilon_with(max(1, shares)) or 0.0
+    return site.epsilon_with(shares) or 0.0
 
 
 def _counts(noise: SharedNoise) -> list[int]:

@@ -25,6 +25,8 @@ def comparison(run: Run) -> list[tuple[str, float, str]]:
     """Returns rows (what, accuracy, remark) of the federated model and its baselines."""
     privacy = run.settings.privacy
     how = f"epsilon {privacy.epsilon:g} at each site" if privacy.epsilon else "no privacy"
+    if run.settings.shares_noise:
+        how += f", with {run.settings.colluders} colluding"
     rows = [("Federated", run.metrics["accuracy"], how)]
     baselines = run.baselines
     if not baselines:
@@ -37,7 +39,7 @@ def comparison(run: Run) -> list[tuple[str, float, str]]:
             f"{how}; mean of {len(local)} sites, {min(local):.3f} to {max(local):.3f}",
         )
     )
-    rows.append(("Pooled in one place", baselines["pooled"], how.replace(" at each site", "")))
+    rows.append(("Pooled in one place", baselines["pooled"], how.partition(" at each site")[0]))
     if "pooled_without_privacy" in baselines:
         rows.append(("Pooled, no privacy", baselines["pooled_without_privacy"], "the ceiling"))
     return rows
@@ -55,7 +57,7 @@ def statement(run: Run) -> str:
     unit = ", ".join(units) or "row"
     person = {
         "row": "Protected per row, not per person: the data names no person. ",
-        WHOLE_SITE: "Protected per site: whether a site took part, and all of its data. ",
+        WHOLE_SITE: "Protected per site: all that its data changed. ",
     }.get(unit, f"Protected per {unit}. ")
     spent = {site.delta: 0.0 for site in sites}
     for site in sites:

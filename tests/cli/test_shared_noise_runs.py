@@ -76,13 +76,15 @@ def test_every_number_of_colluders_has_its_epsilon(lepton):
     # As many as were tolerated, and as few answers as there may be: what was charged.
     assert shared["rows"][1][2] == pytest.approx(spent)
     for count, every, fewest in shared["rows"]:
+        # More than are tolerated can lift a site's masks.
+        shares = 5 - count if count <= 1 else 1
         assert every <= fewest <= shared["broken"]
-        assert every == pytest.approx(_independent(5 - count, spent, document), rel=1e-9)
+        assert every == pytest.approx(_independent(shares, document), rel=1e-9)
     assert "at most 1 of 5 sites collude" in document["statement"]
     assert document["metrics"].keys() == {"accuracy", "loss"}  # none of the sites' own
 
 
-def _independent(shares, spent, document):
+def _independent(shares, document):
     """Returns epsilon by events made here from the noise that the run's accounting implies."""
     from lepton_cli.run import find_run
 

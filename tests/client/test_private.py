@@ -285,18 +285,23 @@ def test_a_site_smaller_than_its_batch_works():
 
 
 def test_an_aborted_step_leaves_nothing_behind_for_the_next_one():
+    chunks = []
+
     class Breaks(Task):
         def losses(self, logits, labels):
-            if len(labels) < 8:  # the second chunk
+            chunks.append(labels)
+            if len(chunks) % 2 == 0:
                 raise RuntimeError
             return super().losses(logits, labels)
 
-    model, expected = toy_model(), summed(synthetic(12))
+    records = synthetic(100)
+    model, expected = toy_model(), summed(records)
     for _ in range(2):
         with pytest.raises(RuntimeError), ENGINE.open(model) as hooks:
-            clipped_sum(Engine(model, hooks), Breaks(*vars(TASK).values()), synthetic(12),
-                        units_of(synthetic(12)), 8, PLAN)  # fmt: skip
-        torch.testing.assert_close(summed(synthetic(12), model=model), expected)
+            clipped_sum(Engine(model, hooks), Breaks(*vars(TASK).values()), records,
+                        units_of(records), 64, PLAN)  # fmt: skip
+        torch.testing.assert_close(summed(records, model=model), expected)
+    assert len(chunks) == 4
 
 
 def test_hooks_come_off_and_names_stay_those_of_the_model():

@@ -168,6 +168,50 @@ def test_the_sum_of_a_round_has_the_noise_of_all_who_answered(make_site):
     assert total.var() == pytest.approx(4 * SHARE_VARIANCE, rel=8 * math.sqrt(2 / len(total)))
 
 
+@pytest.mark.parametrize("rate", [1e-9, 0.5])
+def test_a_whole_site_is_in_every_sum_whatever_a_server_says(make_site, rate):
+    private = replace(WHOLE, sample_rate=rate)
+    with pytest.raises(PlanError, match="sample_rate"):
+        private.plan("row", 16, _SHARED)
+    federation = Federation(make_site, 4)
+    asked = federation.request(privacy=private)
+    with pytest.raises(PlanError, match="sample_rate"):
+        consent.check(asked, federation.open(1).file, _spec(federation, asked))
+
+
+def test_a_count_rides_behind_whole_updates_only():
+    with pytest.raises(PlanError, match="in the mode site only"):
+        replace(DISTRIBUTED, count_within=True).plan("row", 16, _SHARED)
+
+
+@pytest.mark.parametrize("augmentations", [1025, 10**13])
+def test_views_beyond_what_fits_in_memory_are_refused(make_site, augmentations):
+    federation = Federation(make_site, 4)
+    recipe = replace(RECIPE, augmentations=augmentations)
+    asked = federation.request(privacy=DISTRIBUTED, recipe=recipe)
+    with pytest.raises(ConsentRefused, match="exceeds this site's 1024"):
+        consent.check(asked, federation.open(1).file, _spec(federation, asked))
+
+
+def test_what_a_whole_site_spent_counts_for_whoever_comes(make_site):
+    federation = Federation(make_site, 4)
+    asked = federation.request(privacy=WHOLE)
+    federation.server(asked, colluders=1, clip=whole_clip(32, 4)).run([1, 2, 3, 4])
+    ledger = federation.open(1).ledger
+    spent = ledger.epsilon(1e-5)
+    assert spent > 0
+    ledger.use_data("row", frozenset({b"somebody else 16"}))
+    assert ledger.epsilon(1e-5) == spent
+
+
+@pytest.mark.parametrize("private", [DISTRIBUTED, WHOLE])
+def test_a_site_without_records_answers_like_any_other(make_site, private):
+    federation = Federation(make_site, 4, rows=0)
+    asked = federation.request(privacy=private)
+    total, _ = federation.server(asked, colluders=1, clip=whole_clip(32, 4)).run([1, 2, 3, 4])
+    assert total.std() == pytest.approx(2 * math.sqrt(SHARE_VARIANCE), rel=0.5)
+
+
 @pytest.mark.parametrize("steps", [2, 3])
 def test_more_than_one_step_a_round_is_no_plan(steps):
     with pytest.raises(PlanError, match="steps_per_round"):

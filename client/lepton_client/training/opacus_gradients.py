@@ -50,10 +50,13 @@ class OpacusGradients:
         clipping_norm: float,
         unit_of_row: torch.Tensor | None = None,
         units: int | None = None,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Returns what `ClippedGradients.sum` returns, by way of each record's own gradient."""
         precision = precision_on(features.device)
         per_unit = self._record_gradients(losses, features, labels)
+        if mask is not None:
+            per_unit[~mask] = 0.0
         if unit_of_row is not None and units is not None:
             per_record, per_unit = per_unit, per_unit.new_zeros(units, per_unit.shape[1])
             per_unit.index_add_(0, unit_of_row, per_record)

@@ -22,15 +22,18 @@ from lepton_client.training.resident import ResidentModel, new_optimizer
 from lepton_client.training.views import Views
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records, Rows
+from lepton_common.errors import UpdateInvalid
 from lepton_common.messages import Recipe
 from lepton_common.privacy.integer_noise import skellam
 from lepton_common.privacy.noise import SecretRandom
-from lepton_common.privacy.plan import SHARE_VARIANCE, PrivacyPlan
+from lepton_common.privacy.plan import LARGEST_WEIGHT, SHARE_VARIANCE, PrivacyPlan
 from lepton_common.tasks.catalog import Task
 
 # A chunk is summed in float32, and chunks in float64: over 20,000 like records the former would let
 # one of them count for 1.00005 clipping norms.
 _MOST_ROWS = 1024
+# Of a CPU's matrix products: at all multiples of it, every row is computed alike.
+_HEIGHT = 64
 
 
 class Engine(NamedTuple):
@@ -66,8 +69,8 @@ def train_private(
     with conformance.open(model) as gradients:
         engine = Engine(model, gradients)
         for _ in range(plan.steps_per_round):
-            sample = secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
-            units = [rows_of_unit[unit] for unit in sample]
+            check_weights(model)
+            units = _sample(rows_of_unit, plan, recipe, secret)
             gradient = clipped_sum(engine, task, records, units, recipe.batch_size, plan, views)
             noise = secret.gaussian(len(gradient), plan.noise_multiplier * plan.clipping_norm)
             gradient += torch.from_numpy(noise).to(gradient)
@@ -96,10 +99,7 @@ def noisy_sum(
     """
     secret = SecretRandom()
     model.load(received)
-    rows_of_unit = _rows_by_unit(records)
-    units = [
-        rows_of_unit[unit] for unit in secret.poisson_sample(len(rows_of_unit), plan.sample_rate)
-    ]
+    units = _sample(_rows_by_unit(records), plan, recipe, secret)
     views = Views(task, recipe, secret)
     with conformance.open(model) as gradients:
         engine = Engine(model, gradients)
@@ -142,33 +142,77 @@ def clipped_sum(
     """Returns the sum over units of their clipped gradients, float64 where there is, shape [d].
 
     A unit's gradient is the sum over its records (of each the mean over its views), scaled to an
-    L2 norm of at most ``plan.clipping_norm``. Records and their views go through the model about
+    L2 norm of at most ``plan.clipping_norm``. Records and their views go through the model up to
     ``batch_size`` at a time, whole units together; the split changes nothing but the memory
-    needed.
+    needed. Each unit must fit, as `_sample` sees to.
+
+    Matrix products of other heights take other kernels, which round in other ways, and by that a
+    record could change what the others' gradients are. So what goes through the model is filled
+    up to a height at which they are all the same.
     """
     model, count_of = engine.model, views.count if views else 1
+    most = _rows_at_once(batch_size)
 
     def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return task.losses(outputs, labels) / count_of
 
     # Apple's GPUs have no float64.
     total = torch.zeros(model.layout.size, dtype=precision_on(model.device), device=model.device)
-    for rows, unit_of_row, count in _chunks(units, max(1, min(batch_size, _MOST_ROWS) // count_of)):
+    for rows, unit_of_row, count in _chunks(units, max(1, most // count_of)):
         index = torch.from_numpy(rows)
         features = records.features[index].to(model.device)
         if views is not None and count_of > 1:
             features = views.of(features)
             index, unit_of_row = index.repeat_interleave(count_of), unit_of_row.repeat(count_of)
-        of_row = None if count == len(index) else torch.from_numpy(unit_of_row).to(model.device)
+        # On a GPU kernels may differ at any height, so there it is always the same one.
+        height = -(-len(index) // _HEIGHT) * _HEIGHT if model.device.type == "cpu" else most
+        single, missing = count == len(index), height - len(index)
+        of_row = torch.from_numpy(unit_of_row).to(model.device)
         total += engine.gradients.sum(
             losses,
-            features,
-            records.labels[index].to(model.device),
+            _filled(features, missing),
+            _filled(records.labels[index].to(model.device), missing),
             clipping_norm=plan.clipping_norm,
-            unit_of_row=of_row,
-            units=count,
+            unit_of_row=None if single else _filled(of_row, missing),
+            units=height if single else count,
+            mask=torch.arange(height, device=model.device) < len(index),
         )
     return total
+
+
+def check_weights(model: ResidentModel) -> None:
+    """Refuses weights with which rounding errors would let records influence one another.
+
+    Clipping bounds each record's gradient if it depends on that record alone. Floating-point
+    kernels keep that up to rounding, which absurd weights would magnify.
+
+    Raises:
+        UpdateInvalid: a weight is not finite or beyond 100; decided by the noised model alone.
+    """
+    largest = max(float(parameter.detach().abs().max()) for parameter in model.module.parameters())
+    if not largest <= LARGEST_WEIGHT:
+        raise UpdateInvalid("A private step moved a weight too far; lower train.learning_rate.")
+
+
+def _sample(
+    rows_of_unit: list[Rows], plan: PrivacyPlan, recipe: Recipe, secret: SecretRandom
+) -> list[Rows]:
+    """Returns the rows of a Poisson sample of units, of each no more than go through at once."""
+    most = max(1, _rows_at_once(recipe.batch_size) // recipe.augmentations)
+    units = []
+    for unit in secret.poisson_sample(len(rows_of_unit), plan.sample_rate):
+        rows = rows_of_unit[unit]
+        units.append(rows[np.argsort(secret.words(len(rows)))[:most]] if len(rows) > most else rows)
+    return units
+
+
+def _rows_at_once(batch_size: int) -> int:
+    return -(-min(batch_size, _MOST_ROWS) // _HEIGHT) * _HEIGHT
+
+
+def _filled(values: torch.Tensor, missing: int) -> torch.Tensor:
+    """Returns values with so many rows of zeros behind them."""
+    return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values
 
 
 def _rows_by_unit(records: Records) -> list[Rows]:
@@ -181,15 +225,15 @@ def _rows_by_unit(records: Records) -> list[Rows]:
 
 def _chunks(units: list[Rows], batch_size: int) -> Iterator[tuple[Rows, Rows, int]]:
     """Yields (rows, position of each row's unit in the chunk, number of units in the chunk)."""
-    chunk: list[Rows] = []
-    filled = 0
-    for index, rows in enumerate(units):
-        chunk.append(rows)
-        filled += len(rows)
-        if filled >= batch_size or index == len(units) - 1:
-            sizes = [len(part) for part in chunk]
-            yield np.concatenate(chunk), np.repeat(np.arange(len(chunk)), sizes), len(chunk)
-            chunk, filled = [], 0
+    sizes = np.array([len(rows) for rows in units])
+    start = 0
+    while start < len(units):
+        fitting = int(np.searchsorted(np.cumsum(sizes[start:]), batch_size, side="right"))
+        stop = start + max(1, fitting)
+        count = stop - start
+        of_row = np.repeat(np.arange(count), sizes[start:stop])
+        yield np.concatenate(units[start:stop]), of_row, count
+        start = stop
 
 
 def _assign(model: ResidentModel, gradient: torch.Tensor) -> None:

@@ -6,6 +6,8 @@ from lepton_client.training.layer_norms import Form, pieces, precision_on, squar
 
 # A float32 clip factor below this would be rounded coarsely; its unit counts as not finite.
 _LEAST_FACTOR = 1e-30
+# A unit's rows together are no longer than so many clipping norms.
+_ROWS_TOGETHER = 64.0
 # Gradients of units, where they must be written out, are so many bytes at a time.
 _UNIT_BYTES = 1 << 24
 
@@ -36,7 +38,12 @@ def weigh(
         factors = clip_factors(squared_norms_of_rows(forms), clipping_norm)
     else:
         squared = squared_norms_of_units(forms, unit_of_row, units)
-        factors = clip_factors(squared, clipping_norm)[unit_of_row]
+        factors = clip_factors(squared, clipping_norm)
+        # Rows that nearly cancel would drown the other units' in the sum, by their rounding.
+        lengths = torch.zeros_like(squared)
+        lengths.index_add_(0, unit_of_row, squared_norms_of_rows(forms).sqrt())
+        together = clip_factors(lengths.square(), _ROWS_TOGETHER * clipping_norm)
+        factors = torch.minimum(factors, together)[unit_of_row]
     return _keep(forms, factors, factors > 0.0)
 
 

@@ -18,6 +18,9 @@ WHOLE_SITE = "site"  # the unit that is all of a site's data
 # Of the noise that each site adds to a shared sum, in squared steps of the grid, which follows
 # from it: fine enough that rounding costs next to nothing, and within 32 bits for any cohort.
 SHARE_VARIANCE = 2.0**28
+# Of a model that private steps start from: larger weights would magnify the rounding of gradients,
+# which depends on the records beside a record, beyond what a clipping norm is charged for.
+LARGEST_WEIGHT = 100.0
 
 
 @dataclass(frozen=True)
@@ -94,16 +97,22 @@ class PrivacyPlan:
         """
         bounds = {
             "delta": 0.0 < self.delta < 1.0,
-            "sample_rate": 0.0 < self.sample_rate <= 1.0,
+            # A whole site is in each sum that it answers.
+            "sample_rate": 0.0 < self.sample_rate <= 1.0
+            and (self.unit != WHOLE_SITE or self.sample_rate == 1.0),
             "noise_multiplier": 0.0 < self.noise_multiplier < float("inf"),
             "clipping_norm": 0.0 < self.clipping_norm < float("inf"),
-            # More steps than one would each need the noise of all sites (Heikkilä et al. 2020).
-            "steps_per_round": self.steps_per_round >= 1
-            and (self.shared is None or self.steps_per_round == 1),
+            "steps_per_round": self.steps_per_round >= 1,
+            "shared": self.unit != WHOLE_SITE or self.shared is not None,
             "max_steps": self.max_steps >= self.steps_per_round,
             "denominator": 0.0 < self.denominator < float("inf"),
             "relation": self.relation == RELATION,
         }
+        if self.shared is not None and self.steps_per_round > 1:
+            raise PlanError(
+                f"steps_per_round={self.steps_per_round}: noise is shared by one private step a "
+                "round, because more would each need all of it; take one local step."
+            )
         for name, holds in bounds.items():
             if not holds:
                 raise PlanError(

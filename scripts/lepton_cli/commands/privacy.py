@@ -290,7 +290,10 @@ def verify_command(
 
     path = site / LEDGER_FILE
     if not path.exists():
-        raise LedgerInvalid(f"There is no ledger at {path}; nothing private was ever charged.")
+        raise LedgerInvalid(
+            f"There is no ledger at {path}: give a site's folder (RUN/sites/NAME in a simulation); "
+            "a site that never charged anything has none."
+        )
     try:
         public = key or SigningKey.load(site / KEY_FILE).public_hex
         contents = read_ledger(path, public)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from lepton_cli.run import Run
-from lepton_common.errors import SettingsError
+from lepton_common.errors import AuditError, SettingsError
 from lepton_common.privacy.plan import PrivacyPlan, SharedNoise, calibrated_noise
 from lepton_common.secagg.spec import least_survivors
 from lepton_common.strict import Noise, Norm, OpenFraction, Rate, record
@@ -104,7 +104,10 @@ def claim_of_options(wanted: Wanted) -> Claim:
 def claim_of_run(run: Run) -> Claim:
     """Returns the claim of a run's plan, from its configuration and its model's size alone.
 
+    The sites' ledgers must have charged for that very plan.
+
     Raises:
+        AuditError: they have not, or the run's logs do not verify.
         SettingsError: it has no plan for records, or no model yet.
         PlanError: no noise reaches its epsilon.
     """
@@ -122,6 +125,12 @@ def claim_of_run(run: Run) -> Claim:
         n, f = settings.cohort, settings.colluders
         shared = SharedNoise(n, least_survivors(n, f, settings.federation.quorum), f, size)
     plan = asked.plan("row", _PUBLIC_SIZE, shared)
+    charged = {event for site in run.evidence.sites.values() for event in site.events}
+    if charged - {plan.event()}:
+        raise AuditError(
+            f"The sites of {run.name} charged for another mechanism than its configuration asks "
+            "for; 'lepton privacy verify' shows a site's ledger."
+        )
     return _claim(f"the run {run.name}", plan, settings.train.device)
 
 
@@ -135,6 +144,9 @@ def _model_size(run: Run) -> int:
     path = run.folder.final_model
     if not path.exists():
         raise SettingsError(f"The run {run.name} has no model yet; audit it when it has ended.")
-    with safe_open(path, framework="np") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    try:
+        with safe_open(path, framework="np") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+    except SafetensorError as error:
+        raise AuditError(f"{path} is no model: {error}.") from error
     return sum(math.prod(shape) for shape in shapes)

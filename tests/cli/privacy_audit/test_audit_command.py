@@ -2,15 +2,15 @@
 
 import json
 
-import numpy as np
 import pytest
 import yaml
-from safetensors.numpy import save_file
 
+import lepton_cli
 from lepton_cli.privacy_audit.audit import Audit
 from lepton_cli.privacy_audit.claim import Wanted, claim_of_options, claim_of_run
 from lepton_cli.run import find_run
-from lepton_common.errors import AuditFailed, LeptonError, SettingsError
+from lepton_common.errors import AuditError, AuditFailed, LeptonError, SettingsError
+from lepton_common.privacy.accounting import GaussianEvent
 from lepton_common.privacy.plan import calibrated_noise
 from lepton_server.rounds.request import privacy_request
 
@@ -19,24 +19,32 @@ _SMALL = ("--rounds", "12", "--canaries", "1000", "--device", "cpu")
 
 @pytest.fixture
 def run_folder(tmp_path, setting_values):
-    """Returns a maker of run folders that hold a configuration, and a model if asked for."""
+    """Returns a maker of run folders that hold a configuration and nothing else."""
 
-    def make(changes=None, *, model=False, private=True):
+    def make(changes=None, *, private=True):
         folder = tmp_path / "runs" / "some-run"
         folder.mkdir(parents=True)
         values = setting_values(changes, private=private)
         (folder / "config.yaml").write_text(yaml.safe_dump(values))
-        if model:
-            weights = {"weight": np.zeros((3, 4), "float32"), "bias": np.zeros(3, "float32")}
-            save_file(weights, folder / "model.safetensors")
         return folder
 
     return make
 
 
-def test_an_honest_installation_is_consistent_with_its_claim(lepton, run_folder):
-    folder = run_folder({"rounds": 11, "privacy.sample_rate": 0.5, "privacy.spare_rounds": 1})
-    ended = lepton("privacy", "audit", str(folder), "--canaries", "1000", "--json")
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """Returns a maker of finished runs."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(*changes):
+        return lepton_cli.simulate("task=breast_cancer", *changes)
+
+    return make
+
+
+def test_an_honest_installation_is_consistent_with_its_claim(lepton, finished):
+    run = finished("sites=2", "secagg=none", "rounds=11", "privacy.sample_rate=0.5")
+    ended = lepton("privacy", "audit", str(run.folder.path), "--canaries", "1000", "--json")
     assert ended.code == 0, ended.out + ended.err
     found = json.loads(ended.out)
     assert set(found) == {
@@ -45,7 +53,7 @@ def test_an_honest_installation_is_consistent_with_its_claim(lepton, run_folder)
     assert found["passed"] is True
     assert found["faults"] == []
     claim = found["claim"]
-    assert claim["source"] == "the run some-run"
+    assert claim["source"] == f"the run {run.name}"
     assert (claim["steps"], claim["of_steps"], claim["sample_rate"]) == (12, 12, 0.5)
     assert claim["noise_multiplier"] == calibrated_noise(
         target_epsilon=3.0, delta=1e-5, sample_rate=0.5, max_steps=12
@@ -134,17 +142,35 @@ def test_of_a_long_plan_the_first_steps_are_audited_and_claimed():
     assert claim.epsilon == claim.plan.epsilon(285)
 
 
-def test_the_plan_of_a_run_with_shared_noise(run_folder):
-    changes = {
-        "privacy.mode": "distributed", "secagg.mode": "sa1", "federation.weights": "public_size",
-    }  # fmt: skip
-    run = find_run(str(run_folder(changes, model=True)))
+def test_the_plan_of_a_run_with_shared_noise(finished):
+    run = finished("privacy=distributed", "model=logistic", "sites=4", "rounds=2")
     claim = claim_of_run(run)
     assert claim.plan.shared is not None
-    assert (claim.plan.shared.sites, claim.plan.shared.dimension) == (10, 15)
-    asked = privacy_request(run.settings, 15)
+    assert (claim.plan.shared.sites, claim.plan.shared.dimension) == (4, 62)
+    asked = privacy_request(run.settings, 62)
     assert claim.plan.noise_multiplier == asked.noise_multiplier
     assert claim.epsilon <= 3.0
+
+
+def test_another_plan_than_the_sites_charged_for_is_no_claim(finished):
+    run = finished("sites=2", "secagg=none", "rounds=2")
+    text = run.folder.config.read_text()
+    run.folder.config.write_text(text.replace("epsilon: 3.0", "epsilon: 300.0"))
+    with pytest.raises(AuditError, match="not the configuration"):
+        claim_of_run(find_run(str(run.folder.path)))
+    run.folder.config.write_text(text)
+    again = find_run(str(run.folder.path))
+    loud = GaussianEvent(1.0, 0.5, 1)
+    next(iter(again.evidence.sites.values())).events.append(loud)
+    with pytest.raises(AuditError, match="another mechanism"):
+        claim_of_run(again)
+
+
+def test_a_damaged_model_is_named(finished):
+    run = finished("privacy=distributed", "sites=4", "rounds=1")
+    run.folder.final_model.write_bytes(b"no model")
+    with pytest.raises(AuditError, match="is no model"):
+        claim_of_run(run)
 
 
 @pytest.mark.parametrize(

@@ -99,8 +99,11 @@ def test_clipping_rows_in_the_place_of_units_fails(make_plan, monkeypatch):
 
 @pytest.mark.usefixtures("few")
 def test_a_record_that_is_not_finite_and_spreads_fails(make_plan, monkeypatch):
-    def unchecked(self, losses, features, labels, *, clipping_norm, unit_of_row=None, units=None):
-        each = self._record_gradients(losses, features, labels).double()
+    def unchecked(
+        self, losses, features, labels, *, clipping_norm, unit_of_row=None, units=None, mask=None
+    ):
+        each = self._record_gradients(losses, features, labels).double()[mask]
+        unit_of_row = None if unit_of_row is None else unit_of_row[mask]
         if unit_of_row is not None:
             each = each.new_zeros(units, each.shape[1]).index_add_(0, unit_of_row, each)
         norms = each.norm(dim=1, keepdim=True)

@@ -1,0 +1,132 @@
+"""What rounding lets one record or unit change of the others' clipped gradients: next to nothing.
+
+Each case is an attack that worked: a server chooses the model, and the data is the worst there is.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_site import MODEL, RECIPE, VECTOR, synthetic
+
+from lepton_client.training.conformance import OURS, Conformance
+from lepton_client.training.private import Engine, _sample, clipped_sum, train_private
+from lepton_client.training.resident import ResidentModel, resident_model
+from lepton_common.arrays import Layout
+from lepton_common.datasets.records import Records
+from lepton_common.errors import UpdateInvalid
+from lepton_common.models.catalog import MODELS, initial_model
+from lepton_common.privacy.noise import SecretRandom
+from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.tasks.catalog import Task
+
+CPU = torch.device("cpu")
+TASK = Task("toy", "toy", "cross_entropy", "nothing")
+PLAN = PrivacyPlan("row", 1e-5, 1.0, 1.0, 1.0, 1, 10, 16.0)
+
+
+def summed(module, records, plan, batch_size=1024):
+    model = ResidentModel(module, Layout.of(module), CPU)
+    owners = np.arange(len(records)) if records.units is None else records.units
+    units = [np.flatnonzero(owners == unit) for unit in np.unique(owners)]
+    with Conformance(OURS, 0.0).open(model) as hooks:
+        return clipped_sum(Engine(model, hooks), TASK, records, units, batch_size, plan)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_row_comes_out_alike_at_all_heights_that_are_used(name):
+    shape = (1, 28, 28) if name.startswith("cnn") else (30,)
+    module = initial_model(name, shape, 10, seed=1)
+    features = torch.randn(512 if name.startswith("cnn") else 1024, *shape)
+    with torch.no_grad():
+        whole = module(features)
+        for height in (64, 128, 192, 320, 512):
+            assert torch.equal(module(features[:height]), whole[:height])
+            assert torch.equal(module(features[-height:]), whole[-height:])
+
+
+def _kernel_attack():
+    """Weights up to 100 with which four alike rows have other outputs than three of them."""
+    torch.manual_seed(1)
+    module = initial_model("mlp", (64,), 10, seed=1)
+    first, _, last, shift = module.parameters()
+    linear = next(layer for layer in module.modules() if isinstance(layer, torch.nn.Linear))
+    row = torch.ones(1, 64) * (0.9 + 0.1 * torch.rand(1, 64))
+    best, kept, biases = torch.full((64,), -1.0), torch.zeros(64, 64), torch.zeros(64)
+    with torch.no_grad():
+        for _ in range(100):
+            weights = 90 + 10 * torch.rand(64, 64)
+            weights[:, 32:] *= -1
+            first.copy_(weights)
+            linear.bias.zero_()
+            linear.bias.copy_((-linear(row.repeat(8, 1))[0]).clamp(-100, 100))
+            gap = linear(row.repeat(3, 1))[0] - linear(row.repeat(4, 1))[0]
+            better = gap > best
+            best[better], kept[better] = gap[better], weights[better]
+            biases[better] = linear.bias[better]
+        first.copy_(kept)
+        linear.bias.copy_(biases)
+        last.zero_()
+        last[1], last[2] = 100, -100
+        total = float(100 * torch.tanh(linear(row.repeat(4, 1))[0]).sum())
+        shift.fill_(-100)
+        shift[1], shift[2] = -total - 3, total + 3
+        shift.clamp_(-100, 100)
+    return module, row
+
+
+@pytest.mark.parametrize("count", [4, 68, 1028])
+def test_one_record_less_changes_no_kernel_that_the_others_go_through(count):
+    module, row = _kernel_attack()
+    records = Records(row.repeat(count, 1), torch.zeros(count, dtype=torch.int64))
+    whole = summed(module, records, PLAN)
+    less = summed(module, records.take(np.arange(count - 1)), PLAN)
+    assert float((whole - less).norm()) <= 1 + 1e-5  # it was 7
+
+
+@pytest.mark.parametrize("rows", [2, 64, 900])
+@pytest.mark.parametrize("clipping_norm", [1e-6, 1e-3, 1.0])
+def test_a_person_whose_records_cancel_drowns_nobody(rows, clipping_norm):
+    torch.manual_seed(0)
+    module = initial_model("mlp", (13,), 2, seed=0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        next(module.parameters()).fill_(100.0)
+    others = torch.rand(100, 13)
+    labels = torch.zeros(100, dtype=torch.int64)
+    opposed = torch.arange(rows) % 2
+    whole = Records(
+        torch.cat([others, torch.ones(rows, 13)]),
+        torch.cat([labels, opposed]),
+        np.concatenate([np.arange(100), np.full(rows, 100)]),
+    )
+    plan = replace(PLAN, clipping_norm=clipping_norm)
+    alone = Records(others, labels, np.arange(100))
+    moved = summed(module, whole, plan) - summed(module, alone, plan)
+    assert float(moved.norm()) <= clipping_norm * (1 + 1e-5)  # it was 44
+    # Their own sum is zero, and so is what they add but for rounding.
+    assert float(moved.norm()) <= 1e-4 * clipping_norm
+
+
+def test_a_unit_with_more_rows_than_go_through_at_once_is_sampled():
+    rows = [np.arange(1000), np.array([1000, 1001])]
+    recipe = replace(RECIPE, batch_size=128, augmentations=4)
+    picked, small = _sample(rows, PLAN, recipe, SecretRandom())
+    assert len(picked) == len(set(picked.tolist())) == 32
+    assert set(picked.tolist()) <= set(range(1000))
+    again, _ = _sample(rows, PLAN, recipe, SecretRandom())
+    assert sorted(picked) != sorted(again)
+    assert np.array_equal(small, rows[1])
+
+
+def test_a_step_that_throws_the_model_far_off_is_the_last():
+    model = resident_model("mlp", (4,), 3, CPU, channels_last=False)
+    recipe = replace(RECIPE, learning_rate=1e6, optimizer="sgd")
+    plan = replace(PLAN, steps_per_round=2)
+    with pytest.raises(UpdateInvalid, match="too far"):
+        train_private(model, TASK, synthetic(), VECTOR, recipe, plan, Conformance(OURS, 0.0))
+    once = replace(plan, steps_per_round=1)
+    train_private(model, TASK, synthetic(), VECTOR, recipe, once, Conformance(OURS, 0.0))
+    assert MODEL is not model.module
