@@ -37,15 +37,29 @@ class Evaluator:
         image_order(self._model).to(self._device)
         self._features = data.test.features.to(self._device)
         self._labels = data.test.labels.to(self._device)
+        origins = data.test.origins
+        self._origins = None if origins is None else torch.from_numpy(origins).to(self._device)
 
     def initial_vector(self) -> Vector:
         """Returns the model that the run's seed gives, float32, shape [d]."""
         return self._initial
 
     def evaluate(self, vector: Vector) -> dict[str, float]:
-        """Returns accuracy and loss of a model on the test set."""
+        """Returns accuracy and loss of a model on the test set.
+
+        Where the test set's records come from natural sites, also the mean of the sites' own
+        accuracies, in which a small site counts as much as a large one.
+        """
         write_parameters(self._model, torch.from_numpy(vector).to(self._device))
-        return self._task.evaluate(self._model, self._features, self._labels)
+        metrics = self._task.evaluate(self._model, self._features, self._labels)
+        if self._origins is None:
+            return metrics
+        each = []
+        for origin in self._origins.unique():
+            own = self._origins == origin
+            found = self._task.evaluate(self._model, self._features[own], self._labels[own])
+            each.append(found["accuracy"])
+        return metrics | {"site_mean_accuracy": sum(each) / len(each)}
 
     def model_file(self, run: str, state: Checkpoint) -> bytes:
         """Returns a state's model as safetensors: parameters by name, and what it is."""
