@@ -15,6 +15,7 @@ from toy_site import (
 
 from lepton_client import consent
 from lepton_client.app import app
+from lepton_common.datasets.preparation import PER_RECORD
 from lepton_common.errors import ConsentRefused
 
 STRICT = replace(
@@ -71,6 +72,13 @@ def test_private_statistics_and_a_private_plan_do_not_go_together(make_site):
     statistics = replace(site, data=replace(site.data, prepare="site_statistics"))
     with pytest.raises(ConsentRefused, match="no plan charges for"):
         consent.check(request(prepare="site_statistics", privacy=PRIVACY), statistics)
+
+
+@pytest.mark.parametrize("prepare", sorted(PER_RECORD))
+def test_what_is_prepared_record_by_record_goes_with_a_private_plan(make_site, prepare):
+    site = make_site().file
+    prepared = replace(site, data=replace(site.data, prepare=prepare))
+    assert consent.check(request(prepare=prepare, privacy=PRIVACY), prepared) is not None
 
 
 @pytest.mark.parametrize("weight", [1e9, float("nan"), float("-inf")])

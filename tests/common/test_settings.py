@@ -121,6 +121,7 @@ def test_each_contradiction_is_named_alone(setting_values, changes, private, sai
         ({**_KRUM, "sites": 11}, False),
         ({**_BULYAN, "sites": 11}, False),
         ({"data.prepare": "site_statistics"}, False),
+        ({"data.prepare": "scattering"}, True),
         ({"train.precision": "bfloat16"}, False),
         ({"strategy.beta": 0.49}, False),
         ({"federation.weights": "public_size"}, False),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.images import read_cifar_binary, read_idx
+from lepton_common.datasets.scattering import scattering_features
 from lepton_common.errors import ChecksumMismatch, DataInvalid
 
 
@@ -125,6 +126,17 @@ def test_a_cifar_archive_is_read_in_order(tmp_path):
         back = ((records.features + 1) * 127.5).round().to(torch.uint8).numpy()
         np.testing.assert_array_equal(back.reshape(-1, 3072), wanted[:, 1:])
         assert -1.0 <= float(records.features.min()) < float(records.features.max()) <= 1.0
+
+
+def test_a_cifar_archive_is_prepared_as_scattering_features(tmp_path, monkeypatch):
+    monkeypatch.setenv("LEPTON_CACHE", str(tmp_path / "cache"))
+    rows = _batches()
+    _archive(tmp_path / "cifar.tar.gz", {name: rows[name].tobytes() for name in rows})
+    train, test = read_cifar_binary(tmp_path / "cifar.tar.gz", "scattering")
+    images = rows["test_batch.bin"][:, 1:].reshape(-1, 3, 32, 32).astype(np.float32)
+    assert train.features.shape == (10, 243, 8, 8)
+    assert torch.equal(test.features, scattering_features(images / np.float32(255)))
+    assert test.labels.tolist() == rows["test_batch.bin"][:, 0].tolist()
 
 
 @pytest.mark.parametrize("name", ["data_batch_3.bin", "test_batch.bin"])
