@@ -37,8 +37,7 @@ class Evaluator:
         image_order(self._model).to(self._device)
         self._features = data.test.features.to(self._device)
         self._labels = data.test.labels.to(self._device)
-        origins = data.test.origins
-        self._origins = None if origins is None else torch.from_numpy(origins).to(self._device)
+        self._origins = data.test.origins
 
     def initial_vector(self) -> Vector:
         """Returns the model that the run's seed gives, float32, shape [d]."""
@@ -55,8 +54,8 @@ class Evaluator:
         if self._origins is None:
             return metrics
         each = []
-        for origin in self._origins.unique():
-            own = self._origins == origin
+        for origin in np.unique(self._origins):
+            own = torch.from_numpy(np.flatnonzero(self._origins == origin)).to(self._device)
             found = self._task.evaluate(self._model, self._features[own], self._labels[own])
             each.append(found["accuracy"])
         return metrics | {"site_mean_accuracy": sum(each) / len(each)}
