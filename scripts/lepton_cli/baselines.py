@@ -21,11 +21,14 @@ from lepton_client.training.resident import resident_model
 from lepton_common.arrays import Vector, read_parameters
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.device import pick_device
+from lepton_common.flower.task_identity import speak_for
 from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.plan import public_size_class
-from lepton_common.settings import Settings
+from lepton_common.settings import ROBUST, Settings
 from lepton_common.tasks.catalog import find_task
+from lepton_server.rounds.gathered import SecureMean
 from lepton_server.rounds.request import privacy_request, recipe
+from lepton_server.strategies.catalog import AVERAGE, make_strategy
 
 
 def train_baselines(settings: Settings, dataset: Dataset, sites: dict[str, Rows]) -> dict[str, Any]:
@@ -36,6 +39,7 @@ def train_baselines(settings: Settings, dataset: Dataset, sites: dict[str, Rows]
     with privacy, ``pooled_without_privacy`` is trained with the task's recipe without it.
     """
     settings = _in_one_place(settings)
+    speak_for(run_id=0, node_id=1)  # Flower's strategies speak in messages
     jobs: dict[str, Callable[[], float]] = {
         "pooled": partial(_accuracy, settings, dataset, dataset.train, "pooled")
     }
@@ -66,21 +70,25 @@ def _in_one_place(settings: Settings) -> Settings:
         privacy = replace(privacy, mode="record")
     elif privacy.mode == "site":
         privacy = replace(privacy, mode="none", epsilon=None)
-    return replace(settings, privacy=privacy)
+    strategy = settings.strategy
+    if strategy.name in ROBUST:  # there is one update a round, and no liar
+        strategy = replace(strategy, name="fedavg")
+    return replace(settings, privacy=privacy, strategy=strategy)
 
 
 def _without_privacy(settings: Settings) -> Settings:
     root = f"data.root='{settings.data.root}'" if settings.data.root else "data.root=null"
-    return compose_settings(
-        [
-            f"task={settings.task}",
-            "privacy=none",
-            f"sites={settings.sites}",
-            f"seed={settings.seed}",
-            "data.prepare=public_ranges",
-            root,
-        ]
-    )
+    overrides = [
+        f"task={settings.task}",
+        "privacy=none",
+        f"sites={settings.sites}",
+        f"seed={settings.seed}",
+        root,
+    ]
+    if settings.data.prepare == "scattering":
+        # The task's own model would take the images themselves.
+        overrides += ["data.prepare=scattering", f"model={settings.model}"]
+    return compose_settings(overrides)
 
 
 def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str) -> float:
@@ -93,6 +101,7 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
     model = resident_model(
         settings.model, dataset.input_shape, outputs, device, channels_last=asked is None
     )
+    strategy = make_strategy(settings, model.layout)
     for round_ in range(1, settings.rounds + 1):
         how = recipe(settings, round_)
         if asked is None:
@@ -102,8 +111,8 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
             plan = asked.plan(dataset.unit, public_size_class(records.unit_count))
             engine = conform(model, task, dataset.input_shape, dataset.classes)
             update = train_private(model, task, records, vector, how, plan, engine)
-        vector = (vector + update).astype(np.float32)
-    model.load(vector)
+        vector = strategy.step(round_, vector, SecureMean([update], 1))
+    model.load(strategy.snapshot().get(AVERAGE, vector).astype(np.float32))
     test = dataset.test
     metrics = task.evaluate(model.module, test.features.to(device), test.labels.to(device))
     return metrics["accuracy"]

@@ -116,6 +116,16 @@ def test_baselines_have_noise_of_their_own():
     assert set(run.baselines) == {"pooled", "pooled_without_privacy", "local"}
 
 
+def test_baselines_train_on_the_features_and_with_the_momentum_of_the_run():
+    values = {"data": {"prepare": "scattering"}, "model": "logistic", "rounds": 3, "sites": 2}
+    run = lepton_cli.simulate(
+        "task=digits", "privacy=none", "strategy=fedavgm", **values, baselines=True
+    )
+    without = lepton_cli.simulate("task=digits", "privacy=none", **values, baselines=True)
+    assert set(run.baselines) == {"pooled", "local"}
+    assert run.baselines != without.baselines
+
+
 def test_whole_updates_are_protected_and_few_sites_are_warned_of(lepton):
     ended = lepton("simulate", *SITE)
     assert ended.code == 0

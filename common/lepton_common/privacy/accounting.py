@@ -46,7 +46,7 @@ GaussianEvent = SampledGaussian
 
 _COARSE, _FINE = 1e-3, 1e-4  # steps of the privacy loss: in the gate, in reports
 # Unlike events, before the nearest are rounded to one: privacy loss costs most time by far.
-_MOST_COARSE, _MOST_FINE, _MOST_RENYI = 20, 100, 60
+_MOST_COARSE, _MOST_FINE, _MOST_RENYI = 10, 100, 60
 _SIGMA_MIN, _SIGMA_MAX = 0.3, 1e4
 _MEANS_NOTHING = 1e3
 _DENSE = 11  # below, orders between the integers can be the best ones by something to speak of
