@@ -1,6 +1,7 @@
 """A site as its folder: site file, signing key, audit log and ledger, and its data."""
 
 import contextlib
+import re
 import threading
 import time
 import traceback
@@ -19,17 +20,27 @@ from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.records import Dataset, Records, Rows
-from lepton_common.errors import DataMissing, RosterMismatch, SettingsError
+from lepton_common.errors import DataMissing, SettingsError
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Pin, Roster, read_roster
+from lepton_common.identity.roster import Roster, read_roster_files
 from lepton_common.policy import SitePolicy
 from lepton_common.strict import Name, Size, parse, record
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
-ROSTER_FILE, LEDGER_FILE = "roster.json", "ledger.db"
+ROSTER_FILE, ROOT_FILE, LEDGER_FILE = "roster.json", "roster.root", "ledger.db"
 ERROR_FILE = "errors.log"
+
+
 # The C version of the safe loader, where PyYAML was built with it: ten times faster.
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Takes 1e-5 for a number, as everybody but YAML 1.1 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+e[-+]?[0-9]+$", re.IGNORECASE),
+    [*"-+0123456789"],
+)
 
 
 @record
@@ -42,7 +53,7 @@ class SiteData:
         root: folder that holds it; None for the user's cache.
         prepare: how it is prepared.
         unit: what the data protects as one.
-        rows: file in the site's folder that lists the site's rows (``.npy``, int64).
+        rows: file in the site's folder that lists the site's rows (``.npy``, int64); None: all.
     """
 
     id: Name
@@ -50,7 +61,7 @@ class SiteData:
     root: str | None
     prepare: str
     unit: Name
-    rows: str
+    rows: str | None
 
 
 @record
@@ -62,14 +73,12 @@ class SiteFile:
         public_size: size class of its data in privacy units; public by the operator's decision.
         data: see `SiteData`.
         policy: see `lepton_common.policy.SitePolicy`.
-        partners: who signs the roster of the federation's sites.
     """
 
     name: Name
     public_size: Size
     data: SiteData
     policy: SitePolicy
-    partners: Pin
 
 
 class Site:
@@ -102,16 +111,13 @@ class Site:
 
     @cached_property
     def roster(self) -> Roster:
-        """The sites of the federation, as the pinned partners signed it.
+        """The sites of the federation, as its partners signed it.
 
         Raises:
-            RosterMismatch: there is no such file, or too few of them signed it.
+            RosterInvalid: there is no such file, it has another root than the one that this site
+                joined, or too few of them signed it.
         """
-        try:
-            text = (self.folder / ROSTER_FILE).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError):
-            raise RosterMismatch(f"Cannot read {self.folder / ROSTER_FILE}.") from None
-        return read_roster(text, self.file.partners)
+        return read_roster_files(self.folder / ROSTER_FILE, self.folder / ROOT_FILE)
 
     def dataset(self) -> Dataset:
         """Returns the data set that the site's records belong to, checked."""
@@ -125,6 +131,8 @@ class Site:
             DataMissing: the list of rows is not there or does not fit.
         """
         train = self.dataset().train
+        if self.file.data.rows is None:
+            return train
         path = self.folder / self.file.data.rows
         try:
             rows = np.load(path, allow_pickle=False)
@@ -184,8 +192,21 @@ def read_site_file(path: Path) -> SiteFile:
         SettingsError: it is missing, or all its faults at once.
     """
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_LOADER)  # noqa: S506
-    except (OSError, yaml.YAMLError) as error:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"Cannot read the site file {path}; create the site again.") from error
+    return parse_site_file(text, path)
+
+
+def parse_site_file(text: str, path: Path) -> SiteFile:
+    """Returns the site file that a text holds; ``path`` is named where it has faults.
+
+    Raises:
+        SettingsError: all its faults at once.
+    """
+    try:
+        values = yaml.load(text, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError as error:
         raise SettingsError(f"Cannot read the site file {path}; create the site again.") from error
     file, faults = parse(SiteFile, values)
     if file is None:

@@ -47,6 +47,14 @@ LeptonError                     exit code 1
 │   ├── UpdateAlreadySpent
 │   └── RoundLost
 ├── AuditError                  6   what does not verify
+├── IdentityError               8   who someone is, and whether they belong
+│   ├── KeyUnreadable
+│   ├── CertificateInvalid
+│   ├── JoinInvalid
+│   ├── RosterInvalid
+│   ├── RosterRolledBack
+│   ├── RosterExpired
+│   └── StudyInvalid
 └── Interrupted                 130 Ctrl-C: stopped after a finished round
 ```
 
@@ -259,6 +267,40 @@ class AuditError(LeptonError):
     """An audit log does not verify."""
 
     exit_code = 6
+
+
+class IdentityError(LeptonError):
+    """Someone is not who they should be, or does not belong here."""
+
+    exit_code = 8
+
+
+class KeyUnreadable(IdentityError):
+    """A private key cannot be opened."""
+
+
+class CertificateInvalid(IdentityError):
+    """A certificate is damaged, expired, another's, or for another host."""
+
+
+class JoinInvalid(IdentityError):
+    """A request to join a federation is damaged, or not signed by the key in it."""
+
+
+class RosterInvalid(IdentityError):
+    """A roster is damaged, or too few partners have signed it."""
+
+
+class RosterRolledBack(IdentityError):
+    """A roster lacks a version that is known here, or tells another story."""
+
+
+class RosterExpired(IdentityError):
+    """A roster is past its last day."""
+
+
+class StudyInvalid(IdentityError):
+    """A study is damaged, expired, not signed, or about others than the roster's sites."""
 
 
 class Interrupted(LeptonError):

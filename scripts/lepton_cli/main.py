@@ -8,13 +8,13 @@ import click
 import typer
 from rich.console import Console
 
-from lepton_cli.commands import audit, config, privacy, reports, simulate
+from lepton_cli.commands import audit, config, federation, identities, privacy, reports, simulate
 from lepton_common.errors import LeptonError, SettingsError
 
 _EXIT_CODES = """
 Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
 5 a run failed or was not found · 6 an audit log does not verify · 7 secure aggregation
-stopped a round · 130 stopped by Ctrl-C.
+stopped a round · 8 a key, certificate, roster or study is not good · 130 stopped by Ctrl-C.
 """
 
 app = typer.Typer(
@@ -32,6 +32,10 @@ app.command("runs")(reports.list_command)
 app.command("report")(reports.show_command)
 app.add_typer(audit.app, name="audit")
 app.add_typer(privacy.app, name="privacy")
+app.add_typer(federation.app, name="federation")
+app.add_typer(identities.site_app, name="site")
+app.add_typer(identities.server_app, name="server")
+app.add_typer(identities.person_app, name="person")
 
 
 @app.callback(invoke_without_command=True)

@@ -22,14 +22,15 @@ from lepton_cli.baselines import train_baselines
 from lepton_cli.report import write_report
 from lepton_cli.run import Run
 from lepton_client.app import app as client_app
-from lepton_client.site import KEY_FILE, ROSTER_FILE, SITE_FILE, SiteData, SiteFile
+from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE, SiteData, SiteFile
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.partition import partition
 from lepton_common.datasets.records import Dataset, Rows
 from lepton_common.durable import write_atomic
 from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Member, Pin, Roster, sign_roster
+from lepton_common.identity.roster import Member, Roster, root_of, sign_roster
+from lepton_common.identity.signed import Partners
 from lepton_common.privacy.plan import public_size_class
 from lepton_common.settings import Settings
 from lepton_common.strict import to_json
@@ -118,12 +119,14 @@ def make_sites(
     keys = {name: SigningKey.generate() for name in parts}
     partner = SigningKey.generate()  # thrown away: nobody can add a site to a simulation
     members = [Member(name=name, public_key=keys[name].public_hex) for name in sorted(keys)]
-    roster = Roster(federation=settings.federation.name, version=1, members=members)
+    partners = Partners(keys=[partner.public_hex], threshold=1)
+    roster = Roster(
+        federation=settings.federation.name, version=1, partners=partners, members=members
+    )
     signed = sign_roster(roster, [partner])
-    pin = Pin(partners=[partner.public_hex], threshold=1)
     folder.roster.parent.mkdir(parents=True)
     folder.roster.write_text(signed, encoding="utf-8")
-    folder.pin.write_text(to_json(pin), encoding="utf-8")
+    folder.roster_root.write_text(root_of(signed), encoding="utf-8")
     for name, rows in parts.items():
         path = folder.site(name)
         path.mkdir(parents=True)
@@ -139,11 +142,11 @@ def make_sites(
                 rows=_ROWS,
             ),
             policy=settings.policy,
-            partners=pin,
         )
         (path / SITE_FILE).write_text(yaml.dump(asdict(file), Dumper=_DUMPER, sort_keys=False))
         np.save(path / _ROWS, rows, allow_pickle=False)
         (path / ROSTER_FILE).write_text(signed, encoding="utf-8")
+        (path / ROOT_FILE).write_text(root_of(signed), encoding="utf-8")
         keys[name].save(path / KEY_FILE)
 
 

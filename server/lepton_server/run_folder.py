@@ -50,13 +50,13 @@ class RunFolder:
 
     @property
     def roster(self) -> Path:
-        """The federation's signed roster, as the sites have it too; its partners are pinned."""
+        """The federation's signed roster, as the sites have it too."""
         return self.path / "server" / "roster.json"
 
     @property
-    def pin(self) -> Path:
-        """Which partners sign the roster."""
-        return self.path / "server" / "partners.json"
+    def roster_root(self) -> Path:
+        """The digest of the roster's first version."""
+        return self.path / "server" / "roster.root"
 
     @property
     def sums(self) -> Path:

@@ -397,7 +397,7 @@ def test_without_a_roster_that_the_partners_signed_there_is_no_round(federation,
         path.write_text(path.read_text().replace("site-4", "site-5"))
     else:
         path.write_bytes(b"\xff\xfe\x00")
-    assert name_of(federation.server().ask(SecAggStage.ADVERTISE, 1)) == "RosterMismatch"
+    assert name_of(federation.server().ask(SecAggStage.ADVERTISE, 1)) == "RosterInvalid"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from toy_site import PARTNER, VECTOR, ask, context, request
 
 from lepton_client.app import app
 from lepton_client.site import Site, forget_sites, open_site
-from lepton_common.identity.roster import Member, Roster, sign_roster
+from lepton_common.identity.roster import Member, Roster, root_of, sign_roster
+from lepton_common.identity.signed import Partners
 from lepton_common.messages import MaskedSum, TrainRequest, model_record
 from lepton_common.secagg.spec import RoundSpec, least_survivors, threshold
 from lepton_common.stages import (
@@ -148,13 +149,16 @@ class Federation:
         self.roster = Roster(
             federation=FEDERATION,
             version=1,
+            partners=Partners(keys=[PARTNER.public_hex], threshold=1),
             members=[
                 Member(name=name, public_key=site.key.public_hex)
                 for name, site in zip(names, self.sites, strict=True)
             ],
         )
         for folder in self.folders:
-            (folder / "roster.json").write_text(sign_roster(self.roster, [PARTNER]))
+            signed = sign_roster(self.roster, [PARTNER])
+            (folder / "roster.json").write_text(signed)
+            (folder / "roster.root").write_text(root_of(signed))
         forget_sites()
 
     def open(self, index: int) -> Site:

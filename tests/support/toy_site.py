@@ -17,7 +17,6 @@ from lepton_common.datasets.records import Dataset, Records
 from lepton_common.flower.message_id import assign_message_id
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Pin
 from lepton_common.messages import PrivacyRequest, Recipe, TrainRequest, train_content
 from lepton_common.models.catalog import initial_model
 from lepton_common.policy import SitePolicy
@@ -101,7 +100,6 @@ def write_site(folder: Path, policy: SitePolicy, rows: int, data_id: str = "toy-
         public_size=16,
         data=data,
         policy=policy,
-        partners=Pin(partners=[PARTNER.public_hex], threshold=1),
     )
     (folder / "site.yaml").write_text(yaml.safe_dump(asdict(file)))
     np.save(folder / "rows.npy", np.arange(rows))

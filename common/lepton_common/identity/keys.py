@@ -2,12 +2,16 @@
 
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from lepton_common.durable import write_atomic
+from lepton_common.errors import KeyUnreadable
+
+_ROUNDS = 64  # of bcrypt's key derivation: half a second
 
 
 class SigningKey:
@@ -23,27 +27,44 @@ class SigningKey:
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
-    def load(cls, path: Path) -> "SigningKey":
+    def load(cls, path: Path, passphrase: str | None = None) -> "SigningKey":
         """Reads a key written by `save`.
 
         Raises:
-            ValueError: the file holds no Ed25519 key.
+            KeyUnreadable: there is no such file, it holds no Ed25519 key, or is sealed under
+                another passphrase.
         """
         try:
-            key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-        except TypeError:  # an encrypted key
+            data = path.read_bytes()
+            ssh = data.startswith(b"-----BEGIN OPENSSH")
+            load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
+            key: object = load(data, passphrase.encode() if passphrase is not None else None)
+        except OSError as error:
+            raise KeyUnreadable(f"Cannot read the key {path}: {error.strerror}.") from None
+        except TypeError:
+            how = "is not sealed; give no" if passphrase else "is sealed; give its"
+            raise KeyUnreadable(f"The key {path} {how} passphrase.") from None
+        except ValueError:
             key = None
         if not isinstance(key, Ed25519PrivateKey):
-            raise ValueError(f"{path.name} holds no plain Ed25519 key; create the site again.")
+            raise KeyUnreadable(
+                f"{path} holds no Ed25519 key, or is sealed under another passphrase."
+            )
         return cls(key)
 
-    def save(self, path: Path) -> None:
-        """Writes the key as PKCS#8 PEM, readable by its owner only."""
-        pem = self._private.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
+    def save(self, path: Path, passphrase: str | None = None) -> None:
+        """Writes the key, readable by its owner only.
+
+        As PKCS#8 PEM, or with a passphrase sealed under it in OpenSSH's form (bcrypt, AES-256),
+        whose passphrase ``ssh-keygen -p`` changes.
+        """
+        form = serialization.PrivateFormat.PKCS8
+        how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+        if passphrase is not None:
+            # cryptography's PKCS#8 has 2,048 iterations of PBKDF2, too few against guessing.
+            form = serialization.PrivateFormat.OpenSSH
+            how = form.encryption_builder().kdf_rounds(_ROUNDS).build(passphrase.encode())
+        pem = self._private.private_bytes(serialization.Encoding.PEM, form, how)
         write_atomic(path, pem, mode=0o600)
 
     def derive(self, purpose: bytes) -> bytes:
@@ -51,6 +72,10 @@ class SigningKey:
         return HKDF(hashes.SHA256(), length=32, salt=None, info=purpose).derive(
             self._private.private_bytes_raw()
         )
+
+    def sign_certificate(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        """Returns a certificate signed with the key."""
+        return builder.sign(self._private, None)
 
     def sign(self, message: bytes) -> bytes:
         """Returns the 64-byte signature over ``message``."""

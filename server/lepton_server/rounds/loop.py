@@ -8,12 +8,12 @@ from flwr.serverapp import Grid
 
 from lepton_common.arrays import digest_of
 from lepton_common.audit import AuditLog
-from lepton_common.errors import QuorumNotMet, RosterMismatch, RunNotResumable
+from lepton_common.errors import QuorumNotMet, RunNotResumable
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Member, Pin, read_roster
+from lepton_common.identity.roster import Member, read_roster_files
 from lepton_common.messages import SiteFacts
 from lepton_common.settings import Settings
-from lepton_common.strict import parse_json, to_json
+from lepton_common.strict import to_json
 from lepton_server.progress import OBSERVER, Observer, RoundReport
 from lepton_server.rounds.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lepton_server.rounds.clip_scale import ClipScale
@@ -132,15 +132,11 @@ def _members(folder: RunFolder) -> list[Member]:
     """Returns the federation's sites as the partners signed them; none where there is no roster.
 
     Raises:
-        RosterMismatch: it is damaged, or too few partners have signed it.
+        RosterInvalid: it is damaged, or too few partners have signed it.
     """
     if not folder.roster.exists():
         return []
-    try:
-        pin = parse_json(Pin, folder.pin.read_text(encoding="utf-8"))
-        return read_roster(folder.roster.read_text(encoding="utf-8"), pin).members
-    except (OSError, ValueError) as error:
-        raise RosterMismatch(f"Cannot read {folder.roster} and {folder.pin}.") from error
+    return read_roster_files(folder.roster, folder.roster_root).members
 
 
 def _seen_ledgers(audit: AuditLog) -> dict[str, str]:

@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from lepton_common.errors import KeyUnreadable
 from lepton_common.identity.keys import SigningKey, verify
 
 
@@ -74,8 +75,26 @@ def _pem(private, encryption):
     ],
     ids=["empty", "junk", "another kind", "encrypted"],
 )
-def test_a_file_without_a_plain_ed25519_key_is_a_value_error(tmp_path, data):
+def test_a_file_without_a_plain_ed25519_key_is_refused(tmp_path, data):
     path = tmp_path / "key.pem"
     path.write_bytes(data)
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(KeyUnreadable):
         SigningKey.load(path)
+
+
+def test_a_missing_key_is_refused_by_name(tmp_path):
+    with pytest.raises(KeyUnreadable, match="No such file"):
+        SigningKey.load(tmp_path / "key.pem")
+
+
+def test_a_sealed_key_opens_under_its_passphrase_only(tmp_path):
+    path, key = tmp_path / "key.pem", SigningKey.generate()
+    key.save(path, "correct horse")
+    assert SigningKey.load(path, "correct horse").public_hex == key.public_hex
+    assert path.read_bytes().startswith(b"-----BEGIN OPENSSH PRIVATE KEY-----")
+    for wrong, said in ((None, "is sealed"), ("battery", "another passphrase")):
+        with pytest.raises(KeyUnreadable, match=said):
+            SigningKey.load(path, wrong)
+    key.save(path)
+    with pytest.raises(KeyUnreadable, match="is not sealed"):
+        SigningKey.load(path, "correct horse")

@@ -1,0 +1,108 @@
+"""A study: some sites of the roster, for one purpose, until a day, signed by k of n partners."""
+
+from datetime import date
+from typing import Annotated
+
+from pydantic import Field
+
+from lepton_common.errors import StudyInvalid
+from lepton_common.identity.roster import Roster
+from lepton_common.identity.signed import Signed
+from lepton_common.strict import (
+    Count,
+    Day,
+    Name,
+    OpenFraction,
+    Positive,
+    parse_json,
+    record,
+)
+
+Sentence = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+@record
+class Study:
+    """What the partners have agreed on.
+
+    Attributes:
+        name: its name in the federation.
+        federation: the federation's name.
+        version: 1, and one more with each change.
+        purpose: what it is for, in words.
+        legal_basis: what allows it, in words.
+        ethics_reference: number of the ethics vote, or why none is needed.
+        until: its last day.
+        sites: who takes part, by name in ascending order.
+        leads: people of the roster who may propose runs, by name.
+        auditors: people of the roster who may read its evidence, by name.
+        tasks: tasks that may be trained.
+        data: the sites' own ids of the data that may be used.
+        max_epsilon: what all its runs together may spend of each site's budget.
+        max_delta: largest delta of a run.
+    """
+
+    name: Name
+    federation: Name
+    version: Count
+    purpose: Sentence
+    legal_basis: Sentence
+    ethics_reference: Sentence
+    until: Day
+    sites: Annotated[list[Name], Field(min_length=2)]
+    leads: Annotated[list[Name], Field(min_length=1)]
+    auditors: list[Name]
+    tasks: Annotated[list[Name], Field(min_length=1)]
+    data: Annotated[list[Name], Field(min_length=1)]
+    max_epsilon: Positive
+    max_delta: OpenFraction
+
+
+def check_study(study: Study, roster: Roster) -> None:
+    """Checks a study against the roster of its federation.
+
+    Raises:
+        StudyInvalid: it is another federation's, or names someone who is not in the roster.
+    """
+    if study.federation != roster.federation:
+        raise StudyInvalid(f"The study {study.name} is of another federation than the roster.")
+    if study.sites != sorted(set(study.sites)):
+        raise StudyInvalid(f"The study {study.name} lists a site twice, or out of order.")
+    known = {
+        "site": {member.name for member in roster.members},
+        "lead": {person.name for person in roster.people if "lead" in person.roles},
+        "auditor": {person.name for person in roster.people if "auditor" in person.roles},
+    }
+    named = {"site": study.sites, "lead": study.leads, "auditor": study.auditors}
+    for what, names in named.items():
+        if strangers := sorted(set(names) - known[what]):
+            raise StudyInvalid(
+                f"The study {study.name} names {strangers[0]}, who is no {what} in version "
+                f"{roster.version} of the roster."
+            )
+
+
+def read_study(text: str, roster: Roster, today: date) -> Study:
+    """Returns the study in the text of a file.
+
+    A site that has left the roster since makes a study invalid: the partners sign a new version.
+
+    Raises:
+        StudyInvalid: it is damaged or over, too few partners have signed it, or it does not fit
+            the roster.
+    """
+    try:
+        signed = parse_json(Signed, text)
+        study = parse_json(Study, signed.document)
+    except ValueError as error:
+        raise StudyInvalid(f"The study is {error}; ask a partner for it again.") from None
+    found = len(roster.partners.signers(signed, "study"))
+    if found < roster.partners.threshold:
+        raise StudyInvalid(
+            f"{found} of the partners have signed the study {study.name} and "
+            f"{roster.partners.threshold} must."
+        )
+    check_study(study, roster)
+    if today.isoformat() > study.until:
+        raise StudyInvalid(f"The study {study.name} ended on {study.until}.")
+    return study

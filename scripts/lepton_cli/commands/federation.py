@@ -1,0 +1,312 @@
+"""``lepton federation``: the roster and the studies, which k of n partners sign."""
+
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from lepton_cli.federation import Draft, FederationFolder
+    from lepton_common.identity.joining import Entry
+    from lepton_common.identity.roster import Roster
+    from lepton_common.identity.signed import Partners
+
+_HELP = """Who belongs to a federation, signed by k of its n partners.
+
+Neither the coordinator nor one partner alone can add a site. In order:
+
+  lepton federation key alice.pem                                [dim]each partner, at home[/]
+  lepton site init my-site --name hospital-a --dataset ...       [dim]each site, at home[/]
+  lepton server init my-server --host fl.example.org             [dim]the coordinator[/]
+  lepton federation init hospitals --name hospitals --threshold 2 \\\\
+      --partner alice.pem.pub --partner bob.pem.pub --partner carol.pem.pub \\\\
+      --add my-server/join.json --add my-site/join.json ...
+  lepton federation sign hospitals --key alice.pem               [dim]and another partner[/]
+  lepton federation publish hospitals
+  lepton site join my-site hospitals --root DIGEST               [dim]each site, and the server[/]
+
+The folder holds no secret; send it around as you like. What a partner sends back is one .sig
+file for drafts/. Ask for the root's digest by another way than the folder came.
+"""
+app = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode="rich")
+
+_FOLDER = Annotated[Path, typer.Argument(help="The federation's folder.")]
+_PASSPHRASE = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", help="Seals the key under the first line of this file."),
+]
+_UNTIL = typer.Option("--until", help="Last day of the roster, as 2027-11-30; a year from now.")
+_ADD = typer.Option("--add", help="A request to join: join.json of a site, server or person.")
+_PARTNER = typer.Option("--partner", help="A partner's .pub file.")
+
+
+@app.command("key")
+def key_command(
+    path: Annotated[Path, typer.Argument(help="File for the key; FILE.pub beside it is public.")],
+    passphrase_file: _PASSPHRASE = None,
+) -> None:
+    """Make a partner's key. It signs rosters and studies, and stays with the partner."""
+    from lepton_cli.joining import read_passphrase
+    from lepton_common.durable import write_atomic
+    from lepton_common.errors import KeyUnreadable
+    from lepton_common.identity.keys import SigningKey
+
+    if path.exists():
+        raise KeyUnreadable(f"{path} is there already; choose another file.")
+    key = SigningKey.generate()
+    key.save(path, read_passphrase(passphrase_file))
+    public = path.with_name(f"{path.name}.pub")
+    write_atomic(public, f"{key.public_hex}\n".encode())
+    print(f"Keep {path} to yourself; send {public} to who founds the federation.")
+
+
+@app.command("init")
+def init_command(
+    folder: _FOLDER,
+    name: Annotated[str, typer.Option("--name", help="The federation's name.")],
+    threshold: Annotated[int, typer.Option("--threshold", help="How many partners must sign.")],
+    partner: Annotated[list[Path], _PARTNER],
+    add: Annotated[list[Path], _ADD],
+    until: Annotated[str | None, _UNTIL] = None,
+) -> None:
+    """Draft the first version of a roster."""
+    from lepton_cli.federation import FederationFolder
+    from lepton_common.errors import RosterInvalid
+    from lepton_common.identity.roster import Coordinator, Member, Person, Roster
+    from lepton_common.strict import parse
+
+    entries = _entries(add)
+    coordinators = [vars(entry) for entry in entries if isinstance(entry, Coordinator)]
+    if len(coordinators) > 1:
+        raise RosterInvalid("A roster has one coordinator; give one join.json of `server init`.")
+    by_name = sorted(entries, key=lambda entry: entry.name)
+    found, faults = parse(
+        Roster,
+        {
+            "federation": name,
+            "version": 1,
+            "until": until or _in_a_year(),
+            "partners": vars(_partners(partner, threshold)),
+            "coordinator": coordinators[0] if coordinators else None,
+            "members": [vars(e) for e in by_name if isinstance(e, Member)],
+            "people": [vars(e) for e in by_name if isinstance(e, Person)],
+        },
+    )
+    if found is None:
+        raise RosterInvalid(" ".join(faults))
+    _drafted(folder, FederationFolder(folder).begin(found))
+
+
+@app.command("propose")
+def propose_command(
+    folder: _FOLDER,
+    add: Annotated[list[Path] | None, _ADD] = None,
+    remove: Annotated[
+        list[str] | None, typer.Option("--remove", help="A site or person to revoke, by name.")
+    ] = None,
+    partner: Annotated[list[Path] | None, _PARTNER] = None,
+    threshold: Annotated[
+        int | None, typer.Option("--threshold", help="With --partner: how many must sign.")
+    ] = None,
+    until: Annotated[str | None, _UNTIL] = None,
+) -> None:
+    """Draft the next version: add, revoke, rotate a key (--add it anew), change the partners.
+
+    Whoever is given by --partner takes the place of all partners there were; the new ones and
+    the old ones must sign.
+    """
+    from lepton_cli.federation import FederationFolder
+    from lepton_common.errors import SettingsError
+
+    if not (add or remove or partner or until):
+        raise SettingsError("Nothing to propose: give --add, --remove, --partner or --until.")
+    if bool(partner) != (threshold is not None):
+        raise SettingsError("Give --partner (all of them) and --threshold together.")
+    path = FederationFolder(folder).propose(
+        add=_entries(add or []),
+        remove=remove or [],
+        partners=_partners(partner, threshold) if partner and threshold else None,
+        until=until,
+    )
+    _drafted(folder, path)
+
+
+@app.command("study")
+def study_command(
+    folder: _FOLDER,
+    file: Annotated[Path, typer.Argument(help="The study, as YAML: purpose, sites, budget, ...")],
+) -> None:
+    """Draft a study: some sites, for one purpose, until a day, within a budget."""
+    from lepton_cli.federation import FederationFolder
+    from lepton_common.errors import StudyInvalid
+    from lepton_common.identity.study import Study
+    from lepton_common.strict import parse
+
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise StudyInvalid(f"Cannot read the study {file}: {error}") from None
+    study, faults = parse(Study, values)
+    if study is None:
+        raise StudyInvalid(" ".join(faults))
+    _drafted(folder, FederationFolder(folder).propose_study(study))
+
+
+@app.command("sign")
+def sign_command(
+    folder: _FOLDER,
+    key: Annotated[Path, typer.Option("--key", help="Your key, from `lepton federation key`.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
+    passphrase_file: _PASSPHRASE = None,
+) -> None:
+    """Show what each draft would change, and sign it once you have said yes."""
+    from lepton_cli.federation import FederationFolder
+    from lepton_cli.joining import read_passphrase
+    from lepton_common.errors import Interrupted, RosterInvalid
+    from lepton_common.identity.keys import SigningKey
+
+    here = FederationFolder(folder)
+    secret = SigningKey.load(key, read_passphrase(passphrase_file))
+    drafts = [draft for draft in here.drafts() if secret.public_hex not in draft.signed]
+    if not drafts:
+        raise RosterInvalid(f"No draft in {folder} waits for this key's signature.")
+    for draft in drafts:
+        _show_draft(here, draft)
+        if not yes and not typer.confirm("Sign this?"):
+            raise Interrupted("Not signed.")
+        print(f"Signed: {here.sign(draft, secret)}")
+
+
+@app.command("publish")
+def publish_command(folder: _FOLDER) -> None:
+    """Publish the drafts that enough partners have signed."""
+    from lepton_cli.federation import FederationFolder
+    from lepton_common.errors import RosterInvalid
+
+    here = FederationFolder(folder)
+    drafts = here.drafts()
+    if not drafts:
+        raise RosterInvalid(f"{folder} holds no draft; make one by `propose` or `study`.")
+    for draft in drafts:
+        print(f"Published: {here.publish(draft, _today())}")
+    print(f"Root of the federation, to compare by another way: {here.root}")
+
+
+@app.command("show")
+def show_command(folder: _FOLDER) -> None:
+    """Show the published roster, checked, and what waits for signatures."""
+    from lepton_cli.federation import FederationFolder
+
+    here, console = FederationFolder(folder), Console(highlight=False)
+    roster = here.roster
+    if roster is None:
+        console.print("Nothing is published yet.")
+    else:
+        _show_roster(console, roster)
+        console.print(f"Root: {here.root}")
+    for draft in here.drafts():
+        _show_draft(here, draft)
+
+
+def _drafted(folder: Path, path: Path) -> None:
+    from lepton_cli.federation import FederationFolder
+
+    here = FederationFolder(folder)
+    (draft,) = [draft for draft in here.drafts() if draft.path == path]
+    _show_draft(here, draft)
+    print(f"Next: lepton federation sign {folder} --key KEY")
+
+
+def _show_draft(here: "FederationFolder", draft: "Draft") -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    waits = f"{draft.missing} more signatures needed" if draft.missing else "may be published"
+    console.print(f"[bold]Draft {draft.path.name}[/]: {len(draft.signed)} signed, {waits}")
+    if draft.kind == "study":
+        for name, value in vars(here.study_of(draft)).items():
+            text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            console.print(f"  {name}: {text}", markup=False)
+        return
+    before, after = here.roster, here.roster_of(draft)
+    if before is None:
+        _show_roster(console, after)
+        return
+    for line in _changes(before, after):
+        console.print(f"  {line}", markup=False)
+
+
+def _changes(before: "Roster", after: "Roster") -> list[str]:
+    """Returns one line for each thing that differs."""
+    lines = [f"version {before.version} -> {after.version}"]
+    for what, old, new in (
+        ("site", before.members, after.members),
+        ("person", before.people, after.people),
+    ):
+        was, will = {e.name: e for e in old}, {e.name: e for e in new}
+        lines += [f"{what} {n} added, key {will[n].public_key}" for n in will.keys() - was.keys()]
+        lines += [f"{what} {n} REVOKED" for n in was.keys() - will.keys()]
+        lines += [
+            f"{what} {n} changed, key {will[n].public_key}"
+            for n in was.keys() & will.keys()
+            if was[n] != will[n]
+        ]
+    for name in ("until", "coordinator", "partners"):
+        if getattr(before, name) != getattr(after, name):
+            lines.append(f"{name} changed: {getattr(after, name)}")
+    return lines
+
+
+def _show_roster(console: Console, roster: "Roster") -> None:
+    title = f"{roster.federation}, version {roster.version}, good until {roster.until or 'always'}"
+    table = Table("name", "what", "key", title=title)
+    if roster.coordinator is not None:
+        where = ", ".join(f"{h}:{roster.coordinator.port}" for h in roster.coordinator.hosts)
+        key = roster.coordinator.public_key
+        table.add_row(roster.coordinator.name, f"coordinator at {where}", key[:16])
+    for member in roster.members:
+        table.add_row(member.name, "site", member.public_key[:16])
+    for person in roster.people:
+        table.add_row(person.name, ", ".join(person.roles), person.public_key[:16])
+    for key in roster.partners.keys:
+        table.add_row("", "partner", key[:16])
+    console.print(table)
+    console.print(f"{roster.partners.threshold} of {len(roster.partners.keys)} partners must sign.")
+
+
+def _entries(paths: list[Path]) -> list["Entry"]:
+    from lepton_common.errors import JoinInvalid
+    from lepton_common.identity.joining import read_join
+
+    found = []
+    for path in paths:
+        try:
+            found.append(read_join(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError):
+            raise JoinInvalid(f"Cannot read the request to join {path}.") from None
+    return found
+
+
+def _partners(paths: list[Path], threshold: int) -> "Partners":
+    from lepton_common.errors import RosterInvalid
+    from lepton_common.identity.signed import Partners
+    from lepton_common.strict import parse
+
+    try:
+        keys = [path.read_text(encoding="utf-8").strip() for path in paths]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RosterInvalid(f"Cannot read a partner's key: {error}.") from None
+    partners, faults = parse(Partners, {"keys": keys, "threshold": threshold})
+    if partners is None:
+        raise RosterInvalid(" ".join(faults))
+    return partners
+
+
+def _today() -> date:
+    return datetime.now(UTC).date()
+
+
+def _in_a_year() -> str:
+    return (_today() + timedelta(days=365)).isoformat()
