@@ -76,6 +76,8 @@ def check(
     for size in (request.recipe.batch_size, request.recipe.augmentations):
         if size > policy.max_batch_size:
             raise ConsentRefused(f"A batch of {size} exceeds this site's {policy.max_batch_size}.")
+    if request.recipe.augmentations > request.recipe.batch_size:
+        raise ConsentRefused("A batch must hold all views of a record.")
     if asked.delta > policy.max_delta:
         raise ConsentRefused(f"delta {asked.delta} exceeds this site's {policy.max_delta}.")
     if asked.noise_multiplier < policy.min_noise_multiplier:

@@ -7,7 +7,7 @@ them.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from lepton_common.policy import SitePolicy
 from lepton_common.privacy.accounting import epsilon
 from lepton_common.privacy.events import Event, merge, read_event
 from lepton_common.privacy.ledger_file import LedgerFile
-from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
+from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan, for_people
 
 _DAY_S = 86400
 
@@ -169,8 +169,29 @@ class Ledger:
         return sum(charge.event.steps for charge in self._charges if charge.run == run)
 
     def epsilon(self, delta: float) -> float:
-        """Returns what the data has spent at ``delta``, over all runs."""
+        """Returns what the people in the data have spent at ``delta``, over all runs.
+
+        It may tell whether they were in other data too, so it stays at the site.
+        """
         return epsilon(_events(self._inherited()), delta)
+
+    def epsilon_of_run(self, run: str, delta: float) -> float:
+        """Returns what a run has spent at ``delta``, whoever is in the data: public."""
+        events = [charge.event for charge in self._charges if charge.run == run]
+        return epsilon(tuple(merge(events)), delta)
+
+    def check_charged(self, charges: Iterable[str]) -> None:
+        """Checks that the ledger holds the charges that the site's audit log names.
+
+        Raises:
+            LedgerRolledBack: it lacks one.
+        """
+        if missing := set(charges) - {charge.id for charge in self._charges}:
+            raise LedgerRolledBack(
+                f"The audit log names {len(missing)} charges that the privacy ledger does not "
+                "hold: it was removed, or an older copy was put back. Restore the newest one, or "
+                "retire this site's data."
+            )
 
     def _inherited(self) -> list[Charge]:
         """The charges to any data that shares people with that in use, and to the whole site."""
@@ -186,7 +207,7 @@ def _check_budget(what: str, most: float, charges: list[Charge], plan: PrivacyPl
     events = _events(charges)
 
     def after(next_plan: PrivacyPlan) -> float:
-        return epsilon((*events, next_plan.event()), plan.delta)
+        return epsilon((*events, for_people(plan.unit, next_plan.event())), plan.delta)
 
     if after(plan) <= most:  # NaN must not pass
         return
@@ -202,13 +223,16 @@ def _what_fits(plan: PrivacyPlan, most: float, after: Callable[[PrivacyPlan], fl
     sigma = plan.noise_multiplier
     for factor in (1.5, 2, 3, 5, 10, 20, 50, 100):
         if after(replace(plan, noise_multiplier=sigma * factor)) <= most:
-            return f"A noise multiplier of {sigma * factor:.3g} instead of {sigma:.3g} would fit."
+            return (
+                f"This round would fit with a noise multiplier of {sigma * factor:.3g} instead of "
+                f"{sigma:.3g}; ask 'lepton privacy plan' about a whole run."
+            )
     return "No such round fits any more."
 
 
 def _events(charges: list[Charge]) -> tuple[Event, ...]:
     # Merged, so that the accountant's memory of past answers is hit by every site and round.
-    return tuple(merge([charge.event for charge in charges]))
+    return tuple(merge([for_people(charge.unit, charge.event) for charge in charges]))
 
 
 def _charge(record: ChainRecord) -> Charge:

@@ -20,7 +20,7 @@ from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.records import Dataset, Records, Rows
-from lepton_common.errors import DataMissing, SettingsError
+from lepton_common.errors import DataInvalid, DataMissing, SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Roster, read_roster_files
 from lepton_common.policy import SitePolicy
@@ -90,12 +90,15 @@ class Site:
         Raises:
             SettingsError: the site file is missing or has faults.
             AuditError: the audit log does not verify.
+            LedgerInvalid, LedgerRolledBack: nor does the ledger, or it lacks charges.
         """
         self.folder = folder
         self.file = read_site_file(folder / SITE_FILE)
         self.key = SigningKey.load(folder / KEY_FILE)
         self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.file.name)
         self.ledger = Ledger(folder / LEDGER_FILE, self.key, self.file.data.id)
+        releases = (record.body for record in self.audit.records if record.kind == "release")
+        self.ledger.check_charged(body["charge"] for body in releases if body["charge"])
         self.door = Door(self.audit, self.ledger, self.file.policy)
         self.spent = SpentRounds(self.audit)
         self.vault = Vault(folder / "rounds", self.key)
@@ -155,15 +158,19 @@ class Site:
             body = {"run": run, "engine": engine, "difference": difference}
             self.audit.append("engine", body)
 
-    def use_data(self) -> None:
-        """Puts the people in the site's data on record in its ledger.
+    def use_data(self) -> Records:
+        """Puts the people in the site's data on record in its ledger, and returns the records.
 
         Raises:
-            DataError: the data cannot be read.
+            DataError: the data cannot be read, or protects another unit than the site file says:
+                under another name its people would not be known again.
             LedgerInvalid: the ledger cannot be written.
         """
-        records, unit = self.records(), self.file.data.unit
+        records, unit = self.records(), self.dataset().unit
+        if unit != self.file.data.unit:
+            raise DataInvalid(f"The data's privacy unit is {unit}; say so in {SITE_FILE}.")
         self.ledger.use_data(unit, unit_hashes(records, unit, self.key))
+        return records
 
 
 _OPENING = threading.Lock()

@@ -165,18 +165,21 @@ def _train(
     request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan | None
 ) -> _Trained:
     if plan is None:
-        return _train_plain(request, received, site)
+        return _train_plain(request, received, site, site.records())
     consent.check_model(received)
     site.ledger.check_head(request.ledger_heads.get(site.file.name))
     site.ledger.check(plan, request, site.file.policy)  # before any record is read
     with _one_name(site):
-        site.use_data()
-    charge = site.ledger.reserve(plan, request, site.file.policy)
-    with _one_name(site):
+        # A refusal from here on tells whether people are in earlier data too.
+        records = site.use_data()
+        charge = site.ledger.reserve(plan, request, site.file.policy)
         if plan.shared is None:
-            return _Trained(_train_private(request, received, site, plan), charge=charge)
+            update = _train_private(request, received, site, records, plan)
+            return _Trained(update, charge=charge)
         work = _train_whole if plan.unit == WHOLE_SITE else _sum_gradients
-        return _Trained(received, charge=charge, noised=work(request, received, site, plan))
+        return _Trained(
+            received, charge=charge, noised=work(request, received, site, records, plan)
+        )
 
 
 def _about(request: TrainRequest) -> dict[str, str | int]:
@@ -189,14 +192,14 @@ def _receipt(request: TrainRequest, site: Site, plan: PrivacyPlan | None) -> Rec
         round=request.round,
         plan=plan.digest if plan else None,
         steps=site.ledger.steps(request.run),
-        epsilon=site.ledger.epsilon(plan.delta) if plan else 0.0,
+        epsilon=site.ledger.epsilon_of_run(request.run, plan.delta) if plan else 0.0,
         audit_head=GENESIS,  # the door stamps the true heads
         ledger_head=GENESIS,
     )
 
 
-def _train_plain(request: TrainRequest, received: Vector, site: Site) -> _Trained:
-    model, records = _prepare(request, received, site, channels_last=True)
+def _train_plain(request: TrainRequest, received: Vector, site: Site, records: Records) -> _Trained:
+    model = _prepare(request, received, site, channels_last=True)
     if len(records) == 0:
         raise EmptySite("This site holds no record; check the data in its site file.")
     seed = _site_seed(request.recipe.seed, site.file.name)
@@ -206,17 +209,17 @@ def _train_plain(request: TrainRequest, received: Vector, site: Site) -> _Traine
 
 
 def _train_private(
-    request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan
+    request: TrainRequest, received: Vector, site: Site, records: Records, plan: PrivacyPlan
 ) -> Vector:
-    model, records = _prepare(request, received, site, channels_last=False)
+    model = _prepare(request, received, site, channels_last=False)
     task, engine = find_task(request.task), _engine(request, model, site)
     return train_private(model, task, records, received, request.recipe, plan, engine)
 
 
 def _sum_gradients(
-    request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan
+    request: TrainRequest, received: Vector, site: Site, records: Records, plan: PrivacyPlan
 ) -> Integers:
-    model, records = _prepare(request, received, site, channels_last=False)
+    model = _prepare(request, received, site, channels_last=False)
     task, engine = find_task(request.task), _engine(request, model, site)
     return noisy_sum(model, task, records, received, request.recipe, plan, engine)
 
@@ -230,11 +233,11 @@ def _engine(request: TrainRequest, model: ResidentModel, site: Site) -> Conforma
 
 
 def _train_whole(
-    request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan
+    request: TrainRequest, received: Vector, site: Site, records: Records, plan: PrivacyPlan
 ) -> Integers:
     """Trains as without privacy, and clips and noises the whole update."""
     try:
-        update = _train_plain(request, received, site).update
+        update = _train_plain(request, received, site, records).update
     except (UpdateInvalid, EmptySite):
         # That training diverged, or had no record, is the site's secret too.
         update = np.zeros_like(received)
@@ -261,8 +264,8 @@ def _one_name(site: Site) -> Iterator[None]:
 
 def _prepare(
     request: TrainRequest, received: Vector, site: Site, *, channels_last: bool
-) -> tuple[ResidentModel, Records]:
-    records, dataset = site.records(), site.dataset()
+) -> ResidentModel:
+    dataset = site.dataset()
     outputs = find_task(request.task).outputs(dataset.classes)
     model = resident_model(
         request.model,
@@ -273,7 +276,7 @@ def _prepare(
     )
     if model.layout.digest != request.layout or model.layout.size != len(received):
         raise ModelMismatch("The server's model has another layout than this site's catalog.")
-    return model, records
+    return model
 
 
 def _site_seed(seed: int, site: str) -> int:

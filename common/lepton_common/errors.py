@@ -38,6 +38,7 @@ LeptonError                     exit code 1
 │   ├── LowOrderPoint
 │   ├── OwnMessageAltered
 │   ├── TooFewSites
+│   ├── SitesRefused            4
 │   ├── ShareDecryptError
 │   ├── ShareMismatch
 │   ├── DimensionMismatch
@@ -229,6 +230,12 @@ class OwnMessageAltered(SecAggError):
 
 class TooFewSites(SecAggError):
     """Fewer sites than the threshold are left."""
+
+
+class SitesRefused(SecAggError):
+    """The sites' own policies or budgets do not allow what the run asks."""
+
+    exit_code = 4
 
 
 class ShareDecryptError(SecAggError):

@@ -89,6 +89,15 @@ class Recipe:
     update_scale: Norm
     seed: Natural
 
+    def __post_init__(self) -> None:
+        """Refuses training of no length, or of two.
+
+        Raises:
+            ValueError: not exactly one of epochs and steps is given.
+        """
+        if (self.local_epochs is None) == (self.local_steps is None):
+            raise ValueError("Exactly one of local_epochs and local_steps is given.")
+
 
 @record
 class PrivacyRequest:

@@ -93,7 +93,7 @@ class Run:
 
 
 def find_run(name: str, runs: str = "runs") -> Run:
-    """Returns a run by its name or path; ``last`` is the newest.
+    """Returns a run by its path, its name or how that begins; ``last`` is the newest.
 
     Raises:
         RunNotFound: there is none.
@@ -106,6 +106,9 @@ def find_run(name: str, runs: str = "runs") -> Run:
     for path in (Path(name), Path(runs) / name):
         if (path / "config.yaml").is_file():
             return Run(RunFolder(path.resolve()))
+    begun = [run for run in list_runs(runs) if name and run.name.startswith(name)]
+    if len(begun) == 1:
+        return begun[0]
     raise RunNotFound(f"No run '{name}' here or in '{runs}'; 'lepton runs' lists them.")
 
 

@@ -178,6 +178,8 @@ def _execute(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
 def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     run = Run(folder)
     folder.outcome.unlink(missing_ok=True)
+    # Flower's own lines on each aggregation would drown the progress.
+    logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
         if settings.baselines and not run.baselines:
             rows = {site: _rows(folder, site) for site in _site_names(folder)}
@@ -217,8 +219,6 @@ def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
         state=RecordDict(),
         run_config={"settings": to_json(settings), "run_folder": str(folder.path)},
     )
-    # Flower's own lines on each aggregation would drown the progress.
-    logging.getLogger("flwr").setLevel(logging.WARNING)
     watched = OBSERVER.set(observer)
     try:
         server_app(grid, context)

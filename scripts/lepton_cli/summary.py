@@ -197,7 +197,11 @@ def next_command(run: Run) -> str:
     root = run.settings.data.root
     where = f" data.root={shlex.quote(root)}" if root else ""
     if run.settings.private:
-        return f"lepton simulate -m task={run.settings.task}{where} privacy.epsilon=1,3,8"
+        mode, sites = run.settings.privacy.mode, run.settings.sites
+        return (
+            f"lepton simulate -m task={run.settings.task}{where} sites={sites} privacy={mode} "
+            "privacy.epsilon=1,3,8"
+        )
     return f"lepton simulate task={run.settings.task}{where} privacy=record privacy.epsilon=3"
 
 

@@ -199,10 +199,34 @@ def ledger(tmp_path):
     for round_ in (1, 2):
         event = {"sample_rate": 1.0, "noise_multiplier": 10.0, "steps": 50}
         charge = ledger.append(
-            "charge", {"round": round_, "version": version, "delta": 1e-5, "event": event}
+            "charge",
+            {"round": round_, "version": version, "delta": 1e-5, "event": event, "unit": "row"},
         )
     ledger.append("release", {"charge": charge.hash})
     return tmp_path
+
+
+def test_an_emptied_ledger_is_refused_and_left_as_it_is(ledger):
+    path = ledger / "ledger.db"
+    path.write_bytes(b"")
+    told = CliRunner().invoke(app, ["verify", str(ledger)])
+    assert isinstance(told.exception, LedgerInvalid)
+    assert "holds no entry" in str(told.exception)
+    assert path.read_bytes() == b""
+
+
+def test_a_plan_that_no_run_could_have_is_refused(tmp_path):
+    words = ["--rounds", "10", "--batch", "25", "--public-size", "100", "--epsilon", "3"]
+    for more, said in (
+        (["--mode", "distributed", "--sites", "10", "--colluders", "9"], "needs 11 sites"),
+        (["--plot", str(tmp_path / "nowhere" / "x.png")], "must be a .png file"),
+        (["--plot", str(tmp_path / "x.pdf")], "must be a .png file"),
+    ):
+        told = CliRunner().invoke(app, ["plan", *words, *more])
+        assert isinstance(told.exception, SettingsError)
+        assert said in str(told.exception)
+    told = CliRunner().invoke(app, ["plan", *words, "--mode", "distributed", "--sites", "5"])
+    assert "sites=5 secagg.colluders=1" in " ".join(told.stdout.split())
 
 
 def test_verify_prints_what_each_data_set_spent(ledger):

@@ -13,10 +13,13 @@ from lepton_client.app import app
 from lepton_client.ledger import Ledger
 from lepton_client.people import unit_hashes
 from lepton_client.site import forget_sites
+from lepton_common.datasets.catalog import load_dataset
 from lepton_common.errors import BudgetSpent, ConsentRefused, LedgerInvalid
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import read_update
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
+from lepton_common.privacy.events import RoundedSkellam
+from lepton_common.privacy.plan import WHOLE_SITE, for_people
 
 
 def reserve(site, **changes):
@@ -103,7 +106,7 @@ def test_a_refusal_says_what_is_left_and_what_would_fit(make_site):
         reserve(site, run="run-2")
     said = str(refused.value)
     assert f"{once:.3f} is spent, {0.2 * once:.3f} is left" in said
-    sigma = float(re.search(r"A noise multiplier of (\S+) instead of 1 would fit", said)[1])
+    sigma = float(re.search(r"would fit with a noise multiplier of (\S+) instead of 1;", said)[1])
     quieter = (GaussianEvent(0.5, 1.0, 2), GaussianEvent(0.5, sigma, 2))
     assert epsilon(quieter, 1e-5) <= once * 1.2
 
@@ -162,13 +165,14 @@ def test_the_budget_of_known_data_is_checked_before_it_is_read(make_site, monkey
 
 def test_a_ledger_older_than_what_the_server_has_seen_is_refused(make_site):
     site = make_site()
-    path = site.folder / "ledger.db"
+    paths = [site.folder / name for name in ("ledger.db", "audit.jsonl")]
     head = reply_of(site, round=1).ledger_head
     forget_sites()
-    older = path.read_bytes()
+    older = [path.read_bytes() for path in paths]
     newer = reply_of(site, round=2, ledger_heads={"site-1": head}).ledger_head
     forget_sites()
-    path.write_bytes(older)
+    for path, before in zip(paths, older, strict=True):
+        path.write_bytes(before)
     reply = app(
         train_message(round=3, privacy=PRIVACY, ledger_heads={"site-1": newer}),
         context(site.folder),
@@ -176,6 +180,77 @@ def test_a_ledger_older_than_what_the_server_has_seen_is_refused(make_site):
     assert reply.error.reason == "LedgerRolledBack"
     # What other sites have shown says nothing about this one.
     reply_of(site, round=3, ledger_heads={"site-2": newer, "site-1": "0" * 64})
+
+
+@pytest.mark.parametrize("how", ["older", "removed"])
+def test_a_ledger_without_the_charges_of_the_audit_log_is_refused_whatever_was_seen(make_site, how):
+    site = make_site()
+    path = site.folder / "ledger.db"
+    reply_of(site, round=1)
+    forget_sites()
+    older = path.read_bytes()
+    reply_of(site, round=2)
+    forget_sites()
+    path.write_bytes(older) if how == "older" else path.unlink()
+    reply = app(train_message(round=3, privacy=PRIVACY), context(site.folder))
+    assert reply.error.reason == "LedgerRolledBack"
+
+
+def test_what_leaves_says_nothing_of_who_was_in_earlier_data(make_site):
+    said = []
+    for name, first in (("disjoint", 8), ("overlapping", 7)):
+        site = make_site(name=name)
+        np.save(site.folder / "rows.npy", np.arange(8))
+        forget_sites()
+        before = reply_of(site, run="run-1", round=1).epsilon
+        np.save(site.folder / "rows.npy", np.arange(first, 12))
+        forget_sites()
+        after = reply_of(site, run="run-2", round=1).epsilon
+        spent = Ledger(site.folder / "ledger.db", site.key, "toy-data").epsilon(PRIVACY.delta)
+        said.append((before, after, spent > after))
+    assert [row[:2] for row in said] == [said[0][:2]] * 2
+    assert said[0][0] == said[0][1]
+    assert [row[2] for row in said] == [False, True]
+
+
+def test_a_budget_that_earlier_people_have_spent_is_refused_without_its_name(make_site):
+    twice = epsilon((GaussianEvent(0.5, 1.0, 4),), 1e-5)
+    site = make_site(replace(PERMISSIVE, max_epsilon=twice * 1.01))
+    for rows, run in (((0, 5), "run-1"), ((5, 10), "run-2")):
+        np.save(site.folder / "rows.npy", np.arange(*rows))
+        forget_sites()
+        reply_of(site, run=run)
+    # Some of these people were in the one, some in the other; the gate knows the last data only.
+    np.save(site.folder / "rows.npy", np.arange(3, 8))
+    forget_sites()
+    reply = app(train_message(run="run-3", privacy=PRIVACY), context(site.folder))
+    assert reply.error.reason == "PrivateWorkFailed"
+    assert "BudgetSpent" in (site.folder / "errors.log").read_text()
+
+
+@pytest.mark.parametrize("name", ["digits"])
+def test_another_preparation_makes_no_new_people(make_site, name):
+    key, known = make_site().key, []
+    for prepare in ("public_ranges", "scattering"):
+        dataset = load_dataset(name, None, prepare)
+        known.append(unit_hashes(dataset.train, dataset.unit, key))
+    assert known[0] == known[1]
+
+
+def test_another_unit_than_the_data_has_is_refused(make_site):
+    site = make_site()
+    path = site.folder / "site.yaml"
+    path.write_text(path.read_text().replace("unit: row", "unit: patient"))
+    forget_sites()
+    reply = app(train_message(privacy=PRIVACY), context(site.folder))
+    assert reply.error.reason == "PrivateWorkFailed"
+    assert "unit is row" in (site.folder / "errors.log").read_text()
+
+
+def test_what_protects_a_site_counts_twice_for_its_people():
+    event = RoundedSkellam(1.0, 1000.0, 8, 2.0**26, 3)
+    assert for_people("row", event) == event
+    assert for_people(WHOLE_SITE, event) == replace(event, l2_sensitivity=2000.0)
 
 
 def reply_of(site, **changes):

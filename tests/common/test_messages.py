@@ -290,6 +290,12 @@ _JUNK = st.dictionaries(
 ).map(RecordDict)
 
 
+@pytest.mark.parametrize("length", [(None, None), (1, 1)])
+def test_training_of_no_length_or_of_two_is_no_recipe(length):
+    with pytest.raises(ValueError, match="Exactly one"):
+        replace(_RECIPE, local_epochs=length[0], local_steps=length[1])
+
+
 @settings(max_examples=300)
 @given(_JUNK)
 def test_junk_is_malformed_or_exactly_a_message_and_nothing_else_happens(content):

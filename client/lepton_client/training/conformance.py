@@ -40,9 +40,24 @@ class Conformance:
 def conform(
     model: ResidentModel, task: Task, input_shape: tuple[int, ...], classes: int
 ) -> Conformance:
-    """Returns the engine for a model, which is compared once in its life."""
+    """Returns the engine for a model, which is compared once in its life, at weights of our own.
+
+    At a server's weights it would be the server that chooses.
+    """
     if model.conformance is None:
-        model.conformance = _compare(model, task, input_shape, classes)
+        kept = [parameter.detach().clone() for parameter in model.module.parameters()]
+        generator = torch.Generator().manual_seed(_SEED)
+        with torch.no_grad():
+            for parameter in model.module.parameters():
+                width = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
+                drawn = torch.randn(parameter.shape, generator=generator) / width**0.5
+                parameter.copy_(drawn if parameter.dim() > 1 else 1.0 + 0.1 * drawn)
+        try:
+            model.conformance = _compare(model, task, input_shape, classes)
+        finally:
+            with torch.no_grad():
+                for parameter, values in zip(model.module.parameters(), kept, strict=True):
+                    parameter.copy_(values)
     found: Conformance = model.conformance
     return found
 

@@ -1,6 +1,5 @@
 """Per-record gradients of a convolution, by one convolution in which records are groups."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -8,12 +7,10 @@ import torch
 from torch import nn
 
 from lepton_client.training.layer_forms import Held
-from lepton_client.training.layer_norms import Form, precision_on, square_sums
+from lepton_client.training.layer_norms import Form
 
 # A layer may hold its records' gradients up to this size.
 _HELD_BYTES = 1 << 26
-# The convolution library reorders what it reads: more rows at once cost memory, fewer time.
-_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -68,58 +65,28 @@ class Convolution(Form):
         size = self.rows * self.size
         held = size * self.signal.element_size() <= _HELD_BYTES
         if held and size <= 2 * (self.inputs.numel() + self.signal.numel()):
-            return Held(self.parameters, tuple(self.instantiate()))
+            each = zip(*(parts for _, parts in self.in_pieces()), strict=True)
+            return Held(self.parameters, tuple(torch.cat(parts) for parts in each))
         return self
 
     def instantiate(self) -> list[torch.Tensor]:
         """Returns the records' gradients, shape [rows, numel] each."""
-        weight = [self._weights_of_rows()] if self.has_weight else []
-        return weight + ([self._biases_of_rows()] if self.has_bias else [])
+        out = []
+        if self.has_weight:
+            gradient = self._backward(
+                self.inputs.reshape(1, -1, *self.inputs.shape[2:]),
+                self.signal.reshape(1, -1, *self.signal.shape[2:]),
+                (self.rows * self.shape[0], *self.shape[1:]),
+                self.rows * self.window.groups,
+            )
+            out.append(gradient.reshape(self.rows, -1))
+        if self.has_bias:
+            out.append(self.signal.flatten(2).sum(2))
+        return out
 
     def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Returns the weighted sum of the gradients."""
-        out = []
-        if self.has_weight:
-            scaled = self.signal * weights.view(-1, *[1] * (self.signal.dim() - 1))
-            out.append(self._backward(self.inputs, scaled, self.shape, self.window.groups))
-        if self.has_bias:
-            out.append(weights @ self._biases_of_rows())
-        return out
-
-    def squared_norms(self) -> torch.Tensor:
-        """Returns the records' squared norms, shape [rows]."""
-        total = torch.zeros(
-            self.rows, dtype=precision_on(self.signal.device), device=self.signal.device
-        )
-        if self.has_bias:
-            total += square_sums(self._biases_of_rows())
-        if not self.has_weight:
-            return total
-        for start in range(0, self.rows, _ROWS_AT_ONCE):
-            piece = slice(start, min(start + _ROWS_AT_ONCE, self.rows))
-            total[piece] += square_sums(self.select(piece)._some_weights())
-        return total
-
-    def _weights_of_rows(self) -> torch.Tensor:
-        """Returns each record's gradient of the weight, shape [rows, numel]."""
-        out = self.signal.new_empty(self.rows, math.prod(self.shape))
-        for start in range(0, self.rows, _ROWS_AT_ONCE):
-            piece = slice(start, min(start + _ROWS_AT_ONCE, self.rows))
-            out[piece] = self.select(piece)._some_weights()
-        return out
-
-    def _some_weights(self) -> torch.Tensor:
-        """Returns what `_weights_of_rows` does, for all rows at once."""
-        gradient = self._backward(
-            self.inputs.reshape(1, -1, *self.inputs.shape[2:]),
-            self.signal.reshape(1, -1, *self.signal.shape[2:]),
-            (self.rows * self.shape[0], *self.shape[1:]),
-            self.rows * self.window.groups,
-        )
-        return gradient.reshape(self.rows, -1)
-
-    def _biases_of_rows(self) -> torch.Tensor:
-        return self.signal.flatten(2).sum(2)
+        return self.weighted_one_by_one(weights)
 
     def _backward(
         self, inputs: torch.Tensor, signal: torch.Tensor, shape: tuple[int, ...], groups: int

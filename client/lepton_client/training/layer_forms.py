@@ -76,21 +76,23 @@ class Lookup(Form):
     def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Returns the weighted sum of the gradients."""
         table = self.signal.new_zeros(self.parameters[0].shape)
-        scaled = self.signal * weights.view(-1, 1, 1)
-        return [table.index_add_(0, self.tokens.flatten(), scaled.flatten(0, 1))]
+        row, word, sums = self._sums()
+        return [table.index_add_(0, word, sums * weights[row].unsqueeze(1))]
 
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""
-        if self.tokens.shape[1] == 1:
-            return square_sums(self.signal)
+        row, _, sums = self._sums()
+        squares = square_sums(sums)
+        total = torch.zeros(self.rows, dtype=squares.dtype, device=squares.device)
+        return total.index_add_(0, row, squares)
+
+    def _sums(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns row, token and sum of signals of each token that a record names, once."""
         words = self.parameters[0].shape[0]
-        # Only the rows of the table that a record names: its tokens, each once.
         places, position = torch.unique(self._places(words), return_inverse=True)
         sums = self.signal.new_zeros(len(places), self.signal.shape[2])
         sums.index_add_(0, position, self.signal.flatten(0, 1))
-        squares = square_sums(sums)
-        total = torch.zeros(self.rows, dtype=squares.dtype, device=squares.device)
-        return total.index_add_(0, places // words, squares)
+        return places // words, places % words, sums
 
     def _places(self, words: int) -> torch.Tensor:
         row = torch.arange(self.rows, device=self.tokens.device).unsqueeze(1)
@@ -175,15 +177,7 @@ class Opaque(Form):
 
     def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Returns the weighted sum of the gradients."""
-        signals = tuple(
-            signal * weights.view([-1 if at == dim else 1 for at in range(signal.dim())])
-            for signal, dim in zip(self.signals, self.output_dims, strict=True)
-        )
-        with torch.enable_grad():
-            values = [parameter.detach().requires_grad_() for parameter in self.parameters]
-            total = self._product(values, signals, self.arguments)
-            found = torch.autograd.grad(total, values, allow_unused=True, materialize_grads=True)
-        return list(found)
+        return self.weighted_one_by_one(weights)
 
     def _product(
         self, values: list[torch.Tensor], signals: Signals, arguments: tuple[Any, ...]

@@ -1,8 +1,14 @@
 """Per-record gradients of one layer, held as its input and its output's gradient.
 
 A form answers three questions without a tensor of records times parameters: how long is each
-record's gradient (Goodfellow 2015; Li et al., ICLR 2022), what is their weighted sum (Bu et al.,
-ICML 2023), and, for a few records at a time, what are they.
+record's gradient (Goodfellow 2015), what is their weighted sum (Bu et al., ICML 2023), and, for a
+few records at a time, what are they.
+
+What is summed is what was measured, to the last bit. A record's gradient may be a sum over
+positions whose terms cancel, as a server can arrange by its choice of weights: then its norm is
+small, and yet its terms, added up together with other records', would drown those by rounding.
+So where there are positions, a record's gradient is written out alone, some records at a time and
+always as many, before it is measured or added to others.
 """
 
 from abc import ABC, abstractmethod
@@ -15,6 +21,8 @@ from torch import nn
 
 # Pieces of work of about a core's cache.
 _PIECE_BYTES = 1 << 20
+# The convolution library reorders what it reads: more rows at once cost memory, fewer time.
+_MOST_ROWS = 32
 _COPY_BYTES = 1 << 23
 _PAIRED_ROWS = 64
 # A float64 product costs about this many float32 ones.
@@ -88,14 +96,38 @@ class Form(ABC):
         ``weights`` has shape [rows] and the parameters' dtype.
         """
 
+    def weighted_one_by_one(self, weights: torch.Tensor) -> list[torch.Tensor]:
+        """Returns what `weighted` does, from each record's gradient as it was measured."""
+        totals = [torch.zeros_like(parameter).flatten() for parameter in self.parameters]
+        for piece, parts in self.in_pieces():
+            for total, part in zip(totals, parts, strict=True):
+                total += weights[piece] @ part
+        return totals
+
     def squared_norms(self) -> torch.Tensor:
         """Returns each record's squared L2 norm over the layer, float64, shape [rows]."""
         return torch.cat(
             [
-                torch.stack([square_sums(part) for part in self.select(piece).instantiate()]).sum(0)
-                for piece in pieces(self.rows, 4 * self.size)
+                torch.stack([square_sums(part) for part in parts]).sum(0)
+                for _, parts in self.in_pieces()
             ]
         )
+
+    def in_pieces(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+        """Yields some records after others, and what `instantiate` returns for them.
+
+        It always instantiates equally many, so that each record takes the same kernels whatever
+        the others are.
+        """
+        height = max(1, min(_MOST_ROWS, _PIECE_BYTES // (self.size * self.dtype.itemsize)))
+        for start in range(0, self.rows, height):
+            stop = min(start + height, self.rows)
+            if stop - start == height:
+                yield slice(start, stop), self.select(slice(start, stop)).instantiate()
+                continue
+            index = torch.arange(start, start + height, device=self.device).clamp_(max=stop - 1)
+            parts = self.select(index).instantiate()
+            yield slice(start, stop), [part[: stop - start] for part in parts]
 
     def squared_norms_of_units(self, unit_of_row: torch.Tensor, units: int) -> torch.Tensor | None:
         """Returns the squared norms of units' sums, shape [units]; None: write them out."""
@@ -159,33 +191,19 @@ class Product(Form):
 
     def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Returns the weighted sum of the gradients."""
-        signal, inputs = self.signal, self.inputs
-        scaled = signal * weights.view(-1, *[1] * (signal.dim() - 1))
-        if scaled.dim() == 3 and scaled.stride(0) < scaled.stride(1):
-            # Held with positions first: in this order neither is copied.
-            scaled, inputs = scaled.transpose(0, 1), inputs.transpose(0, 1)
-        scaled = scaled.reshape(-1, signal.shape[-1])
-        out = []
-        if self.has_weight:
-            out.append(scaled.t() @ inputs.reshape(-1, inputs.shape[-1]))
-        if self.has_bias:
-            out.append(scaled.sum(0))
-        return out
+        if self.signal.dim() > 2:
+            return self.weighted_one_by_one(weights)
+        scaled = self.signal * weights.unsqueeze(1)
+        out = [scaled.t() @ self.inputs] if self.has_weight else []
+        return out + ([scaled.sum(0)] if self.has_bias else [])
 
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""
-        if self.signal.dim() == 2:
-            # One position: the norm of an outer product is the product of the norms.
-            factor = square_sums(self.inputs) if self.has_weight else 0.0
-            return square_sums(self.signal) * (factor + float(self.has_bias))
-        total = torch.zeros(
-            self.rows, dtype=precision_on(self.signal.device), device=self.signal.device
-        )
-        if self.has_bias:
-            total += square_sums(self.signal.sum(1))
-        if self.has_weight:
-            total += self._ghost() if self._ghost_is_cheaper() else self._instantiated()
-        return total
+        if self.signal.dim() > 2:
+            return super().squared_norms()
+        # One position: the norm of an outer product is the product of the norms.
+        factor = square_sums(self.inputs) if self.has_weight else 0.0
+        return square_sums(self.signal) * (factor + float(self.has_bias))
 
     def squared_norms_of_units(self, unit_of_row: torch.Tensor, units: int) -> torch.Tensor | None:
         """Returns the units' squared norms from pairs of their rows, in float64."""
@@ -207,28 +225,3 @@ class Product(Form):
             # Chosen, not multiplied by zero: a pair with another unit may not be finite.
             total.index_add_(0, unit, torch.where(unit == unit.unsqueeze(1), gram, 0.0).sum(1))
         return total.clamp_(min=0.0)
-
-    def _ghost_is_cheaper(self) -> bool:
-        positions, width, outputs = *self.inputs.shape[1:], self.signal.shape[2]
-        ghost = _DOUBLE_COST * positions * (width + outputs)
-        return ghost < width * outputs
-
-    def _ghost(self) -> torch.Tensor:
-        """Sums over pairs of positions, in float64: in float32 the pairs would not cancel."""
-        positions, width, outputs = *self.inputs.shape[1:], self.signal.shape[2]
-        squares = []
-        for piece in pieces(self.rows, 8 * positions * (width + outputs + 2 * positions)):
-            inputs = self.inputs[piece].to(precision_on(self.inputs.device))
-            signal = self.signal[piece].to(inputs.dtype)
-            gram = torch.bmm(inputs, inputs.transpose(1, 2))
-            gram *= torch.bmm(signal, signal.transpose(1, 2))
-            squares.append(gram.sum((1, 2)).clamp_(min=0.0))
-        return torch.cat(squares)
-
-    def _instantiated(self) -> torch.Tensor:
-        size = self.inputs.shape[2] * self.signal.shape[2]
-        squares = []
-        for piece in pieces(self.rows, 4 * size):
-            part = torch.bmm(self.signal[piece].transpose(1, 2), self.inputs[piece])
-            squares.append(square_sums(part))
-        return torch.cat(squares)

@@ -165,7 +165,9 @@ def clipped_sum(
             features = views.of(features)
             index, unit_of_row = index.repeat_interleave(count_of), unit_of_row.repeat(count_of)
         # On a GPU kernels may differ at any height, so there it is always the same one.
-        height = -(-len(index) // _HEIGHT) * _HEIGHT if model.device.type == "cpu" else most
+        height = -(-len(index) // _HEIGHT) * _HEIGHT
+        if model.device.type != "cpu":
+            height = max(height, most)
         single, missing = count == len(index), height - len(index)
         of_row = torch.from_numpy(unit_of_row).to(model.device)
         total += engine.gradients.sum(
@@ -189,8 +191,9 @@ def check_weights(model: ResidentModel) -> None:
     Raises:
         UpdateInvalid: a weight is not finite or beyond 100; decided by the noised model alone.
     """
-    largest = max(float(parameter.detach().abs().max()) for parameter in model.module.parameters())
-    if not largest <= LARGEST_WEIGHT:
+    # One by one: Python's max would pass over a NaN.
+    largest = [float(parameter.detach().abs().max()) for parameter in model.module.parameters()]
+    if not all(value <= LARGEST_WEIGHT for value in largest):
         raise UpdateInvalid("A private step moved a weight too far; lower train.learning_rate.")
 
 
@@ -218,6 +221,8 @@ def _filled(values: torch.Tensor, missing: int) -> torch.Tensor:
 def _rows_by_unit(records: Records) -> list[Rows]:
     if records.units is None:
         return list(np.arange(len(records)).reshape(-1, 1))
+    if len(records) == 0:
+        return []
     order = np.argsort(records.units, kind="stable")
     _, first = np.unique(records.units[order], return_index=True)
     return np.split(order, first[1:])

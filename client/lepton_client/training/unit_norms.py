@@ -2,12 +2,13 @@
 
 import torch
 
-from lepton_client.training.layer_norms import Form, pieces, precision_on, square_sums
+from lepton_client.training.layer_norms import Form, precision_on, square_sums
 
 # A float32 clip factor below this would be rounded coarsely; its unit counts as not finite.
 _LEAST_FACTOR = 1e-30
-# A unit's rows together are no longer than so many clipping norms.
-_ROWS_TOGETHER = 64.0
+# What is summed of one unit, row by row and use by use, is together no longer than so many
+# clipping norms.
+_TOGETHER = 64.0
 # Gradients of units, where they must be written out, are so many bytes at a time.
 _UNIT_BYTES = 1 << 24
 
@@ -25,8 +26,7 @@ def weigh(
     zero times a value that is not finite would reach the other records.
     """
     if unit_of_row is None:
-        squared = squared_norms_of_rows(forms)
-        factors = clip_factors(squared, clipping_norm)
+        factors = _factors_of_rows(forms, clipping_norm)
         usable = factors > 0.0
         if mask is not None:
             factors = torch.where(mask, factors, 0.0)
@@ -35,16 +35,36 @@ def weigh(
         kept = mask.nonzero().squeeze(1)
         forms, unit_of_row = [form.select(kept) for form in forms], unit_of_row[kept]
     if bool((torch.bincount(unit_of_row, minlength=units) <= 1).all()):
-        factors = clip_factors(squared_norms_of_rows(forms), clipping_norm)
+        factors = _factors_of_rows(forms, clipping_norm)
     else:
         squared = squared_norms_of_units(forms, unit_of_row, units)
-        factors = clip_factors(squared, clipping_norm)
-        # Rows that nearly cancel would drown the other units' in the sum, by their rounding.
-        lengths = torch.zeros_like(squared)
-        lengths.index_add_(0, unit_of_row, squared_norms_of_rows(forms).sqrt())
-        together = clip_factors(lengths.square(), _ROWS_TOGETHER * clipping_norm)
-        factors = torch.minimum(factors, together)[unit_of_row]
+        lengths = torch.zeros_like(squared).index_add_(0, unit_of_row, _lengths_of_rows(forms))
+        factors = _factors(squared, lengths, clipping_norm)[unit_of_row]
     return _keep(forms, factors, factors > 0.0)
+
+
+def _factors_of_rows(forms: list[Form], clipping_norm: float) -> torch.Tensor:
+    squared = squared_norms_of_rows(forms)
+    if _split(forms)[1]:
+        return _factors(squared, _lengths_of_rows(forms), clipping_norm)
+    return clip_factors(squared, clipping_norm)
+
+
+def _factors(squared: torch.Tensor, lengths: torch.Tensor, clipping_norm: float) -> torch.Tensor:
+    """Returns clip factors, smaller ones where what is summed nearly cancels.
+
+    Its rounding would drown the other units'.
+    """
+    together = clip_factors(lengths.square(), _TOGETHER * clipping_norm)
+    return torch.minimum(clip_factors(squared, clipping_norm), together)
+
+
+def _lengths_of_rows(forms: list[Form]) -> torch.Tensor:
+    """Returns the norms of each row's parts that are summed one by one, added up, shape [rows]."""
+    alone, shared = _split(forms)
+    parts = [squared_norms_of_rows(alone)] if alone else []
+    parts += [form.squared_norms() for form in shared]
+    return torch.stack(parts).sqrt().sum(0)
 
 
 def clip_factors(squared_norms: torch.Tensor, clipping_norm: float) -> torch.Tensor:
@@ -106,10 +126,9 @@ def _instantiated(forms: list[Form], unit_of_row: torch.Tensor, units: int) -> t
             for key, parameter in parameters.items()
         }
         rows = order[ends[first] : ends[last]]
-        for piece in pieces(len(rows), size * dtype.itemsize):
-            place = unit_of_row[rows[piece]] - first
-            for form in forms:
-                parts = form.select(rows[piece]).instantiate()
+        for form in forms:
+            for piece, parts in form.select(rows).in_pieces():
+                place = unit_of_row[rows[piece]] - first
                 for parameter, part in zip(form.parameters, parts, strict=True):
                     sums[id(parameter)].index_add_(0, place, part)
         for values in sums.values():

@@ -2,11 +2,12 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sklearn import datasets as bundled
 from sklearn.model_selection import train_test_split
 
 from lepton_common.datasets.preparation import PER_RECORD, check_offered
-from lepton_common.datasets.records import Dataset, Records
+from lepton_common.datasets.records import Dataset, Records, marks_of
 from lepton_common.datasets.scattering import scattering_features
 
 # Public ranges of the 30 measurements, from the description that ships with the data set.
@@ -25,9 +26,10 @@ def digits(root: str | None, prepare: str) -> Dataset:
     check_offered("digits", prepare, PER_RECORD)
     data = bundled.load_digits()
     images = (data.images / 16.0).astype(np.float32)[:, None]
+    marks = marks_of(images, data.target)
     if prepare == "scattering":
         images = scattering_features(images).numpy()
-    return _split("digits", images, data.target, classes=10)
+    return _split("digits", images, data.target, classes=10, marks=marks)
 
 
 def breast_cancer(root: str | None, prepare: str) -> Dataset:
@@ -40,11 +42,20 @@ def breast_cancer(root: str | None, prepare: str) -> Dataset:
     return _split("breast_cancer", scaled, data.target, classes=2)
 
 
-def _split(name: str, features: np.ndarray, labels: np.ndarray, *, classes: int) -> Dataset:
+def _split(
+    name: str,
+    features: np.ndarray,
+    labels: np.ndarray,
+    *,
+    classes: int,
+    marks: NDArray[np.uint8] | None = None,
+) -> Dataset:
     train, test = train_test_split(
         np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
     )
-    everything = Records(torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)))
+    everything = Records(
+        torch.from_numpy(features), torch.from_numpy(labels.astype(np.int64)), marks=marks
+    )
     return Dataset(
         name=name,
         train=everything.take(np.sort(train)),

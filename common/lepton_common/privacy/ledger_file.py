@@ -148,7 +148,7 @@ def read_ledger(path: Path, expected_key: str) -> LedgerContents:
         raise LedgerInvalid(f"{path}: entries are missing.")
     try:
         records = list(
-            read_chain((bytes(line) for _, line in numbered), path, _DOMAIN, expected_key)
+            read_chain((_bytes(line) for _, line in numbered), path, _DOMAIN, expected_key)
         )
     except (AuditError, TypeError) as error:
         raise LedgerInvalid(str(error)) from error
@@ -162,6 +162,12 @@ def read_ledger(path: Path, expected_key: str) -> LedgerContents:
     for one, other in shared:
         overlaps[one].add(other)
     return LedgerContents(records, overlaps)
+
+
+def _bytes(line: object) -> bytes:
+    if not isinstance(line, bytes):
+        raise TypeError("An entry of the ledger is no sequence of bytes: it was altered.")
+    return line
 
 
 def version_of(units: frozenset[bytes]) -> str:
@@ -201,8 +207,8 @@ def _opened(path: Path, *, write: bool = True) -> Iterator[sqlite3.Connection]:
     try:
         if write:
             path.chmod(0o600)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=FULL")
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=FULL")
         yield database
     finally:
         database.close()

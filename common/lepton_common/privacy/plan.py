@@ -7,7 +7,7 @@ the mechanism that is accounted for cannot drift apart.
 import hashlib
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from lepton_common.errors import PlanError
 from lepton_common.privacy.accounting import calibrate, epsilon
@@ -58,6 +58,18 @@ class SharedNoise:
     def certain(self) -> int:
         """How many shares are certain, t - f."""
         return self.survivors - self.colluders
+
+
+def for_people(unit: str, event: Event) -> Event:
+    """Returns what an event that protects a whole site, or a unit of its data, is to people.
+
+    One record more replaces a site's update by another: both are at most a clipping norm long,
+    and so twice that apart.
+    """
+    if unit != WHOLE_SITE:
+        return event
+    assert isinstance(event, RoundedSkellam), "whole updates leave in sums with shared noise"
+    return replace(event, l2_sensitivity=2.0 * event.l2_sensitivity)
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ Give [cyan]--noise-multiplier[/] instead of [cyan]--epsilon[/] to ask what epsil
 The sample rate is the batch over the site's [bold]public[/] size class, a power of two: the true
 number of records is private, and no noise may depend on it. A site that holds more than its class
 says gets larger batches, not more epsilon. Count the rounds that crashes may cost
-(privacy.spare_rounds) into [cyan]--rounds[/].
+(privacy.spare_rounds) into [cyan]--rounds[/]. For privacy=site there is one step a round over
+all of each site's data, so ask 'lepton privacy epsilon --sample-rate 1'.
 """
 
 app = typer.Typer(
@@ -105,7 +106,7 @@ def plan_command(
     sites: Annotated[int, typer.Option("--sites", help="Sites in a round; distributed.")] = 10,
     colluders: Annotated[
         int | None,
-        typer.Option("--colluders", help="Sites that may collude; distributed. A third of all."),
+        typer.Option("--colluders", help="Sites that may collude; distributed. (sites - 1) / 3."),
     ] = None,
     weights: Annotated[
         int, typer.Option("--weights", help="Weights in the model, about; distributed.")
@@ -134,6 +135,10 @@ def plan_command(
         colluders=(colluders, 0, 1000),
         weights=(weights, 1, 10**10),
     )
+    if mode == "distributed" and sites < (colluders or 0) + 2:
+        raise SettingsError(
+            f"--colluders {colluders} needs {(colluders or 0) + 2} sites at least, not {sites}."
+        )
     size = public_size_class(public_size)
     shared = _shared(sites, colluders, weights) if mode == "distributed" else None
     rate, steps = min(1.0, batch / size), rounds * local_steps
@@ -154,6 +159,8 @@ def plan_command(
         **_spending(planned, rounds),
     }
     if plot is not None:
+        if not plot.parent.is_dir() or plot.suffix.lower() != ".png":
+            raise SettingsError(f"--plot {plot} must be a .png file in a folder that is there.")
         _draw(plan, epsilon, plot)
     if as_json:
         print(json.dumps(plan))
@@ -211,8 +218,13 @@ def _print_plan(plan: dict[str, Any]) -> None:
             f"aggregation broken, that would leave epsilon "
             f"{_up(shared['epsilon_without_secure_aggregation'])}."
         )
+    shares = (
+        f"sites={plan['shared']['sites']} secagg.colluders={plan['shared']['colluders']} "
+        if "shared" in plan
+        else ""
+    )
     console.print(
-        f"In a run: privacy={plan['mode']} rounds={plan['rounds']} "
+        f"In a run: privacy={plan['mode']} {shares}rounds={plan['rounds']} "
         f"privacy.epsilon={_up(plan['epsilon'])} privacy.delta={plan['delta']:g} "
         f"privacy.sample_rate={plan['sample_rate']:.6g} privacy.spare_rounds=0 "
         f"train.local_steps={plan['local_steps']}",
@@ -287,6 +299,7 @@ def verify_command(
     from lepton_common.privacy.accounting import epsilon
     from lepton_common.privacy.events import read_event
     from lepton_common.privacy.ledger_file import read_ledger
+    from lepton_common.privacy.plan import WHOLE_SITE, for_people
 
     path = site / LEDGER_FILE
     if not path.exists():
@@ -297,6 +310,10 @@ def verify_command(
     try:
         public = key or SigningKey.load(site / KEY_FILE).public_hex
         contents = read_ledger(path, public)
+        if not contents.records:
+            raise LedgerInvalid(
+                f"{path} holds no entry: it was emptied, or a crash came while it was made."
+            )
         verify_heads(path, contents.records, [head] if head else [])
     except (OSError, ValueError) as error:
         raise LedgerInvalid(f"Cannot read the site's key: {error}; give --key.") from error
@@ -308,9 +325,16 @@ def verify_command(
     rows = []
     for version, name in names.items():
         related = contents.overlaps[version]
-        mine = [charge for charge in charges if charge.body["version"] in related]
+        mine = [
+            charge
+            for charge in charges
+            if charge.body["version"] in related or charge.body["unit"] == WHOLE_SITE
+        ]
         delta = min((float(charge.body["delta"]) for charge in mine), default=1e-5)
-        events = tuple(read_event(charge.body["event"]) for charge in mine)
+        events = tuple(
+            for_people(str(charge.body["unit"]), read_event(charge.body["event"]))
+            for charge in mine
+        )
         spent = epsilon(events, delta, fine=True)
         rows.append({"data": name, "version": version, "charges": len(mine),
                      "epsilon": spent, "delta": delta})  # fmt: skip
@@ -329,6 +353,11 @@ def verify_command(
     console.print(table)
     console.print(
         f"[green]Verified[/]: {len(contents.records)} entries are signed and in place; "
-        f"{len(charges)} charges, {released} of them released. The others stay spent."
+        f"{len(charges)} charges, {released} of them released; any other stays spent."
     )
-    console.print(f"Note the newest entry, to find a later cut: {contents.head}", soft_wrap=True)
+    console.print(
+        "A cut at its end shows only against an entry that someone has noted (--head), or by "
+        "'lepton audit verify' of the whole run. "
+        f"The newest entry, to note: {contents.head}",
+        soft_wrap=True,
+    )

@@ -23,6 +23,7 @@ from lepton_server.rounds.exact_mean import ExactMean
 from lepton_server.rounds.groups import gather_secure
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.plain_round import gather_plain
+from lepton_server.rounds.refusal import refusal
 from lepton_server.rounds.request import privacy_request, train_request
 from lepton_server.run_folder import RunFolder, as_plain
 from lepton_server.strategies.catalog import make_strategy
@@ -157,6 +158,8 @@ def _check_quorum(failed: dict[str, str], came: int, quorum: float, round_: int)
     needed = max(1, math.ceil(quorum * asked))
     if came >= needed:
         return
+    if refused := refusal(round_, failed):
+        raise refused
     named = ", ".join(f"{site} ({error})" for site, error in list(failed.items())[:5])
     more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""
     who = "all" if came == 0 else f"{len(failed)} of the"

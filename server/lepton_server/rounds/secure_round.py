@@ -28,6 +28,7 @@ from lepton_common.summing import (
 from lepton_server.rounds.conversation import Conversation
 from lepton_server.rounds.gathered import Gathered, SecureMean, check_receipt
 from lepton_server.rounds.journal import SumJournal
+from lepton_server.rounds.refusal import refusal
 from lepton_server.rounds.secure_sum import Exchange, SecureSum
 
 
@@ -70,6 +71,7 @@ class SecureRound:
 
         Raises:
             TooFewSites: each attempt ended below the threshold; the run may be resumed.
+            SitesRefused: the same, because of the sites' own policies.
             RoundLost: a site may have helped to unmask, and the sum cannot be finished.
         """
         for attempt in range(1, self._settings.secagg.attempts + 1):
@@ -191,6 +193,8 @@ class SecureRound:
                 "never answer twice for one model. Resume when the others are back; if they do not "
                 "come back, start a new run with another seed."
             )
+        if refused := refusal(self._request.round, failed):
+            return refused
         if "BudgetSpent" in failed.values():
             return TooFewSites(
                 f"{where} A site whose budget for this run is spent does not come back: rounds "

@@ -10,8 +10,15 @@ import pytest
 import torch
 from toy_site import MODEL, RECIPE, VECTOR, synthetic
 
-from lepton_client.training.conformance import OURS, Conformance
-from lepton_client.training.private import Engine, _sample, clipped_sum, train_private
+from lepton_client.training.conformance import OURS, Conformance, conform
+from lepton_client.training.private import (
+    Engine,
+    _rows_by_unit,
+    _sample,
+    check_weights,
+    clipped_sum,
+    train_private,
+)
 from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Layout
 from lepton_common.datasets.records import Records
@@ -110,6 +117,84 @@ def test_a_person_whose_records_cancel_drowns_nobody(rows, clipping_norm):
     assert float(moved.norm()) <= 1e-4 * clipping_norm
 
 
+def _cancelling_convolution():
+    """Weights with which a white image's gradient cancels over positions, and it is drawn last."""
+    module = initial_model("cnn_reference", (1, 8, 8), 10, seed=1)
+    first, bias, second, shift, hidden, low, last, _ = module.parameters()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        first.fill_(100.0)
+        bias.fill_(100.0)
+        shift.fill_(1e-30)
+        low.fill_(1e-30)
+        positions = hidden.shape[1] // second.shape[0]
+        sign = torch.ones(positions)
+        sign[positions // 2 :] = -1
+        hidden.copy_((100 * sign).repeat(second.shape[0]).expand(len(hidden), -1))
+        last.copy_(((torch.rand(10, 1, generator=generator) - 0.5) * 200).expand(10, len(hidden)))
+    return module, (1, 8, 8)
+
+
+class _Last(torch.nn.Module):
+    """The signs of a head make the gradient of what is before it cancel over positions."""
+
+    def __init__(self, before, width):
+        super().__init__()
+        self.before, self.head = before, torch.nn.Linear(width, 10, bias=False)
+        with torch.no_grad():
+            for parameter in before.parameters():
+                parameter.zero_()  # so that the head's own gradient is zero
+            sign = torch.ones(width)
+            sign[width // 2 :] = -1
+            self.head.weight.copy_(100 * sign * torch.linspace(-1, 1, 10).unsqueeze(1))
+
+    def forward(self, values):
+        return self.head(self.before(values).flatten(1))
+
+
+def _cancelling_sequence():
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(8, 1)
+    return _Last(layer, 32), (32, 8)
+
+
+class _Twice(torch.nn.Module):
+    """A layer used twice, the second time to take away what the first gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.head = torch.nn.Linear(8, 4), torch.nn.Linear(4, 10, bias=False)
+        with torch.no_grad():
+            for parameter in self.layer.parameters():
+                parameter.zero_()
+            self.head.weight.copy_(100 * torch.randn(10, 4).clamp(-1, 1))
+
+    def forward(self, values):
+        return self.head(self.layer(values[:, 0]) - self.layer(values[:, 1]))
+
+
+def _cancelling_uses():
+    torch.manual_seed(0)
+    return _Twice(), (2, 8)
+
+
+@pytest.mark.parametrize("make", [_cancelling_convolution, _cancelling_sequence, _cancelling_uses])
+@pytest.mark.parametrize("clipping_norm", [1e-6, 1.0])
+def test_a_record_whose_terms_cancel_drowns_nobody(make, clipping_norm):
+    module, shape = make()
+    generator = torch.Generator().manual_seed(2)
+    others = torch.rand(1, *shape, generator=generator).expand(200, *shape)
+    white, labels = torch.ones(1, *shape), torch.full((201,), 3)
+    labels[100] = 0
+    plan = replace(PLAN, clipping_norm=clipping_norm)
+    whole = Records(torch.cat([others[:100], white, others[100:]]), labels)
+    less = whole.take(np.delete(np.arange(201), 100))
+    moved = summed(module, whole, plan) - summed(module, less, plan)
+    assert float(moved.norm()) <= clipping_norm * (1 + 1e-4)  # it was 6.5
+
+
 def test_a_unit_with_more_rows_than_go_through_at_once_is_sampled():
     rows = [np.arange(1000), np.array([1000, 1001])]
     recipe = replace(RECIPE, batch_size=128, augmentations=4)
@@ -119,6 +204,34 @@ def test_a_unit_with_more_rows_than_go_through_at_once_is_sampled():
     again, _ = _sample(rows, PLAN, recipe, SecretRandom())
     assert sorted(picked) != sorted(again)
     assert np.array_equal(small, rows[1])
+
+
+def test_a_weight_that_is_no_number_is_refused_wherever_it_stands():
+    model = resident_model("mlp", (4,), 3, CPU, channels_last=False)
+    check_weights(model)
+    for parameter in model.module.parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.view(-1)[0] = float("nan")
+        with pytest.raises(UpdateInvalid):
+            check_weights(model)
+        with torch.no_grad():
+            parameter.copy_(kept)
+
+
+def test_a_server_that_chose_the_weights_chooses_no_engine():
+    model = resident_model("mlp", (4,), 3, CPU, channels_last=False)
+    with torch.no_grad():
+        for parameter in model.module.parameters():
+            parameter.zero_()  # of which no gradient but a bias' can be told
+    found = conform(model, TASK, (4,), 3)
+    assert found.engine == OURS
+    assert all(not parameter.any() for parameter in model.module.parameters())
+
+
+def test_an_empty_site_whose_people_have_ids_samples_nobody():
+    nobody = Records(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), np.zeros(0, np.int64))
+    assert _rows_by_unit(nobody) == []
 
 
 def test_a_step_that_throws_the_model_far_off_is_the_last():

@@ -6,11 +6,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from lepton_common.arrays import pack
 from lepton_common.audit import read_records
-from lepton_common.errors import QuorumNotMet, RunNotResumable
+from lepton_common.errors import RunNotResumable, SitesRefused
 from lepton_common.messages import HELLO, Receipt, SiteFacts, read_train
 from lepton_common.strict import to_json
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.rounds.loop import run_rounds
+from lepton_server.rounds.refusal import refusal
 from lepton_server.run_folder import RunFolder
 
 
@@ -73,7 +74,7 @@ def test_a_run_is_not_continued_under_another_configuration(run):
 
 
 def test_heads_are_witnessed_even_of_a_round_that_fails(run, tmp_path):
-    with pytest.raises(QuorumNotMet):
+    with pytest.raises(SitesRefused):
         run({"sites": 3, "rounds": 1, "federation.quorum": 1.0}, failing=(2,))
     collected = [r for r in read_records(RunFolder(tmp_path).audit) if r.kind == "collected"]
     assert set(collected[0].body["heads"]) == {"s3", "s4"}
@@ -91,5 +92,13 @@ def test_a_failing_site_is_reported_by_name(run, tmp_path):
 
 
 def test_too_few_answers_end_the_run(run):
-    with pytest.raises(QuorumNotMet, match=r"s2 \(ConsentRefused\), s3 \(ConsentRefused\)"):
+    with pytest.raises(SitesRefused, match=r"s2 \(ConsentRefused\), s3 \(ConsentRefused\)"):
         run({"sites": 3, "rounds": 1}, failing=(2, 3))
+
+
+def test_only_refusals_are_taken_for_one():
+    assert refusal(1, {}) is None
+    assert refusal(1, {"a": "ConsentRefused", "b": "TimedOut"}) is None
+    found = refusal(2, {"a": "ConsentRefused", "b": "BudgetSpent"})
+    assert found.exit_code == 4
+    assert "Round 2" in str(found)

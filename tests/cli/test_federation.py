@@ -1,0 +1,226 @@
+"""A federation from empty folders, by the commands that partners, sites and servers type."""
+
+import json
+import re
+
+import pytest
+import yaml
+
+from lepton_client.site import read_site_file
+from lepton_common.identity.joining import read_join
+from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import read_roster_files
+
+STUDY = {
+    "name": "heart", "federation": "hospitals", "version": 1, "purpose": "Predict a disease.",
+    "legal_basis": "Consent.", "ethics_reference": "EK 12/2026", "until": "2099-12-31",
+    "sites": ["hospital-a", "hospital-b"], "leads": ["dora"], "auditors": [],
+    "tasks": ["breast_cancer"], "data": ["cancer"], "max_epsilon": 3.0, "max_delta": 1e-5,
+}  # fmt: skip
+
+
+@pytest.fixture
+def do(lepton):
+    """Returns a caller of a command that must succeed."""
+
+    def call(line, *more):
+        ended = lepton(*line.split(), *more)
+        assert ended.code == 0, ended.err
+        return " ".join(ended.out.split())
+
+    return call
+
+
+@pytest.fixture
+def hospitals(do, tmp_path):
+    """A published federation of two sites, a server and a lead; returns its root."""
+    for name in ("alice", "bob", "carol"):
+        do(f"federation key {name}.pem")
+    for name in ("a", "b"):
+        do(f"site init site-{name} --name hospital-{name} --dataset breast_cancer")
+    do("server init srv --host localhost --host 10.1.2.3 --port 8443")
+    do("person init dora --name dora --role lead")
+    do(
+        "federation init hosp --name hospitals --threshold 2 --partner alice.pem.pub "
+        "--partner bob.pem.pub --partner carol.pem.pub --add srv/join.json "
+        "--add site-a/join.json --add site-b/join.json --add dora/join.json"
+    )
+    do("federation sign hosp --key alice.pem --yes")
+    do("federation sign hosp --key carol.pem --yes")
+    said = do("federation publish hosp")
+    return re.search(r"by another way: ([0-9a-f]{64})", said)[1]
+
+
+def roster(tmp_path, folder="hosp"):
+    return read_roster_files(tmp_path / folder / "roster.json", tmp_path / folder / "roster.root")
+
+
+def complaint(lepton, line, error, code=8):
+    ended = lepton(*line.split())
+    assert ended.code == code, ended.err
+    assert ended.err.startswith(f"{error}: ")
+    return ended.err
+
+
+def test_everyone_joins_what_k_of_n_partners_have_signed(do, hospitals, tmp_path):
+    for kind, folder in (("site", "site-a"), ("server", "srv"), ("person", "dora")):
+        assert "Joined hospitals, version 1" in do(f"{kind} join {folder} hosp --root {hospitals}")
+    found = roster(tmp_path, "site-a")
+    assert [member.name for member in found.members] == ["hospital-a", "hospital-b"]
+    assert found.coordinator.hosts == ["localhost", "10.1.2.3"]
+    assert "hospital-b" in do("federation show hosp")
+    assert (tmp_path / "site-a").stat().st_mode & 0o77 == 0
+    for secret in ("signing.pem", "node.pem"):
+        assert (tmp_path / "site-a" / secret).stat().st_mode & 0o77 == 0
+
+
+def test_the_folder_that_goes_around_holds_no_secret(hospitals, tmp_path):
+    everything = b"".join(p.read_bytes() for p in (tmp_path / "hosp").rglob("*") if p.is_file())
+    assert b"PRIVATE" not in everything
+    assert b"PRIVATE" not in (tmp_path / "site-a" / "join.json").read_bytes()
+
+
+def test_a_new_site_refuses_what_is_not_private(hospitals, tmp_path):
+    policy = read_site_file(tmp_path / "site-a" / "site.yaml").policy
+    assert not policy.allow_without_dp
+    assert not policy.allow_without_secagg
+    assert policy.max_delta == 1e-5
+
+
+def test_one_partner_alone_cannot_publish(do, lepton, hospitals):
+    do("federation propose hosp --remove hospital-b")
+    do("federation sign hosp --key alice.pem --yes")
+    said = complaint(lepton, "federation publish hosp", "RosterInvalid")
+    assert "1 of the partners have signed version 2" in said
+    complaint(lepton, "federation sign hosp --key alice.pem --yes", "RosterInvalid")
+
+
+def test_a_site_is_revoked_and_keys_rotate_in_a_newer_version(do, hospitals, tmp_path):
+    do(f"site join site-a hosp --root {hospitals}")
+    do("site init site-a2 --name hospital-a --dataset breast_cancer")
+    said = do("federation propose hosp --remove hospital-b --add site-a2/join.json")
+    assert "hospital-b REVOKED" in said
+    assert "hospital-a changed" in said
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    do("federation publish hosp")
+    found = roster(tmp_path)
+    assert found.version == 2
+    new = SigningKey.load(tmp_path / "site-a2" / "signing.pem").public_hex
+    assert [(m.name, m.public_key) for m in found.members] == [("hospital-a", new)]
+    do(f"site join site-a2 hosp --root {hospitals}")
+
+
+def test_an_older_roster_or_another_root_is_refused(do, lepton, hospitals, tmp_path):
+    old = (tmp_path / "hosp" / "roster.json").read_text()
+    do("federation propose hosp --until 2099-01-01")
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    do("federation publish hosp")
+    do(f"site join site-a hosp --root {hospitals}")
+    (tmp_path / "old.json").write_text(old)
+    complaint(lepton, f"site join site-a old.json --root {hospitals}", "RosterRolledBack")
+    said = complaint(lepton, f"site join site-b hosp --root {'0' * 64}", "RosterInvalid")
+    assert "root" in said
+    said = complaint(lepton, f"site join site-a hosp --root {'0' * 64}", "RosterInvalid")
+    assert "another federation" in said
+
+
+def test_who_is_not_in_the_roster_cannot_join(do, lepton, hospitals):
+    do("site init site-c --name hospital-a --dataset breast_cancer")
+    said = complaint(lepton, f"site join site-c hosp --root {hospitals}", "RosterInvalid")
+    assert "does not name hospital-a with the key" in said
+
+
+def test_an_expired_roster_is_refused(do, lepton, hospitals):
+    do("federation propose hosp --until 2026-01-01")
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    do("federation publish hosp")
+    complaint(lepton, f"site join site-a hosp --root {hospitals}", "RosterExpired")
+
+
+def test_partners_change_by_the_old_and_the_new_ones_signatures(do, lepton, hospitals, tmp_path):
+    for name in ("dave", "erin"):
+        do(f"federation key {name}.pem")
+    do("federation propose hosp --partner dave.pem.pub --partner erin.pem.pub --threshold 2")
+    for key in ("dave", "erin", "alice"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    complaint(lepton, "federation publish hosp", "RosterInvalid")
+    do("federation sign hosp --key carol.pem --yes")
+    do("federation publish hosp")
+    assert len(roster(tmp_path).partners.keys) == 2
+    do("federation propose hosp --until 2099-01-01")
+    complaint(lepton, "federation sign hosp --key alice.pem --yes", "RosterInvalid")
+
+
+def test_a_signature_on_an_earlier_draft_is_not_one_on_a_later(do, lepton, hospitals):
+    do("federation propose hosp --until 2099-01-01")
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    do("federation propose hosp --remove hospital-a")
+    said = complaint(lepton, "federation publish hosp", "RosterInvalid")
+    assert "0 of the partners" in said
+
+
+def test_a_study_is_signed_and_published(do, lepton, hospitals, tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    assert "Predict a disease." in do("federation study hosp study.yaml")
+    do("federation sign hosp --key alice.pem --yes")
+    complaint(lepton, "federation publish hosp", "StudyInvalid")
+    do("federation sign hosp --key bob.pem --yes")
+    do("federation publish hosp")
+    assert (tmp_path / "hosp" / "studies" / "heart.json").exists()
+    complaint(lepton, "federation study hosp study.yaml", "StudyInvalid")
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump({**STUDY, "sites": ["hospital-a", "x"]}))
+    said = complaint(lepton, "federation study hosp study.yaml", "StudyInvalid")
+    assert "names x, who is no site" in said
+
+
+def test_a_sealed_key_needs_its_passphrase(do, lepton, tmp_path):
+    (tmp_path / "secret").write_text("correct horse\n")
+    do("person init dora --name dora --role auditor --passphrase-file secret")
+    data = (tmp_path / "dora" / "signing.pem").read_bytes()
+    assert b"OPENSSH" in data
+    assert read_join((tmp_path / "dora" / "join.json").read_text()).roles == ["auditor"]
+    (tmp_path / "empty").write_text("\n")
+    for file in ("empty", "missing"):
+        line = f"person init x --name x --role lead --passphrase-file {file}"
+        complaint(lepton, line, "IdentityError")
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "code"),
+    [
+        ("federation publish nowhere", "RosterInvalid", 8),
+        ("federation propose nowhere", "SettingsError", 2),
+        ("federation propose nowhere --until 2099-01-01", "RosterInvalid", 8),
+        ("person init x --name x --role king", "SettingsError", 2),
+        ("person init x --name ../x --role lead", "SettingsError", 2),
+        ("server init x --host a_b", "SettingsError", 2),
+        ("server init x --host a --port 70000", "SettingsError", 2),
+        ("site init x --name x --dataset nothing", "UnknownName", 2),
+        ("site join nowhere nowhere --root 0", "RosterInvalid", 8),
+    ],
+)
+def test_bad_input_is_refused_by_name(lepton, line, error, code, tmp_path):
+    complaint(lepton, line, error, code)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_folder_in_use_is_left_alone(do, lepton):
+    do("person init dora --name dora --role lead")
+    complaint(lepton, "person init dora --name dora --role lead", "JoinInvalid")
+    do("federation key a.pem")
+    complaint(lepton, "federation key a.pem", "KeyUnreadable")
+
+
+def test_an_altered_draft_needs_new_signatures(do, lepton, hospitals, tmp_path):
+    do("federation propose hosp --until 2099-01-01")
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    path = tmp_path / "hosp" / "drafts" / "roster-2.json"
+    document = json.loads(path.read_text())
+    document["partners"]["threshold"] = 1
+    path.write_text(json.dumps(document))
+    complaint(lepton, "federation publish hosp", "RosterInvalid")
