@@ -27,6 +27,9 @@ LeptonError                     exit code 1
 │   ├── QuorumNotMet
 │   ├── CheckpointUnreadable
 │   ├── RunNotFound
+│   ├── ServerFailed
+│   ├── ServerUnreachable
+│   ├── NotAllowed
 │   └── RunNotResumable
 ├── SecAggError                 7   what stopped a round of secure aggregation
 │   ├── PolicyViolation
@@ -184,6 +187,18 @@ class CheckpointUnreadable(RunError):
 
 class RunNotFound(RunError):
     """No run folder by that name."""
+
+
+class ServerFailed(RunError):
+    """A part of the coordinator does not start, or does not stay up."""
+
+
+class ServerUnreachable(RunError):
+    """The coordinator cannot be reached, or is not who the roster says."""
+
+
+class NotAllowed(RunError):
+    """The roster does not give someone the role that a call needs."""
 
 
 class RunNotResumable(RunError):

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jinja2 import Environment, PackageLoader
 
+from lepton_client.agent import NODE_KEY_FILE
 from lepton_client.site import (
     KEY_FILE,
     ROOT_FILE,
@@ -34,7 +35,7 @@ from lepton_common.identity.roster import (
 from lepton_common.privacy.plan import public_size_class
 from lepton_common.strict import Digest, parse
 
-NODE_KEY_FILE, JOIN_FILE = "node.pem", "join.json"
+JOIN_FILE = "join.json"
 _PREPARE = "public_ranges"
 
 

@@ -8,7 +8,16 @@ import click
 import typer
 from rich.console import Console
 
-from lepton_cli.commands import audit, config, federation, identities, privacy, reports, simulate
+from lepton_cli.commands import (
+    audit,
+    config,
+    deployment,
+    federation,
+    identities,
+    privacy,
+    reports,
+    simulate,
+)
 from lepton_common.errors import LeptonError, SettingsError
 
 _EXIT_CODES = """
@@ -33,6 +42,10 @@ app.command("report")(reports.show_command)
 app.add_typer(audit.app, name="audit")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(federation.app, name="federation")
+identities.site_app.command("start")(deployment.site_start)
+identities.server_app.command("start")(deployment.server_start)
+app.command("submit", help=deployment.SUBMIT_HELP)(deployment.submit)
+app.add_typer(deployment.run_app, name="run")
 app.add_typer(identities.site_app, name="site")
 app.add_typer(identities.server_app, name="server")
 app.add_typer(identities.person_app, name="person")

@@ -60,6 +60,8 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
     while state.round < settings.rounds and not observer.stop_requested:
         began, round_ = time.monotonic(), state.round + 1
         cohort = pick_cohort(sites, settings.cohort, settings.seed, round_)
+        if settings.secure and len(cohort) < 2:
+            raise QuorumNotMet(f"Round {round_}: one site is there, and one alone is no sum.")
         weights = _weights(cohort, settings)
         request = train_request(
             settings, run, evaluator.layout, state, privacy, weights, ledgers, scale.value

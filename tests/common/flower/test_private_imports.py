@@ -9,7 +9,10 @@ _PUBLIC = {
     "flwr.serverapp",
     "flwr.serverapp.strategy",
 }
-_TYPE_ONLY = {("server/lepton_server/engines/inprocess.py", "flwr.supercore.run")}
+_TYPE_ONLY = {
+    ("server/lepton_server/engines/inprocess.py", "flwr.supercore.run"),
+    ("server/lepton_server/gateway/signed_grid.py", "flwr.supercore.run"),
+}
 # The benchmarks of Flower itself.
 _PEERS = "scripts/lepton_cli/bench/"
 _ROOMS = ("common", "client", "server", "conf", "scripts")

@@ -1,0 +1,154 @@
+"""`lepton site start`: fetches what the coordinator asks, has the site answer it, and sends that.
+
+Connections go out only. Whatever the network does, the agent goes on trying; whatever the server
+sends, the ClientApp that is installed here answers, and nothing else.
+"""
+
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+from flwr.app import Message
+
+from lepton_client.app import app
+from lepton_client.site import Site, open_site
+from lepton_common.durable import write_atomic
+from lepton_common.errors import RosterInvalid
+from lepton_common.flower.fleet import HEARTBEAT_S, FleetNode
+from lepton_common.flower.task_identity import speak_for
+from lepton_common.identity.certificates import LIFETIME, issue_leaf
+from lepton_common.identity.roster import Coordinator
+from lepton_common.identity.sealed import sign_reply
+
+NODE_KEY_FILE, _NODE_ID_FILE = "node.pem", "node.id"
+_LOG = logging.getLogger("lepton.agent")
+# Between looks: short while messages come, long when none has come for a while.
+_BUSY_S, _IDLE_S, _BUSY_FOR_S = 0.1, 1.0, 30.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
+
+
+def run_agent(folder: Path, stopped: Callable[[], bool]) -> None:
+    """Works for a site until it is told to stop.
+
+    Raises:
+        IdentityError: key or roster are not good, or the roster does not name this site.
+        SettingsError: the site file has faults.
+    """
+    site = open_site(str(folder))
+    coordinator = _coordinator(site)
+    wait_s = _FIRST_WAIT_S
+    while not stopped():
+        try:
+            node = FleetNode(
+                f"https://{coordinator.hosts[0]}:{coordinator.port}",
+                _tls(site, coordinator),
+                folder / NODE_KEY_FILE,
+                _last_id(folder),
+            )
+        except (httpx.HTTPError, OSError) as error:
+            _LOG.warning(
+                "The coordinator cannot be reached (%s); next try in %.1f s.",
+                _what(error),
+                wait_s,
+            )
+            _sleep(wait_s, stopped)
+            wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+            continue
+        _LOG.info("Connected to %s as node %d.", coordinator.name, node.node_id)
+        wait_s = _FIRST_WAIT_S
+        write_atomic(folder / _NODE_ID_FILE, str(node.node_id).encode())
+        try:
+            _serve(node, folder, site, stopped)
+        except (httpx.HTTPError, OSError, ValueError) as error:
+            _LOG.warning("The connection is lost (%s).", _what(error))
+        finally:
+            node.close()
+
+
+def _serve(node: FleetNode, folder: Path, site: Site, stopped: Callable[[], bool]) -> None:
+    """Answers messages until the certificate is due for renewal."""
+    until = datetime.now(UTC) + LIFETIME / 2
+    last = time.monotonic()
+    done = threading.Event()
+    heart = threading.Thread(target=_beat, args=(node, done), daemon=True)
+    heart.start()
+    try:
+        while not stopped() and datetime.now(UTC) < until:
+            message = node.receive()
+            if message is None:
+                time.sleep(_BUSY_S if time.monotonic() - last < _BUSY_FOR_S else _IDLE_S)
+                continue
+            _answer(node, message, folder, site)
+            last = time.monotonic()
+    finally:
+        done.set()
+        heart.join(HEARTBEAT_S)
+
+
+def _answer(node: FleetNode, message: Message, folder: Path, site: Site) -> None:
+    began = time.monotonic()
+    speak_for(message.metadata.run_id, node.node_id)
+    reply = app(message, node.context(message.metadata.run_id, {"site": str(folder)}))
+    sign_reply(reply, site.key)
+    try:
+        node.send(reply, time.monotonic() - began)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code >= 500:
+            raise
+        # The run has ended, or was begun anew: nobody waits for this answer.
+        _LOG.warning("The coordinator does not want an answer any more (%s).", _what(error))
+
+
+def _last_id(folder: Path) -> int | None:
+    try:
+        return int((folder / _NODE_ID_FILE).read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _beat(node: FleetNode, done: threading.Event) -> None:
+    while not done.wait(HEARTBEAT_S / 2):
+        try:
+            node.beat()
+        except httpx.HTTPError as error:
+            _LOG.warning("No heartbeat reaches the coordinator (%s).", _what(error))
+
+
+def _coordinator(site: Site) -> Coordinator:
+    roster = site.roster
+    roster.check_date(datetime.now(UTC).date())
+    named = {member.name: member.public_key for member in roster.members}
+    if named.get(site.file.name) != site.key.public_hex:
+        raise RosterInvalid(f"The roster does not name {site.file.name} with this site's key.")
+    if roster.coordinator is None:
+        raise RosterInvalid("The roster names no coordinator; ask a partner to propose one.")
+    return roster.coordinator
+
+
+def _tls(site: Site, coordinator: Coordinator) -> ssl.SSLContext:
+    """Returns a context with a fresh certificate, which trusts the coordinator alone."""
+    leaf = issue_leaf(site.key, site.file.name, lifetime=LIFETIME + timedelta(hours=1))
+    path = site.folder / "tls.pem"
+    write_atomic(path, leaf.certificate + leaf.private_key, mode=0o600)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cadata=coordinator.authority)
+    context.load_cert_chain(path)
+    return context
+
+
+def _what(error: BaseException) -> str:
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"HTTP {error.response.status_code}"
+    return type(error).__name__
+
+
+def _sleep(seconds: float, stopped: Callable[[], bool]) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and not stopped():
+        time.sleep(0.1)

@@ -1,0 +1,1 @@
+"""The control service: what people ask of a coordinator (gRPC; see ``control.proto``)."""

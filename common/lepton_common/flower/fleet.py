@@ -1,0 +1,202 @@
+"""Flower's fleet API, as a site's agent speaks it: one node that asks, answers and shows life.
+
+Flower's own SuperNode polls every three seconds and starts a fresh Python for each message; its
+client code is used here without its loop.
+"""
+
+import contextlib
+import ssl
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+from flwr.app import Context, Message, RecordDict
+
+HEARTBEAT_S = 30.0
+# A message is announced before its content is there. Flower waits a second before it looks again.
+_FIRST_WAIT_S, _LONGEST_WAIT_S, _TRIES = 0.01, 0.5, 40
+
+
+def pull_sooner(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
+    """Pulls the objects of a message, by their ids, asking again soon for what is not there yet.
+
+    Raises:
+        flwr's ObjectPullError: one did not come within some 20 seconds of waiting.
+    """
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+    return pull_objects(
+        object_ids,
+        pull_object_fn,
+        max_tries_per_object=_TRIES,
+        initial_backoff=_FIRST_WAIT_S,
+        backoff_cap=_LONGEST_WAIT_S,
+    )
+
+
+class FleetNode:
+    """A node of Flower's fleet.
+
+    Attributes:
+        node_id: Flower's number for this node.
+    """
+
+    def __init__(
+        self, url: str, tls: ssl.SSLContext, node_key: Path, last_id: int | None = None
+    ) -> None:
+        """Activates the node.
+
+        Args:
+            url: where the fleet API is, with its scheme.
+            tls: with the node's certificate.
+            node_key: the file of its P-256 key, in OpenSSH's form.
+            last_id: the number it had; Flower takes a node whose connection broke for active,
+                and activates no active one.
+
+        Raises:
+            httpx.HTTPError: it cannot be reached, or does not know the key.
+        """
+        from cryptography.hazmat.primitives.asymmetric import ec
+        from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+        from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+        from flwr.proto.node_pb2 import Node
+        from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
+        from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+        from flwr.supernode.fleet_http_client import FleetHttpClient
+        from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
+
+        private = load_ssh_private_key(node_key.read_bytes(), None)
+        assert isinstance(private, ec.EllipticCurvePrivateKey)
+        public = private.public_key()
+        self._client = FleetHttpClient(
+            url,
+            interceptors=[
+                RuntimeVersionHttpInterceptor(component_name="SuperNode"),
+                NodeAuthHttpInterceptor(private, public),
+            ],
+            verify=tls,
+        )
+        wanted = ActivateNodeRequest(
+            public_key=public_key_to_bytes(public), heartbeat_interval=HEARTBEAT_S
+        )
+        try:
+            if last_id is not None:
+                with contextlib.suppress(httpx.HTTPStatusError):
+                    self._client.DeactivateNode(DeactivateNodeRequest(node_id=last_id))
+            activated = self._client.ActivateNode(wanted)
+        except BaseException:
+            self._client.close()
+            raise
+        self.node_id = int(activated.node_id)
+        self._node = Node(node_id=self.node_id)
+
+    def context(self, run_id: int, config: Mapping[str, str]) -> Context:
+        """Returns the context in which a ClientApp answers for this node; it keeps no state."""
+        return Context(
+            run_id=run_id,
+            node_id=self.node_id,
+            node_config=dict(config),
+            state=RecordDict(),
+            run_config={},
+        )
+
+    def beat(self) -> None:
+        """Shows that the node is alive; due every `HEARTBEAT_S` seconds.
+
+        Raises:
+            httpx.HTTPError: the server cannot be reached.
+        """
+        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
+
+        self._client.SendNodeHeartbeat(
+            SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
+        )
+
+    def receive(self) -> Message | None:
+        """Returns the next message to this node, whole; None where there is none.
+
+        Raises:
+            httpx.HTTPError: the server cannot be reached.
+            ValueError: what came is no message.
+        """
+        from flwr.common.serde import message_from_proto
+        from flwr.proto.fleet_pb2 import PullMessagesRequest
+        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+        from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+            make_pull_object_fn_protobuf,
+        )
+        from flwr.supercore.inflatable.inflatable_utils import (
+            ObjectPullError,
+            inflate_object_from_contents,
+        )
+
+        pulled = self._client.PullMessages(PullMessagesRequest(node=self._node))
+        if not pulled.messages_list:
+            return None
+        metadata = message_from_proto(pulled.messages_list[0]).metadata
+        tree = pulled.message_object_trees[0]
+        try:
+            contents = pull_sooner(
+                [part.object_id for part in iterate_object_tree(tree)],
+                make_pull_object_fn_protobuf(self._client.PullObject, self._node, metadata.run_id),
+            )
+        except ObjectPullError:
+            return None  # whoever announced it died before all of it was there
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._node, run_id=metadata.run_id, message_object_id=metadata.message_id
+            )
+        )
+        message = inflate_object_from_contents(metadata.message_id, contents)
+        if not isinstance(message, Message):
+            raise ValueError("What the server sent is no message.")
+        message.metadata.__dict__["_message_id"] = metadata.message_id
+        return message
+
+    def send(self, reply: Message, seconds: float) -> None:
+        """Sends a reply; returns once the server holds all of it.
+
+        Raises:
+            httpx.HTTPError: the server cannot be reached, or does not want it any more.
+        """
+        from flwr.app.message import remove_content_from_message
+        from flwr.common.serde import message_to_proto
+        from flwr.proto.fleet_pb2 import PushMessagesRequest
+        from flwr.supercore.inflatable.inflatable_object import (
+            get_all_nested_objects,
+            get_object_tree,
+            no_object_id_recompute,
+        )
+        from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+            make_push_object_fn_protobuf,
+        )
+        from flwr.supercore.inflatable.inflatable_utils import push_objects
+
+        with no_object_id_recompute():
+            reply.metadata.__dict__["_message_id"] = reply.object_id
+            objects, tree = get_all_nested_objects(reply), get_object_tree(reply)
+            bare = remove_content_from_message(reply) if reply.has_content() else reply
+            pushed = self._client.PushMessages(
+                PushMessagesRequest(
+                    node=self._node,
+                    messages_list=[message_to_proto(bare)],
+                    message_object_trees=[tree],
+                    clientapp_runtime_list=[seconds],
+                )
+            )
+            push_objects(
+                objects,
+                make_push_object_fn_protobuf(
+                    self._client.PushObject, self._node, reply.metadata.run_id, pushed.session_id
+                ),
+                object_ids_to_push=set(pushed.objects_to_push),
+            )
+
+    def close(self) -> None:
+        """Takes the node out of the fleet, as far as the server can be reached."""
+        from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+
+        with contextlib.suppress(httpx.HTTPError):
+            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
+        self._client.close()

@@ -1,0 +1,204 @@
+"""``lepton server start``, ``site start``, ``submit`` and ``run``: real sites over a network."""
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_PASSPHRASE = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", help="Its first line opens a sealed key."),
+]
+_AS = Annotated[
+    Path,
+    typer.Option("--as", help="Your folder, from `lepton person init` and `join`."),
+]
+_RUN = Annotated[str, typer.Argument(help="The run's name, as `lepton run list` tells it.")]
+_JSON = typer.Option("--json", help="Print one JSON document a line, and nothing else.")
+
+SUBMIT_HELP = """Submit an experiment to real sites, with the words of `lepton simulate`.
+
+  lepton submit --as dora task=breast_cancer privacy=record privacy.epsilon=1
+
+Settings that only a simulation has (how data is split, its policy, its engine) do not count: each
+site has its own data and its own policy, and refuses what goes beyond it.
+"""
+run_app = typer.Typer(help="Runs at a coordinator.", no_args_is_help=True)
+
+
+def server_start(
+    folder: Annotated[Path, typer.Argument(help="The coordinator's folder, joined.")],
+    passphrase_file: _PASSPHRASE = None,
+) -> None:
+    """Start the coordinator and keep it up; Ctrl-C ends it, and starting again goes on."""
+    from lepton_cli.joining import read_passphrase
+    from lepton_server.gateway.server import Server
+
+    _log()
+    server = Server(folder, read_passphrase(passphrase_file))
+    where = f"{server.coordinator.hosts[0]}:{server.coordinator.port}"
+    print(f"Coordinator of {server.roster.federation} at {where}; Ctrl-C ends it.", flush=True)
+    server.run(_stopped())
+
+
+def site_start(
+    folder: Annotated[Path, typer.Argument(help="The site's folder, joined.")],
+) -> None:
+    """Start the site's agent: it answers what the site's policy allows; Ctrl-C ends it."""
+    from lepton_client.agent import run_agent
+
+    _log()
+    run_agent(folder.resolve(), _stopped())
+
+
+def submit(
+    overrides: Annotated[list[str], typer.Argument(help="name=value, as in `lepton simulate`.")],
+    folder: _AS,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end.")] = False,
+    as_json: Annotated[bool, _JSON] = False,
+    passphrase_file: _PASSPHRASE = None,
+) -> None:
+    """Submits a run; `SUBMIT_HELP` is what the user reads."""
+    from lepton_cli.compose import compose_settings
+    from lepton_cli.control import control, submitted
+    from lepton_cli.joining import read_passphrase
+    from lepton_common.control.control_pb2 import SubmitRequest
+
+    settings = compose_settings(overrides)
+    with control(folder, read_passphrase(passphrase_file)) as service:
+        run = service.Submit(SubmitRequest(settings=submitted(settings)))
+        if as_json:
+            print(json.dumps(_fields(run)), flush=True)
+        else:
+            print(f"Submitted: {run.name}", flush=True)
+        if wait:
+            _watch(service, run.name, as_json)
+
+
+@run_app.command("list")
+def list_command(
+    folder: _AS,
+    as_json: Annotated[bool, _JSON] = False,
+    passphrase_file: _PASSPHRASE = None,
+) -> None:
+    """List the coordinator's runs."""
+    from lepton_cli.control import control
+    from lepton_cli.joining import read_passphrase
+    from lepton_common.control.control_pb2 import ListRequest
+
+    with control(folder, read_passphrase(passphrase_file)) as service:
+        runs = service.List(ListRequest()).runs
+    if as_json:
+        print(json.dumps([_fields(run) for run in runs]))
+        return
+    table = Table("run", "status", "rounds", "by", "metrics")
+    for run in runs:
+        table.add_row(run.name, run.status, f"{run.rounds}/{run.of_rounds}", run.by, _short(run))
+    Console(highlight=False).print(table)
+
+
+@run_app.command("watch")
+def watch_command(
+    name: _RUN,
+    folder: _AS,
+    as_json: Annotated[bool, _JSON] = False,
+    passphrase_file: _PASSPHRASE = None,
+) -> None:
+    """Watch a run to its end; the exit code tells how it ended."""
+    from lepton_cli.control import control
+    from lepton_cli.joining import read_passphrase
+
+    with control(folder, read_passphrase(passphrase_file)) as service:
+        _watch(service, name, as_json)
+
+
+@run_app.command("stop")
+def stop_command(name: _RUN, folder: _AS, passphrase_file: _PASSPHRASE = None) -> None:
+    """End a run after its current round; what was finished is kept."""
+    from lepton_cli.control import control
+    from lepton_cli.joining import read_passphrase
+    from lepton_common.control.control_pb2 import RunName
+
+    with control(folder, read_passphrase(passphrase_file)) as service:
+        service.Stop(RunName(name=name))
+    print(f"{name} ends after its current round.")
+
+
+@run_app.command("fetch")
+def fetch_command(
+    name: _RUN,
+    file: Annotated[Path, typer.Argument(help="File for the model, as safetensors.")],
+    folder: _AS,
+    passphrase_file: _PASSPHRASE = None,
+) -> None:
+    """Fetch the last finished round's model."""
+    from lepton_cli.control import control
+    from lepton_cli.joining import read_passphrase
+    from lepton_common.control.control_pb2 import RunName
+    from lepton_common.durable import write_atomic
+
+    with control(folder, read_passphrase(passphrase_file)) as service:
+        data = b"".join(part.data for part in service.Fetch(RunName(name=name)))
+    write_atomic(file, data)
+    print(f"{len(data)} bytes in {file}")
+
+
+def _watch(service: Any, name: str, as_json: bool) -> None:  # noqa: ANN401
+    """Prints what changes, and raises what ended the run if it failed.
+
+    Raises:
+        LeptonError: as the coordinator named it.
+    """
+    from lepton_common import errors
+    from lepton_common.control.control_pb2 import RunName
+
+    run = None
+    for run in service.Watch(RunName(name=name)):
+        if as_json:
+            print(json.dumps(_fields(run)), flush=True)
+        else:
+            said = f"round {run.rounds} of {run.of_rounds}  {_short(run)}"
+            print(f"{run.status}: {said}", flush=True)
+    if run is not None and run.status == "failed":
+        kind, _, said = run.error.partition(": ")
+        raise getattr(errors, kind, errors.RunError)(said)
+
+
+def _fields(run: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {
+        "name": run.name,
+        "status": run.status,
+        "rounds": run.rounds,
+        "of_rounds": run.of_rounds,
+        "by": run.by,
+        "error": run.error,
+        "metrics": json.loads(run.metrics),
+    }
+
+
+def _short(run: Any) -> str:  # noqa: ANN401
+    metrics = json.loads(run.metrics)
+    return "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+
+
+def _log() -> None:
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    for noisy in ("httpx", "flwr"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _stopped() -> Callable[[], bool]:
+    """Returns whether someone has asked this process to end, by Ctrl-C or by its supervisor."""
+    asked: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, _: asked.append(signum))
+    return lambda: bool(asked)

@@ -1,0 +1,67 @@
+"""Calls to a coordinator's control service, as a person of the roster."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+
+from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE
+from lepton_common import errors
+from lepton_common.control.control_pb2_grpc import ControlStub
+from lepton_common.errors import LeptonError, RosterInvalid, RunError, ServerUnreachable
+from lepton_common.identity.certificates import issue_leaf
+from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import read_roster_files
+from lepton_common.settings import Settings
+from lepton_common.strict import to_json
+
+
+@contextmanager
+def control(folder: Path, passphrase: str | None = None) -> Iterator[ControlStub]:
+    """Gives the control service of the federation that a person's folder has joined.
+
+    Raises:
+        IdentityError: key or roster are not good, or the roster does not name this person.
+        ServerUnreachable: the coordinator does not answer, or is another.
+        LeptonError: what the coordinator refused a call with.
+    """
+    key = SigningKey.load(folder / KEY_FILE, passphrase)
+    roster = read_roster_files(folder / ROSTER_FILE, folder / ROOT_FILE)
+    roster.check_date(datetime.now(UTC).date())
+    me = next((p for p in roster.people if p.public_key == key.public_hex), None)
+    if me is None or roster.coordinator is None:
+        raise RosterInvalid("The roster names no coordinator, or no person with the key here.")
+    leaf = issue_leaf(key, me.name)
+    credentials = grpc.ssl_channel_credentials(
+        roster.coordinator.authority.encode(), leaf.private_key, leaf.certificate
+    )
+    target = f"{roster.coordinator.hosts[0]}:{roster.coordinator.port}"
+    with grpc.secure_channel(target, credentials) as channel:
+        try:
+            yield ControlStub(channel)
+        except grpc.RpcError as error:
+            raise _named(error, target) from None
+
+
+def submitted(settings: Settings) -> str:
+    """Returns settings as a coordinator takes them: without what is this machine's alone."""
+    values = json.loads(to_json(settings))
+    values["baselines"] = False
+    return json.dumps(values)
+
+
+def _named(error: grpc.RpcError, target: str) -> LeptonError:
+    """Returns the error that a coordinator has named, as our own of that name."""
+    details = str(error.details())
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return ServerUnreachable(
+            f"The coordinator at {target} does not answer, or is not who the roster says."
+        )
+    name, _, said = details.partition(": ")
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, LeptonError):
+        return kind(said)
+    return RunError(f"The coordinator refused the call ({error.code().name}).")

@@ -1,0 +1,1 @@
+"""A coordinator on a network: one command over a SuperLink, a proxy and our own parts."""

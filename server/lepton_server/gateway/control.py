@@ -1,0 +1,132 @@
+"""The control service: people of the roster submit, watch, stop and fetch runs, as roles allow.
+
+It listens on a Unix socket; only the proxy reaches it, and says who calls from the certificate.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent import futures
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from lepton_common.audit import AuditLog
+from lepton_common.control import control_pb2 as wire
+from lepton_common.control.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
+from lepton_common.errors import LeptonError, NotAllowed
+from lepton_common.identity.roster import Role, Roster
+from lepton_common.settings import parse_settings
+from lepton_server.gateway.runs import Runs, RunState, as_fields
+
+_LOOK_S = 0.1
+_PART_BYTES = 1 << 20
+_MOST_BYTES = 1 << 20  # of one request
+
+
+class Control(ControlServicer):  # type: ignore[misc]
+    """Answers calls; every one of them is in the coordinator's audit log first."""
+
+    def __init__(
+        self, runs: Runs, roster: Roster, roster_file: Path, root_file: Path, audit: AuditLog
+    ) -> None:
+        self._runs, self._roster, self._audit = runs, roster, audit
+        self._roster_file, self._root_file = roster_file, root_file
+
+    def Submit(self, request: wire.SubmitRequest, context: grpc.ServicerContext) -> wire.Run:
+        """Starts a run."""
+        who = self._admit(context, "Submit", "", {"lead"})
+        try:
+            settings = parse_settings(json.loads(request.settings))
+            # What only the federation decides.
+            federation = replace(settings.federation, name=self._roster.federation)
+            settings = replace(settings, federation=federation)
+            name = self._runs.add(settings, who, self._roster_file, self._root_file)
+        except (LeptonError, ValueError) as error:
+            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error)
+        self._audit.append("submitted", {"by": who, "run": name})
+        return wire.Run(**as_fields(self._runs.state(name)))
+
+    def List(self, request: wire.ListRequest, context: grpc.ServicerContext) -> wire.ListReply:
+        """Tells all runs."""
+        self._admit(context, "List", "", set())
+        states = (self._runs.state(name) for name in self._runs.names())
+        return wire.ListReply(runs=[wire.Run(**as_fields(state)) for state in states])
+
+    def Watch(self, request: wire.RunName, context: grpc.ServicerContext) -> Iterator[wire.Run]:
+        """Tells of a run until it has ended."""
+        self._admit(context, "Watch", request.name, set())
+        told = None
+        while context.is_active():
+            state = self._state(request.name, context)
+            if state != told:
+                told = state
+                yield wire.Run(**as_fields(state))
+            if state.status != "running":
+                return
+            time.sleep(_LOOK_S)
+
+    def Stop(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Run:
+        """Ends a run after its current round."""
+        self._admit(context, "Stop", request.name, {"lead", "administrator"})
+        state = self._state(request.name, context)
+        self._runs.stop(request.name)
+        return wire.Run(**as_fields(state))
+
+    def Fetch(self, request: wire.RunName, context: grpc.ServicerContext) -> Iterator[wire.Part]:
+        """Gives the last finished round's model."""
+        self._admit(context, "Fetch", request.name, {"lead"})
+        self._state(request.name, context)
+        path = self._runs.folder(request.name).final_model
+        if not path.exists():
+            context.abort(grpc.StatusCode.NOT_FOUND, "RunNotFound: no round is finished yet.")
+        with path.open("rb") as file:
+            while data := file.read(_PART_BYTES):
+                yield wire.Part(data=data)
+
+    def _state(self, name: str, context: grpc.ServicerContext) -> RunState:
+        try:
+            return self._runs.state(name)
+        except LeptonError as error:
+            _refuse(context, grpc.StatusCode.NOT_FOUND, error)
+
+    def _admit(self, context: grpc.ServicerContext, call: str, run: str, roles: set[Role]) -> str:
+        """Returns who calls, if they may; the call is on record either way."""
+        said = str(dict(context.invocation_metadata()).get("x-lepton-person", ""))
+        person = next((p for p in self._roster.people if p.name == said), None)
+        allowed = person is not None and (not roles or bool(roles & set(person.roles)))
+        # A name that is no run's may be anything.
+        known = run if run in self._runs.names() else ""
+        self._audit.append("call", {"by": said, "call": call, "run": known, "allowed": allowed})
+        if not allowed:
+            needed = " or ".join(sorted(roles)) or "any role"
+            error = NotAllowed(f"{call} needs {needed}; the roster gives {said or 'nobody'} less.")
+            _refuse(context, grpc.StatusCode.PERMISSION_DENIED, error)
+        return said
+
+
+def serve(control: Control, socket: Path) -> grpc.Server:
+    """Starts the service on a Unix socket, with health checking and reflection."""
+    server = grpc.server(
+        futures.ThreadPoolExecutor(32),
+        options=[("grpc.max_receive_message_length", _MOST_BYTES)],
+    )
+    add_ControlServicer_to_server(control, server)
+    healthy = health.HealthServicer()
+    name = wire.DESCRIPTOR.services_by_name["Control"].full_name
+    for service in ("", name):
+        healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    reflection.enable_server_reflection((name, reflection.SERVICE_NAME), server)
+    server.add_insecure_port(f"unix:{socket.resolve()}")
+    server.start()
+    return server
+
+
+def _refuse(context: grpc.ServicerContext, code: Any, error: BaseException) -> NoReturn:  # noqa: ANN401
+    context.abort(code, f"{type(error).__name__}: {error}")
+    raise AssertionError("abort raises")

@@ -1,0 +1,99 @@
+"""The process that runs the ServerApp: warm, one run at a time, only the app installed here.
+
+Flower starts a fresh Python for every run and installs what the run brings along.
+"""
+
+import argparse
+import logging
+import sys
+import time
+from pathlib import Path
+
+import httpx
+from flwr.app import Context
+from flwr.serverapp import Grid
+
+from lepton_common.errors import LeptonError, RunError
+from lepton_common.flower.superlink import SuperLink
+from lepton_server.app import app
+from lepton_server.gateway.nodes import read_nodes
+from lepton_server.gateway.runs import Runs
+from lepton_server.gateway.signed_grid import SignedGrid
+from lepton_server.progress import OBSERVER, Observer, RoundReport
+
+_IDLE_S, _GATHER_S = 0.2, 60.0
+_LOG = logging.getLogger("lepton.executor")
+
+
+class _Stoppable(Observer):
+    """Tells the loop when someone has asked the run to stop."""
+
+    def __init__(self, runs: Runs, name: str) -> None:
+        super().__init__(runs.stop_requested(name))
+        self._runs, self._name = runs, name
+
+    def on_round(self, report: RoundReport) -> None:
+        """Looks after each round."""
+        self.stop_requested = self._runs.stop_requested(self._name)
+
+
+def work(link: SuperLink, folder: Path) -> None:
+    """Runs whatever the SuperLink has waiting, for ever."""
+    runs = Runs(folder / "runs")
+    while True:
+        with link.task() as given:
+            if given is None:
+                time.sleep(_IDLE_S)
+                continue
+            grid, context = given
+            signed = SignedGrid(grid, nodes := read_nodes(folder))
+            _wait_for(signed, len(nodes))
+            _run(signed, context, runs)
+
+
+def _wait_for(grid: Grid, sites: int) -> None:
+    """Waits some time for all sites: after a restart they come back one by one."""
+    deadline = time.monotonic() + _GATHER_S
+    while len(list(grid.get_node_ids())) < sites and time.monotonic() < deadline:
+        time.sleep(_IDLE_S)
+
+
+def _run(grid: Grid, context: Context, runs: Runs) -> None:
+    name = str(context.run_config["run"])
+    submitted = runs.submitted(name)
+    context.run_config = {
+        "settings": submitted.settings,
+        "run_folder": str(runs.folder(name).path),
+    }
+    observer = OBSERVER.set(_Stoppable(runs, name))
+    try:
+        app(grid, context)
+    except httpx.HTTPError:
+        raise  # the SuperLink is gone: the run goes on once it is back
+    except Exception as error:
+        _LOG.exception("The run %s failed.", name)
+        known = isinstance(error, LeptonError)
+        runs.end(name, "failed", error if known else RunError("See the coordinator's log."))
+        return
+    finally:
+        OBSERVER.reset(observer)
+    state = runs.state(name)
+    runs.end(name, "finished" if state.rounds == state.of_rounds else "stopped")
+
+
+def main() -> None:
+    """Works for the coordinator's folder that is named on the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("superlink")
+    words = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+    for noisy in ("alembic", "flwr", "httpx"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    private = words.folder / "gateway"
+    authority = (private / "own.crt").read_text()
+    work(SuperLink(words.superlink, authority, (private / "secret").read_bytes()), words.folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The control service over its socket: roles, names and what it keeps on disk."""
+
+import json
+
+import grpc
+import pytest
+
+from lepton_common.audit import AuditLog
+from lepton_common.control import control_pb2 as wire
+from lepton_common.control.control_pb2_grpc import ControlStub
+from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import Member, Person, Roster, root_of, sign_roster
+from lepton_common.identity.signed import Partners
+from lepton_common.settings import parse_settings
+from lepton_server.gateway.control import Control, serve
+from lepton_server.gateway.runs import Runs
+
+PARTNER = SigningKey.generate()
+ROLES = {"alice": ["administrator"], "bob": ["lead"], "carol": ["auditor"]}
+ROSTER = Roster(
+    federation="hospitals",
+    version=1,
+    partners=Partners(keys=[PARTNER.public_hex], threshold=1),
+    members=[Member(name="site-1", public_key="a" * 64)],
+    people=[
+        Person(name=name, public_key=f"{i}" * 64, authority="", roles=roles)
+        for i, (name, roles) in enumerate(ROLES.items(), start=1)
+    ],
+)
+
+
+class Coordinator:
+    """A control service, and the calls to it."""
+
+    def __init__(self, folder):
+        signed = sign_roster(ROSTER, [PARTNER])
+        (folder / "roster.json").write_text(signed)
+        (folder / "roster.root").write_text(root_of(signed))
+        self.runs = Runs(folder / "runs")
+        self.audit = AuditLog(folder / "audit.jsonl", SigningKey.generate(), "coordinator")
+        control = Control(
+            self.runs, ROSTER, folder / "roster.json", folder / "roster.root", self.audit
+        )
+        self.server = serve(control, folder / "c.sock")
+        self.channel = grpc.insecure_channel(f"unix:{folder / 'c.sock'}")
+        self.stub = ControlStub(self.channel)
+
+    def call(self, name, request, who="bob"):
+        metadata = [("x-lepton-person", who)] if who else []
+        return getattr(self.stub, name)(request, metadata=metadata, timeout=10)
+
+
+@pytest.fixture
+def coordinator(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    made = Coordinator(tmp_path)
+    yield made
+    made.channel.close()
+    made.server.stop(None).wait()
+
+
+@pytest.fixture
+def text(setting_values):
+    return json.dumps(setting_values({"task": "breast_cancer", "model": "logistic"}))
+
+
+def refused(call, code, said):
+    with pytest.raises(grpc.RpcError) as error:
+        call()
+    assert error.value.code() is code
+    assert said in error.value.details()
+
+
+def test_a_run_is_on_disk_once_it_is_submitted(coordinator, text):
+    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    assert (run.status, run.rounds, run.by) == ("running", 0, "bob")
+    assert coordinator.runs.unfinished() == [run.name]
+    kept = parse_settings(json.loads(coordinator.runs.submitted(run.name).settings))
+    assert kept.federation.name == "hospitals"
+    again = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    assert again.name != run.name
+    names = [r.name for r in coordinator.call("List", wire.ListRequest()).runs]
+    assert set(names) == {run.name, again.name}
+
+
+@pytest.mark.parametrize("who", ["alice", "carol", "mallory", "", "site-1"])
+def test_only_a_lead_submits(coordinator, text, who):
+    request = wire.SubmitRequest(settings=text)
+    refused(
+        lambda: coordinator.call("Submit", request, who),
+        grpc.StatusCode.PERMISSION_DENIED,
+        "NotAllowed",
+    )
+    assert coordinator.runs.names() == []
+    last = coordinator.audit.records[-1]
+    assert (last.kind, last.body["allowed"], last.body["by"]) == ("call", False, who)
+
+
+def test_whoever_has_a_role_watches_and_a_stranger_does_not(coordinator, text):
+    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    coordinator.runs.end(run.name, "finished")
+    for who in ROLES:
+        (state,) = coordinator.call("Watch", wire.RunName(name=run.name), who)
+        assert state.status == "finished"
+    refused(
+        lambda: list(coordinator.call("Watch", wire.RunName(name=run.name), "mallory")),
+        grpc.StatusCode.PERMISSION_DENIED,
+        "NotAllowed",
+    )
+
+
+def test_a_run_is_asked_to_stop(coordinator, text):
+    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    coordinator.call("Stop", wire.RunName(name=run.name), "alice")
+    assert coordinator.runs.stop_requested(run.name)
+
+
+@pytest.mark.parametrize("settings", ["", "{}", "[1", '{"task": "nothing"}', "null"])
+def test_settings_with_faults_are_refused(coordinator, settings):
+    refused(
+        lambda: coordinator.call("Submit", wire.SubmitRequest(settings=settings)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "Error",
+    )
+    assert coordinator.runs.names() == []
+
+
+@pytest.mark.parametrize("name", ["", "nothing", "../secret", "a/b", "\0"])
+@pytest.mark.parametrize("call", ["Stop", "Watch", "Fetch"])
+def test_a_run_that_is_not_there_is_not_found(coordinator, call, name):
+    def ask():
+        answer = coordinator.call(call, wire.RunName(name=name))
+        list(answer) if call != "Stop" else answer
+
+    refused(ask, grpc.StatusCode.NOT_FOUND, "RunNotFound")
+
+
+def test_an_oversized_request_is_refused(coordinator):
+    refused(
+        lambda: coordinator.call("Submit", wire.SubmitRequest(settings=" " * (2 << 20))),
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        "",
+    )
+
+
+def test_a_model_is_fetched_in_parts(coordinator, text):
+    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    data = bytes(range(256)) * 12_000
+    coordinator.runs.folder(run.name).final_model.write_bytes(data)
+    parts = coordinator.call("Fetch", wire.RunName(name=run.name))
+    assert b"".join(part.data for part in parts) == data
+
+
+def test_a_failed_run_says_why(coordinator, text):
+    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    coordinator.runs.end(run.name, "failed", ValueError("why"))
+    (state,) = coordinator.call("Watch", wire.RunName(name=run.name))
+    assert (state.status, state.error) == ("failed", "ValueError: why")
+    assert coordinator.runs.unfinished() == []

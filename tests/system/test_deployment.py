@@ -1,0 +1,300 @@
+"""A coordinator and four sites as real processes: from empty folders to a model, and back up again.
+
+Every call goes through the public port, as between machines.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from lepton_cli.main import app
+from lepton_client.site import Site
+from lepton_common.audit import read_records
+from lepton_common.identity.certificates import issue_leaf
+from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import read_roster_files
+
+pytestmark = pytest.mark.system
+LEPTON = str(Path(sys.executable).with_name("lepton"))
+SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
+
+
+class Federation:
+    """Folders of everyone, and the processes that run in them."""
+
+    def __init__(self, path):
+        self.path, self.processes = path, {}
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+
+    def do(self, line, code=0, timeout=120):
+        ended = subprocess.run(
+            [LEPTON, *line.split()], cwd=self.path, capture_output=True, text=True,
+            timeout=timeout, check=False,
+        )  # fmt: skip
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        return ended
+
+    def here(self, line):
+        """A command in this process: each of their own would take seconds to start."""
+        with contextlib.chdir(self.path), contextlib.redirect_stdout(io.StringIO()):
+            app(line.split(), standalone_mode=False)
+
+    def make(self):
+        for name in ("alice", "bob", "carol"):
+            self.here(f"federation key {name}.pem")
+        adds = []
+        for index, name in enumerate(SITES):
+            self.here(f"site init {name} --name {name} --dataset breast_cancer --public-size 113")
+            rows = np.arange(index, 455, len(SITES))
+            np.save(self.path / name / "rows.npy", rows)
+            file = self.path / name / "site.yaml"
+            file.write_text(file.read_text().replace("rows: null", "rows: rows.npy"))
+            adds.append(f"--add {name}/join.json")
+        self.here(f"server init srv --host localhost --port {self.port}")
+        self.here("person init dora --name dora --role lead")
+        self.here("person init eve --name eve --role auditor")
+        adds += [f"--add {name}/join.json" for name in ("srv", "dora", "eve")]
+        partners = " ".join(f"--partner {p}.pem.pub" for p in ("alice", "bob", "carol"))
+        self.here(
+            f"federation init hosp --name hospitals --threshold 2 {partners} {' '.join(adds)}"
+        )
+        for partner in ("alice", "carol"):
+            self.here(f"federation sign hosp --key {partner}.pem --yes")
+        self.here("federation publish hosp")
+        root = (self.path / "hosp" / "roster.root").read_text()
+        for kind, folder in (
+            *(("site", name) for name in SITES),
+            ("server", "srv"), ("person", "dora"), ("person", "eve"),
+        ):  # fmt: skip
+            self.here(f"{kind} join {folder} hosp --root {root}")
+
+    def start(self, kind, folder):
+        with (self.path / f"{folder}.log").open("a") as log:
+            self.processes[folder] = subprocess.Popen(
+                [LEPTON, kind, "start", folder],
+                cwd=self.path,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def start_all(self):
+        self.start("server", "srv")
+        for name in SITES:
+            self.start("site", name)
+        self.until(lambda: all("Connected" in self.log(name) for name in SITES))
+
+    def log(self, folder):
+        path = self.path / f"{folder}.log"
+        return path.read_text() if path.exists() else ""
+
+    def until(self, holds, timeout=90):
+        deadline = time.monotonic() + timeout
+        while not holds():
+            logs = "\n".join(self.log(name)[-1000:] for name in ("srv", *SITES))
+            assert time.monotonic() < deadline, logs
+            time.sleep(0.1)
+
+    def submit(self, words):
+        out = self.do(f"submit --as dora --json {words}").stdout
+        return json.loads(out)["name"]
+
+    def run(self, name):
+        return self.path / "srv" / "runs" / name
+
+    def rounds(self, name):
+        path = self.run(name) / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def watch(self, name, code=0):
+        return self.do(f"run watch {name} --as dora --json", code, timeout=300)
+
+    def children(self, word):
+        """The processes that the coordinator started, by a word of their command."""
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                command = path.read_bytes().replace(b"\0", b" ").decode()
+            except OSError:
+                continue
+            if word in command and str(self.path / "srv") in command:
+                found.append(int(path.parent.name))
+        return found
+
+    def stop(self):
+        for process in self.processes.values():
+            process.terminate()
+        for process in self.processes.values():
+            process.wait(30)
+
+    def tls(self, name, key=None, at=None):
+        """A client's side of TLS: a certificate that a folder's key issues in a name."""
+        roster = read_roster_files(
+            self.path / "hosp" / "roster.json", self.path / "hosp" / "roster.root"
+        )
+        context = ssl.create_default_context(cadata=roster.coordinator.authority)
+        if name is not None:
+            leaf = issue_leaf(key or SigningKey.load(self.path / name / "signing.pem"), name, at=at)
+            file = self.path / "leaf.pem"
+            file.write_bytes(leaf.certificate + leaf.private_key)
+            context.load_cert_chain(file)
+        return context
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    if shutil.which("nginx", path="/usr/local/sbin:/usr/sbin:/usr/bin") is None:
+        pytest.skip("needs nginx, which this machine does not have")
+    made = Federation(tmp_path_factory.mktemp("federation"))
+    made.make()
+    made.start_all()
+    yield made
+    made.stop()
+
+
+def test_a_private_run_ends_with_a_model_and_logs_that_verify(federation):
+    name = federation.submit(
+        "task=breast_cancer rounds=10 privacy=record privacy.epsilon=0.9 sites=4"
+    )
+    last = json.loads(federation.watch(name).stdout.splitlines()[-1])
+    assert (last["status"], last["rounds"]) == ("finished", 10)
+    assert last["metrics"]["accuracy"] > 0.7
+    federation.do(f"run fetch {name} model.safetensors --as dora")
+    fetched = load_file(federation.path / "model.safetensors")
+    final = load_file(federation.run(name) / "model.safetensors")
+    assert all(np.array_equal(fetched[key], final[key]) for key in final)
+    reported = federation.rounds(name)[-1]["epsilon"]
+    for site in SITES:
+        # As a site reads its own folder: log and ledger verify, and know of every round.
+        opened = Site(federation.path / site)
+        released = [r for r in opened.audit.records if r.kind == "release"]
+        assert sum(r.body["charge"] is not None for r in released) == 10
+        assert opened.ledger.epsilon(1e-5) == pytest.approx(reported[site])
+        assert 0 < reported[site] <= 0.9
+        allowed = {"site", "secagg", "masked", "header", "receipt"}
+        assert {item["name"] for r in released for item in r.body["items"]} <= allowed
+
+
+def test_what_a_site_s_policy_forbids_ends_with_its_name(federation):
+    name = federation.submit("task=breast_cancer rounds=2 privacy=none sites=4")
+    ended = federation.watch(name, code=4)
+    assert "SitesRefused" in ended.stderr
+    assert federation.rounds(name) == []
+
+
+@pytest.mark.parametrize("victim", ["executor", "superlink", "nginx"])
+def test_a_part_that_is_killed_comes_back_and_the_run_goes_on(federation, victim):
+    name = federation.submit(
+        "task=breast_cancer rounds=4 privacy=record privacy.epsilon=0.2 privacy.spare_rounds=8 "
+        f"sites=4 seed={1 + len(victim)}"
+    )
+    federation.until(lambda: len(federation.rounds(name)) >= 1)
+    killed = federation.children(victim)
+    assert killed
+    for process in killed:
+        os.kill(process, signal.SIGKILL)
+    last = json.loads(federation.watch(name).stdout.splitlines()[-1])
+    assert (last["status"], last["rounds"]) == ("finished", 4)
+    for site in SITES:
+        Site(federation.path / site)
+
+
+def test_the_whole_coordinator_is_killed_and_goes_on(federation):
+    name = federation.submit(
+        "task=breast_cancer rounds=4 privacy=record privacy.epsilon=0.2 privacy.spare_rounds=8 "
+        "sites=4 seed=77"
+    )
+    federation.until(lambda: len(federation.rounds(name)) >= 1)
+    federation.processes["srv"].kill()
+    federation.processes["srv"].wait()
+    federation.start("server", "srv")
+    federation.until(lambda: len(federation.rounds(name)) == 4, timeout=180)
+    last = json.loads(federation.watch(name).stdout.splitlines()[-1])
+    assert last["status"] == "finished"
+
+
+def test_a_run_is_stopped_by_whoever_may(federation):
+    name = federation.submit(
+        "task=breast_cancer rounds=50 privacy=record privacy.epsilon=0.2 sites=4 seed=5"
+    )
+    federation.until(lambda: len(federation.rounds(name)) >= 1)
+    assert "NotAllowed" in federation.do(f"run stop {name} --as eve", code=5).stderr
+    federation.do(f"run stop {name} --as dora")
+    last = json.loads(federation.watch(name).stdout.splitlines()[-1])
+    assert last["status"] == "stopped"
+    assert 1 <= last["rounds"] < 50
+
+
+def test_an_auditor_lists_runs_and_starts_none(federation):
+    assert "breast_cancer" in federation.do("run list --as eve --json").stdout
+    refused = federation.do("submit --as eve task=breast_cancer", code=5)
+    assert "NotAllowed" in refused.stderr
+    calls = [
+        r.body for r in read_records(federation.path / "srv" / "audit.jsonl") if r.kind == "call"
+    ]
+    assert any(c["by"] == "eve" and not c["allowed"] for c in calls)
+
+
+@pytest.mark.parametrize("path", ["/v1/fleet/pull-messages", "/health", "/v1/control/list-runs"])
+@pytest.mark.parametrize("who", ["nobody", "a stranger", "an old certificate"])
+def test_without_a_certificate_of_the_roster_there_is_no_way_in(federation, who, path):
+    tls = {
+        "nobody": lambda: federation.tls(None),
+        "a stranger": lambda: federation.tls("hospital-a", key=SigningKey.generate()),
+        "an old certificate": lambda: federation.tls(
+            "hospital-a", at=datetime.now(UTC) - timedelta(days=3)
+        ),
+    }[who]()
+    try:
+        answer = httpx.post(f"https://localhost:{federation.port}{path}", verify=tls)
+    except httpx.TransportError:
+        return
+    assert answer.status_code == 400  # nginx: no required certificate, or not a good one
+
+
+@pytest.mark.parametrize(
+    ("who", "path", "code"),
+    [
+        ("dora", "/v1/fleet/pull-messages", 403),
+        ("hospital-a", "/v1/fleet/register-node", 403),
+        ("hospital-a", "/v1/fleet/unregister-node", 403),
+        ("hospital-a", "/v1/control/start-run", 404),
+        ("hospital-a", "/v1/runtime/acquire-task", 404),
+        ("hospital-a", "/v1/fleet/../control/start-run", 404),
+        ("hospital-a", "/v1/fleet/%2e%2e/control/start-run", 404),
+        ("hospital-a", "/lepton.control.v1.Control/Submit", 403),
+        ("hospital-a", "/docs", 404),
+    ],
+)
+def test_everyone_reaches_only_what_is_theirs(federation, who, path, code):
+    answer = httpx.post(
+        f"https://localhost:{federation.port}{path}", verify=federation.tls(who), content=b"x"
+    )
+    assert answer.status_code == code
+
+
+def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):
+    answer = httpx.post(
+        f"https://localhost:{federation.port}/v1/fleet/pull-messages",
+        verify=federation.tls("hospital-a"),
+        content=b"",
+        headers={"content-type": "application/protobuf"},
+    )
+    assert answer.status_code in (401, 403)
