@@ -181,6 +181,23 @@ def test_like_records_in_a_large_batch_count_no_more_than_their_bound():
     assert float((whole - less).norm()) <= plan.clipping_norm * (1 + 1e-5)
 
 
+def test_an_aborted_step_leaves_nothing_to_the_next():
+    features, labels = torch.ones(8, 4), torch.zeros(8, dtype=torch.int64)
+
+    def aborted(outputs, labels):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), OpacusGradients(MODEL) as engine:
+        engine.sum(aborted, features, labels, clipping_norm=1.0)
+    for rows in (5, 7):
+        sums = []
+        for kind in (OpacusGradients, ClippedGradients):
+            with kind(MODEL) as engine:
+                part = features[:rows], labels[:rows]
+                sums.append(engine.sum(TASK.losses, *part, clipping_norm=1.0))
+        torch.testing.assert_close(*sums, rtol=1e-5, atol=1e-5)
+
+
 def test_a_conformance_batch_whose_sum_is_zero_shows_nothing():
     class Silent(nn.Module):
         def __init__(self):

@@ -40,6 +40,14 @@ class OpacusGradients:
 
     def __exit__(self, *_: object) -> None:
         self._hooked.to_standard_module()
+        # An aborted step leaves these behind, and Opacus would go on from there.
+        for layer in self._module.modules():
+            for name in ("activations", "max_batch_len"):
+                vars(layer).pop(name, None)
+        for parameter in self._module.parameters():
+            for name in ("_current_grad_sample", "grad_sample"):
+                vars(parameter).pop(name, None)
+            parameter.grad = None
 
     def sum(
         self,
