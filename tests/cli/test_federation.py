@@ -1,11 +1,14 @@
 """A federation from empty folders, by the commands that partners, sites and servers type."""
 
+import contextlib
+import io
 import json
-import re
+import shutil
 
 import pytest
 import yaml
 
+from lepton_cli.main import app
 from lepton_client.site import read_site_file
 from lepton_common.identity.joining import read_join
 from lepton_common.identity.keys import SigningKey
@@ -31,24 +34,38 @@ def do(lepton):
     return call
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A folder with a published federation of two sites, a server and a lead; made once."""
+    path = tmp_path_factory.mktemp("published")
+
+    def do(line):
+        with contextlib.redirect_stdout(io.StringIO()):
+            app(line.split(), standalone_mode=False)
+
+    with contextlib.chdir(path):
+        for name in ("alice", "bob", "carol"):
+            do(f"federation key {name}.pem")
+        for name in ("a", "b"):
+            do(f"site init site-{name} --name hospital-{name} --dataset breast_cancer")
+        do("server init srv --host localhost --host 10.1.2.3 --port 8443")
+        do("person init dora --name dora --role lead")
+        do(
+            "federation init hosp --name hospitals --threshold 2 --partner alice.pem.pub "
+            "--partner bob.pem.pub --partner carol.pem.pub --add srv/join.json "
+            "--add site-a/join.json --add site-b/join.json --add dora/join.json"
+        )
+        do("federation sign hosp --key alice.pem --yes")
+        do("federation sign hosp --key carol.pem --yes")
+        do("federation publish hosp")
+    return path
+
+
 @pytest.fixture
-def hospitals(do, tmp_path):
-    """A published federation of two sites, a server and a lead; returns its root."""
-    for name in ("alice", "bob", "carol"):
-        do(f"federation key {name}.pem")
-    for name in ("a", "b"):
-        do(f"site init site-{name} --name hospital-{name} --dataset breast_cancer")
-    do("server init srv --host localhost --host 10.1.2.3 --port 8443")
-    do("person init dora --name dora --role lead")
-    do(
-        "federation init hosp --name hospitals --threshold 2 --partner alice.pem.pub "
-        "--partner bob.pem.pub --partner carol.pem.pub --add srv/join.json "
-        "--add site-a/join.json --add site-b/join.json --add dora/join.json"
-    )
-    do("federation sign hosp --key alice.pem --yes")
-    do("federation sign hosp --key carol.pem --yes")
-    said = do("federation publish hosp")
-    return re.search(r"by another way: ([0-9a-f]{64})", said)[1]
+def hospitals(published, tmp_path):
+    """The same in the test's own folder; returns its root."""
+    shutil.copytree(published, tmp_path, dirs_exist_ok=True)
+    return (tmp_path / "hosp" / "roster.root").read_text()
 
 
 def roster(tmp_path, folder="hosp"):
