@@ -11,14 +11,18 @@ from lepton_common.identity.keys import SigningKey
 _BYTES = 16
 
 
-def unit_hashes(records: Records, unit: str, key: SigningKey) -> frozenset[bytes]:
-    """Returns one keyed hash for each privacy unit.
+def people_secret(key: SigningKey) -> bytes:
+    """Returns the key of a site's hashes, 32 bytes."""
+    return key.derive(b"lepton/ledger/people/v1")
+
+
+def unit_hashes(records: Records, unit: str, secret: bytes) -> frozenset[bytes]:
+    """Returns one hash, keyed with ``secret``, for each privacy unit.
 
     A unit that the schema names (a patient, a customer) is known by its id, so ids must stay
     the same between versions of the data; a row is known by its content, before it was prepared
     in the one way or the other.
     """
-    secret = key.derive(b"lepton/ledger/people/v1")
 
     def keyed(content: bytes) -> bytes:
         return hashlib.blake2b(

@@ -8,19 +8,19 @@ import traceback
 from functools import cached_property, lru_cache
 from pathlib import Path
 
-import numpy as np
 import yaml
 
+from lepton_client.data import SiteData
 from lepton_client.door import Door
 from lepton_client.ledger import Ledger
-from lepton_client.people import unit_hashes
+from lepton_client.people import people_secret
 from lepton_client.residual import Residuals
 from lepton_client.spent import SpentRounds
+from lepton_client.trainer import LocalTrainer, Trainer
+from lepton_client.training.conformance import Conformance
 from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
-from lepton_common.datasets.catalog import load_dataset
-from lepton_common.datasets.records import Dataset, Records, Rows
-from lepton_common.errors import DataInvalid, DataMissing, SettingsError
+from lepton_common.errors import SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Roster, read_roster_files
 from lepton_common.policy import SitePolicy
@@ -44,34 +44,13 @@ _Loader.add_implicit_resolver(
 
 
 @record
-class SiteData:
-    """Which records are the site's.
-
-    Attributes:
-        id: the operator's own name for the data, under which the ledger keeps it.
-        dataset: a name in the catalog of data sets.
-        root: folder that holds it; None for the user's cache.
-        prepare: how it is prepared.
-        unit: what the data protects as one.
-        rows: file in the site's folder that lists the site's rows (``.npy``, int64); None: all.
-    """
-
-    id: Name
-    dataset: Name
-    root: str | None
-    prepare: str
-    unit: Name
-    rows: str | None
-
-
-@record
 class SiteFile:
     """What the site operator decides, as written in ``site.yaml``.
 
     Attributes:
         name: the site's name.
         public_size: size class of its data in privacy units; public by the operator's decision.
-        data: see `SiteData`.
+        data: see `lepton_client.data.SiteData`.
         policy: see `lepton_common.policy.SitePolicy`.
     """
 
@@ -103,8 +82,9 @@ class Site:
         self.spent = SpentRounds(self.audit)
         self.vault = Vault(folder / "rounds", self.key)
         self.residuals = Residuals(folder / "residuals")
+        secret = people_secret(self.key)
+        self.trainer: Trainer = LocalTrainer(self.file.name, self.file.data, folder, secret)
         self.lock = threading.Lock()
-        self._held: tuple[Records, Rows, Records] | None = None
 
     def keep_trace(self, error: BaseException) -> None:
         """Writes an error's full text to the site's own ``errors.log``, which never leaves it."""
@@ -122,55 +102,12 @@ class Site:
         """
         return read_roster_files(self.folder / ROSTER_FILE, self.folder / ROOT_FILE)
 
-    def dataset(self) -> Dataset:
-        """Returns the data set that the site's records belong to, checked."""
-        data = self.file.data
-        return load_dataset(data.dataset, data.root, data.prepare)
-
-    def records(self) -> Records:
-        """Returns the site's own records.
-
-        Raises:
-            DataMissing: the list of rows is not there or does not fit.
-        """
-        train = self.dataset().train
-        if self.file.data.rows is None:
-            return train
-        path = self.folder / self.file.data.rows
-        try:
-            rows = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataMissing(f"Cannot read the list of rows {path}; create it again.") from error
-        fits = rows.dtype == np.int64 and rows.ndim == 1 and len(np.unique(rows)) == len(rows)
-        if not fits or (len(rows) and not 0 <= rows.min() <= rows.max() < len(train)):
-            raise DataMissing(f"The list of rows {path} does not fit its data set.")
-        if self._held is not None:
-            of, which, held = self._held
-            if of is train and np.array_equal(which, rows):
-                return held
-        self._held = train, rows, train.take(rows)
-        return self._held[2]
-
-    def note_engine(self, run: str, engine: str, difference: float | None) -> None:
+    def note_engine(self, run: str, found: Conformance) -> None:
         """Puts on record, once a run, what computes its private gradients, and how it conforms."""
         known = (r for r in self.audit.records if r.kind == "engine")
-        if all((r.body["run"], r.body["engine"]) != (run, engine) for r in known):
-            body = {"run": run, "engine": engine, "difference": difference}
+        if all((r.body["run"], r.body["engine"]) != (run, found.engine) for r in known):
+            body = {"run": run, "engine": found.engine, "difference": found.difference}
             self.audit.append("engine", body)
-
-    def use_data(self) -> Records:
-        """Puts the people in the site's data on record in its ledger, and returns the records.
-
-        Raises:
-            DataError: the data cannot be read, or protects another unit than the site file says:
-                under another name its people would not be known again.
-            LedgerInvalid: the ledger cannot be written.
-        """
-        records, unit = self.records(), self.dataset().unit
-        if unit != self.file.data.unit:
-            raise DataInvalid(f"The data's privacy unit is {unit}; say so in {SITE_FILE}.")
-        self.ledger.use_data(unit, unit_hashes(records, unit, self.key))
-        return records
 
 
 _OPENING = threading.Lock()

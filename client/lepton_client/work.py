@@ -1,11 +1,9 @@
 """One request at a site, top to bottom: consent, ledger, data, training, masking, door."""
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 from flwr.app import Message
 
 from lepton_client import consent, secure
@@ -14,21 +12,9 @@ from lepton_client.drawing import check_group, draw_groups
 from lepton_client.ledger import Charge
 from lepton_client.participant import Participant
 from lepton_client.site import Site
-from lepton_client.training.conformance import Conformance, conform
-from lepton_client.training.plain import train_plain
-from lepton_client.training.private import clip_update, noised, noisy_sum, train_private
-from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Vector
 from lepton_common.chain import GENESIS
-from lepton_common.datasets.records import Records
-from lepton_common.device import pick_device
-from lepton_common.errors import (
-    EmptySite,
-    EncodingError,
-    ModelMismatch,
-    PrivateWorkFailed,
-    UpdateInvalid,
-)
+from lepton_common.errors import EncodingError, PrivateWorkFailed
 from lepton_common.messages import (
     Receipt,
     SiteFacts,
@@ -37,14 +23,12 @@ from lepton_common.messages import (
     read_model,
     read_train,
 )
-from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
 from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, protected_by_dp
 from lepton_common.secagg.ring import Integers
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.stages import DRAWING, SecAggStage, StageRequest, read_request, read_stage
-from lepton_common.summing import SummedForm, count_unit, update_bound
-from lepton_common.tasks.catalog import find_task
+from lepton_common.summing import SummedForm
 
 
 def introduce(message: Message, site: Site) -> Message:
@@ -133,7 +117,7 @@ def _train_masked(message: Message, asked: StageRequest, part: Participant, site
 
 
 def _masked(
-    trained: "_Trained", request: TrainRequest, part: Participant, site: Site
+    trained: "_Result", request: TrainRequest, part: Participant, site: Site
 ) -> list[Outbound]:
     """Returns the masked update; what the round does not sum of it stays for a later one."""
     form, spec, update = request.masked, part.spec, trained.update
@@ -153,7 +137,7 @@ def _masked(
 
 
 @dataclass(frozen=True)
-class _Trained:
+class _Result:
     update: Vector
     loss: float = 0.0
     records: int = 0
@@ -163,23 +147,24 @@ class _Trained:
 
 def _train(
     request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan | None
-) -> _Trained:
+) -> _Result:
     if plan is None:
-        return _train_plain(request, received, site, site.records())
+        trained = site.trainer.train(request, received)
+        return _Result(trained.update, trained.loss, trained.records)
     consent.check_model(received)
     site.ledger.check_head(request.ledger_heads.get(site.file.name))
     site.ledger.check(plan, request, site.file.policy)  # before any record is read
     with _one_name(site):
         # A refusal from here on tells whether people are in earlier data too.
-        records = site.use_data()
+        site.ledger.use_data(site.file.data.unit, site.trainer.people())
         charge = site.ledger.reserve(plan, request, site.file.policy)
+        if plan.unit != WHOLE_SITE:
+            site.note_engine(request.run, site.trainer.conformance(request))
         if plan.shared is None:
-            update = _train_private(request, received, site, records, plan)
-            return _Trained(update, charge=charge)
-        work = _train_whole if plan.unit == WHOLE_SITE else _sum_gradients
-        return _Trained(
-            received, charge=charge, noised=work(request, received, site, records, plan)
-        )
+            update = site.trainer.train_privately(request, received, plan)
+            return _Result(update, charge=charge)
+        noised = site.trainer.noised_sum(request, received, plan)
+        return _Result(received, charge=charge, noised=noised)
 
 
 def _about(request: TrainRequest) -> dict[str, str | int]:
@@ -198,60 +183,6 @@ def _receipt(request: TrainRequest, site: Site, plan: PrivacyPlan | None) -> Rec
     )
 
 
-def _train_plain(request: TrainRequest, received: Vector, site: Site, records: Records) -> _Trained:
-    model = _prepare(request, received, site, channels_last=True)
-    if len(records) == 0:
-        raise EmptySite("This site holds no record; check the data in its site file.")
-    seed = _site_seed(request.recipe.seed, site.file.name)
-    task = find_task(request.task)
-    update, loss = train_plain(model, task, records, received, request.recipe, seed)
-    return _Trained(update, loss, len(records))
-
-
-def _train_private(
-    request: TrainRequest, received: Vector, site: Site, records: Records, plan: PrivacyPlan
-) -> Vector:
-    model = _prepare(request, received, site, channels_last=False)
-    task, engine = find_task(request.task), _engine(request, model, site)
-    return train_private(model, task, records, received, request.recipe, plan, engine)
-
-
-def _sum_gradients(
-    request: TrainRequest, received: Vector, site: Site, records: Records, plan: PrivacyPlan
-) -> Integers:
-    model = _prepare(request, received, site, channels_last=False)
-    task, engine = find_task(request.task), _engine(request, model, site)
-    return noisy_sum(model, task, records, received, request.recipe, plan, engine)
-
-
-def _engine(request: TrainRequest, model: ResidentModel, site: Site) -> Conformance:
-    """Returns what will compute private gradients, once that is on record."""
-    dataset = site.dataset()
-    found = conform(model, find_task(request.task), dataset.input_shape, dataset.classes)
-    site.note_engine(request.run, found.engine, found.difference)
-    return found
-
-
-def _train_whole(
-    request: TrainRequest, received: Vector, site: Site, records: Records, plan: PrivacyPlan
-) -> Integers:
-    """Trains as without privacy, and clips and noises the whole update."""
-    try:
-        update = _train_plain(request, received, site, records).update
-    except (UpdateInvalid, EmptySite):
-        # That training diverged, or had no record, is the site's secret too.
-        update = np.zeros_like(received)
-    update = update / np.float32(request.recipe.update_scale)
-    counted = request.privacy is not None and request.privacy.count_within
-    if not counted:
-        return noised(clip_update(update, plan.clipping_norm), plan, SecretRandom())
-    bound = update_bound(plan.clipping_norm)
-    clipped = clip_update(update, bound)
-    within = 0.5 if np.linalg.norm(update.astype(np.float64)) <= bound else -0.5
-    values = np.append(clipped, within * count_unit(plan.clipping_norm))
-    return noised(values, plan, SecretRandom())
-
-
 @contextmanager
 def _one_name(site: Site) -> Iterator[None]:
     """Lets whatever goes wrong leave under one name, because it may depend on the records."""
@@ -260,25 +191,3 @@ def _one_name(site: Site) -> Iterator[None]:
     except Exception as error:
         site.keep_trace(error)
         raise PrivateWorkFailed("Private training failed; see errors.log at the site.") from None
-
-
-def _prepare(
-    request: TrainRequest, received: Vector, site: Site, *, channels_last: bool
-) -> ResidentModel:
-    dataset = site.dataset()
-    outputs = find_task(request.task).outputs(dataset.classes)
-    model = resident_model(
-        request.model,
-        dataset.input_shape,
-        outputs,
-        pick_device(request.recipe.device),
-        channels_last=channels_last,
-    )
-    if model.layout.digest != request.layout or model.layout.size != len(received):
-        raise ModelMismatch("The server's model has another layout than this site's catalog.")
-    return model
-
-
-def _site_seed(seed: int, site: str) -> int:
-    """Returns a seed of its own for each site, so that one request can serve them all."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{site}".encode()).digest()[:7])

@@ -10,12 +10,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jinja2 import Environment, PackageLoader
 
 from lepton_client.agent import NODE_KEY_FILE
+from lepton_client.data import SiteData
 from lepton_client.site import (
     KEY_FILE,
     ROOT_FILE,
     ROSTER_FILE,
     SITE_FILE,
-    SiteData,
     parse_site_file,
 )
 from lepton_common.datasets.catalog import load_dataset

@@ -22,7 +22,8 @@ from lepton_cli.baselines import train_baselines
 from lepton_cli.report import write_report
 from lepton_cli.run import Run
 from lepton_client.app import app as client_app
-from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE, SiteData, SiteFile
+from lepton_client.data import SiteData
+from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE, SiteFile
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.partition import partition
 from lepton_common.datasets.records import Dataset, Rows

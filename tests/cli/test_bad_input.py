@@ -140,17 +140,17 @@ def test_when_all_sites_fail_the_run_fails_and_keeps_what_was_finished(lepton, m
 @pytest.fixture
 def mended(monkeypatch):
     """Lets training fail at one site, until the returned function is called."""
-    import lepton_client.work as work
+    import lepton_client.trainer as trainer
 
-    train = work.train_plain
+    train = trainer.train_plain
 
     def sometimes(model, task, records, received, recipe, seed):
         if len(records) == 151:
             raise KeyError("patient Quixote")
         return train(model, task, records, received, recipe, seed)
 
-    monkeypatch.setattr(work, "train_plain", sometimes)
-    return lambda: monkeypatch.setattr(work, "train_plain", train)
+    monkeypatch.setattr(trainer, "train_plain", sometimes)
+    return lambda: monkeypatch.setattr(trainer, "train_plain", train)
 
 
 @pytest.mark.usefixtures("mended")

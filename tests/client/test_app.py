@@ -135,7 +135,7 @@ def test_private_work_that_fails_in_training_stays_charged(make_site, monkeypatc
     def failing(*_):
         raise RuntimeError("patient 17")
 
-    monkeypatch.setattr("lepton_client.work.train_private", failing)
+    monkeypatch.setattr("lepton_client.trainer.train_private", failing)
     site = make_site()
     reply = app(train_message(privacy=PRIVACY), context(site.folder))
     assert reply.error.reason == "PrivateWorkFailed"

@@ -10,8 +10,9 @@ from toy_site import PERMISSIVE, PRIVACY, VECTOR, context, request, synthetic, t
 
 from lepton_client import consent
 from lepton_client.app import app
+from lepton_client.data import SiteRecords
 from lepton_client.ledger import Ledger
-from lepton_client.people import unit_hashes
+from lepton_client.people import people_secret, unit_hashes
 from lepton_client.site import forget_sites
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.errors import BudgetSpent, ConsentRefused, LedgerInvalid
@@ -158,7 +159,7 @@ def test_a_budget_cannot_be_had_again_by_renaming_the_data(people):
 
 def test_the_budget_of_known_data_is_checked_before_it_is_read(make_site, monkeypatch):
     site = make_site(replace(PERMISSIVE, max_epsilon=0.001))
-    monkeypatch.setattr(type(site), "records", lambda _: pytest.fail("a record was read"))
+    monkeypatch.setattr(SiteRecords, "read", lambda _: pytest.fail("a record was read"))
     reply = app(train_message(privacy=PRIVACY), context(site.folder))
     assert reply.error.reason == "BudgetSpent"
 
@@ -230,10 +231,10 @@ def test_a_budget_that_earlier_people_have_spent_is_refused_without_its_name(mak
 
 @pytest.mark.parametrize("name", ["digits"])
 def test_another_preparation_makes_no_new_people(make_site, name):
-    key, known = make_site().key, []
+    secret, known = people_secret(make_site().key), []
     for prepare in ("public_ranges", "scattering"):
         dataset = load_dataset(name, None, prepare)
-        known.append(unit_hashes(dataset.train, dataset.unit, key))
+        known.append(unit_hashes(dataset.train, dataset.unit, secret))
     assert known[0] == known[1]
 
 
@@ -260,20 +261,22 @@ def reply_of(site, **changes):
 
 
 def test_people_are_known_by_their_id_or_else_by_their_record(make_site):
-    key = make_site().key
+    secret = people_secret(make_site().key)
     records = synthetic(6)
-    rows = unit_hashes(records, "row", key)
+    rows = unit_hashes(records, "row", secret)
     assert len(rows) == 6
-    assert unit_hashes(records.take(np.array([5, 0, 3])), "row", key) < rows
-    assert not unit_hashes(synthetic(6, seed=5), "row", key) & rows
+    assert unit_hashes(records.take(np.array([5, 0, 3])), "row", secret) < rows
+    assert not unit_hashes(synthetic(6, seed=5), "row", secret) & rows
     patients = replace(records, units=np.array([1, 1, 2, 2, 3, 3]))
     marked = replace(records, marks=np.arange(16 * len(records), dtype=np.uint8).reshape(-1, 16))
     otherwise = replace(marked, features=records.features[:, :1] * 3)
-    assert unit_hashes(marked, "row", key) == unit_hashes(otherwise, "row", key)
-    assert unit_hashes(marked.take(np.array([1])), "row", key) < unit_hashes(marked, "row", key)
-    named = unit_hashes(patients, "patient", key)
+    assert unit_hashes(marked, "row", secret) == unit_hashes(otherwise, "row", secret)
+    assert unit_hashes(marked.take(np.array([1])), "row", secret) < unit_hashes(
+        marked, "row", secret
+    )
+    named = unit_hashes(patients, "patient", secret)
     assert len(named) == 3
     changed = replace(patients, features=patients.features + 1)
-    assert unit_hashes(changed, "patient", key) == named
-    assert not unit_hashes(patients, "device", key) & named
-    assert not unit_hashes(patients, "patient", SigningKey.generate()) & named
+    assert unit_hashes(changed, "patient", secret) == named
+    assert not unit_hashes(patients, "device", secret) & named
+    assert not unit_hashes(patients, "patient", people_secret(SigningKey.generate())) & named

@@ -11,7 +11,7 @@ import torch
 from toy_federation import Federation, masked_sum
 from toy_site import PARTNER, PERMISSIVE, PRIVACY, VECTOR, ask, context, request
 
-import lepton_client.work
+import lepton_client.trainer
 from lepton_client.app import app
 from lepton_client.site import forget_sites
 from lepton_common.arrays import digest_of, pack
@@ -44,14 +44,14 @@ def federation(make_site):
 def trained(monkeypatch):
     """What the sites trained, in order: updates with their losses behind them."""
     seen = []
-    train = lepton_client.work.train_plain
+    train = lepton_client.trainer.train_plain
 
     def remembering(*arguments):
         update, loss = train(*arguments)
         seen.append(np.append(update, np.float32(loss)))
         return update, loss
 
-    monkeypatch.setattr("lepton_client.work.train_plain", remembering)
+    monkeypatch.setattr("lepton_client.trainer.train_plain", remembering)
     return seen
 
 
@@ -243,7 +243,7 @@ def quick(monkeypatch):
         value = np.float32((os.getpid() % 997) / 1e3 + next(count) / 1e2)
         return np.full(len(received), value, np.float32), 0.5
 
-    monkeypatch.setattr("lepton_client.work.train_plain", train)
+    monkeypatch.setattr("lepton_client.trainer.train_plain", train)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -691,7 +691,7 @@ def test_diverged_training_is_named_and_ends_the_round(federation, monkeypatch):
     server = federation.server()
     boxes = server.up_to(SecAggStage.MASK, ALL)
     monkeypatch.setattr(
-        "lepton_client.work.train_plain",
+        "lepton_client.trainer.train_plain",
         lambda *_: (np.full(len(VECTOR), np.nan, np.float32), 0.5),
     )
     assert name_of(server.ask(SecAggStage.MASK, 1, boxes[1])) == "EncodingError"

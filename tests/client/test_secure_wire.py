@@ -9,7 +9,7 @@ import pytest
 from flwr.app import Context, RecordDict
 from scipy import stats
 
-import lepton_client.work
+import lepton_client.trainer
 from lepton_cli.compose import compose_settings
 from lepton_cli.simulation import make_sites, split_over_sites
 from lepton_client.app import app as client_app
@@ -69,14 +69,14 @@ def fresh():
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     run = Recorded(tmp_path, "privacy=none")
-    train = lepton_client.work.train_plain
+    train = lepton_client.trainer.train_plain
 
     def remembering(*arguments):
         update, loss = train(*arguments)
         run.trained.append((update, loss))
         return update, loss
 
-    monkeypatch.setattr("lepton_client.work.train_plain", remembering)
+    monkeypatch.setattr("lepton_client.trainer.train_plain", remembering)
     return run.run()
 
 
@@ -170,7 +170,7 @@ def test_masked_vectors_of_nothing_but_zeros_look_random(tmp_path, monkeypatch, 
     def zeros(model, task, records, received, recipe, seed):
         return np.zeros(len(received), np.float32), 0.0
 
-    monkeypatch.setattr("lepton_client.work.train_plain", zeros)
+    monkeypatch.setattr("lepton_client.trainer.train_plain", zeros)
     run = Recorded(tmp_path, "privacy=none", f"secagg.width={width}", "rounds=1").run()
     vectors = masked_vectors(run)
     assert len(vectors) == SITES
@@ -182,14 +182,14 @@ def test_masked_vectors_of_nothing_but_zeros_look_random(tmp_path, monkeypatch, 
 
 
 def test_an_exception_leaves_its_name_only(tmp_path, monkeypatch):
-    train, times = lepton_client.work.train_plain, iter(range(10**6))
+    train, times = lepton_client.trainer.train_plain, iter(range(10**6))
 
     def sometimes(*arguments):
         if next(times) == 2:
             raise KeyError("patient Quixote, 42 years")
         return train(*arguments)
 
-    monkeypatch.setattr("lepton_client.work.train_plain", sometimes)
+    monkeypatch.setattr("lepton_client.trainer.train_plain", sometimes)
     run = Recorded(tmp_path, "privacy=none", "rounds=1", "secagg.colluders=0").run()
     errors = [reply for reply in run.replies if reply.has_error()]
     assert [reply.error.reason for reply in errors] == ["KeyError"]

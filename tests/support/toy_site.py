@@ -10,7 +10,8 @@ import torch
 import yaml
 from flwr.app import Context, Message, RecordDict
 
-from lepton_client.site import Site, SiteData, SiteFile, forget_sites
+from lepton_client.data import SiteData
+from lepton_client.site import Site, SiteFile, forget_sites
 from lepton_common.arrays import Layout, digest_of, pack, read_parameters
 from lepton_common.datasets.catalog import DATASETS, load_dataset
 from lepton_common.datasets.records import Dataset, Records

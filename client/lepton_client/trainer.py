@@ -1,0 +1,196 @@
+"""What touches data and models at a site: it holds no key that signs, and needs no network.
+
+In a simulation it works in the site's own process; where a site is deployed, in one of its own,
+behind `lepton_client.trainer_process`.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from lepton_client.data import SiteData, SiteRecords
+from lepton_client.people import unit_hashes
+from lepton_client.training.conformance import Conformance, conform
+from lepton_client.training.plain import train_plain
+from lepton_client.training.private import clip_update, noised, noisy_sum, train_private
+from lepton_client.training.resident import ResidentModel, resident_model
+from lepton_common.arrays import Vector
+from lepton_common.datasets.records import Records
+from lepton_common.device import pick_device
+from lepton_common.errors import DataInvalid, EmptySite, ModelMismatch, UpdateInvalid
+from lepton_common.messages import TrainRequest
+from lepton_common.privacy.noise import SecretRandom
+from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
+from lepton_common.secagg.ring import Integers
+from lepton_common.summing import count_unit, update_bound
+from lepton_common.tasks.catalog import find_task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of training without differential privacy; all of it is the site's secret.
+
+    Attributes:
+        update: float32, shape [d].
+        loss: mean over the last pass.
+        records: how many there were.
+    """
+
+    update: Vector
+    loss: float
+    records: int
+
+
+class Trainer(Protocol):
+    """Reads the site's data and trains on it; one call at a time."""
+
+    def people(self) -> frozenset[bytes]:
+        """Reads the records for the private work that follows; returns a keyed hash of each unit.
+
+        Raises:
+            DataError: the data cannot be read, or protects another unit than the site file says:
+                under another name its people would not be known again.
+        """
+
+    def conformance(self, request: TrainRequest) -> Conformance:
+        """Returns what computes the private gradients of a request's model, compared with Opacus.
+
+        Raises:
+            DataError, ModelMismatch: the model cannot be built for the data.
+        """
+
+    def train(self, request: TrainRequest, received: Vector) -> Trained:
+        """Trains without differential privacy, from the model ``received``, float32, shape [d].
+
+        Raises:
+            DataError: the data cannot be read, or there is no record.
+            ModelMismatch: the model is not of this site's catalog.
+            UpdateInvalid: training diverged.
+        """
+
+    def train_privately(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Vector:
+        """Trains under a plan, on the records that `people` has read; float32, shape [d].
+
+        Raises:
+            LeptonError: whatever stopped it; depends on the records.
+        """
+
+    def noised_sum(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Integers:
+        """Returns what the site adds to a sum whose noise the sites share, its own share included.
+
+        Of the records that `people` has read: int64, shape [d], or [d + 1] with a count behind.
+
+        Raises:
+            LeptonError: whatever stopped it; depends on the records.
+        """
+
+
+class LocalTrainer:
+    """A trainer in this process."""
+
+    def __init__(self, name: str, data: SiteData, folder: Path, secret: bytes) -> None:
+        """Makes a trainer, which reads nothing yet.
+
+        Args:
+            name: of the site.
+            data: which records are its own.
+            folder: the site's.
+            secret: key of the hashes by which its people are known.
+        """
+        self._name, self._data, self._secret = name, data, secret
+        self._source = SiteRecords(data, folder)
+        self._records: Records | None = None
+
+    def people(self) -> frozenset[bytes]:
+        """Reads the records; see `Trainer`."""
+        self._records = None
+        records, unit = self._source.read(), self._source.dataset().unit
+        if unit != self._data.unit:
+            raise DataInvalid(f"The data's privacy unit is {unit}; say so in site.yaml.")
+        self._records = records
+        return unit_hashes(records, unit, self._secret)
+
+    def conformance(self, request: TrainRequest) -> Conformance:
+        """Compares the engine with Opacus; see `Trainer`."""
+        dataset = self._source.dataset()
+        model = self._model(request, None, channels_last=False)
+        return conform(model, find_task(request.task), dataset.input_shape, dataset.classes)
+
+    def train(self, request: TrainRequest, received: Vector) -> Trained:
+        """Trains without differential privacy; see `Trainer`."""
+        return self._train(request, received, self._source.read())
+
+    def train_privately(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Vector:
+        """Trains under a plan; see `Trainer`."""
+        records, task = self._taken(), find_task(request.task)
+        model = self._model(request, received, channels_last=False)
+        engine = self.conformance(request)
+        return train_private(model, task, records, received, request.recipe, plan, engine)
+
+    def noised_sum(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Integers:
+        """Sums under a plan; see `Trainer`."""
+        records, task = self._taken(), find_task(request.task)
+        if plan.unit == WHOLE_SITE:
+            return self._train_whole(request, received, records, plan)
+        model = self._model(request, received, channels_last=False)
+        engine = self.conformance(request)
+        return noisy_sum(model, task, records, received, request.recipe, plan, engine)
+
+    def _taken(self) -> Records:
+        """Returns the records whose people were told last, once."""
+        records, self._records = self._records, None
+        if records is None:
+            raise EmptySite("No record was read for this; the people come first.")
+        return records
+
+    def _train(self, request: TrainRequest, received: Vector, records: Records) -> Trained:
+        model = self._model(request, received, channels_last=True)
+        if len(records) == 0:
+            raise EmptySite("This site holds no record; check the data in its site file.")
+        seed = _site_seed(request.recipe.seed, self._name)
+        task = find_task(request.task)
+        update, loss = train_plain(model, task, records, received, request.recipe, seed)
+        return Trained(update, loss, len(records))
+
+    def _train_whole(
+        self, request: TrainRequest, received: Vector, records: Records, plan: PrivacyPlan
+    ) -> Integers:
+        """Trains as without privacy, and clips and noises the whole update."""
+        try:
+            update = self._train(request, received, records).update
+        except (UpdateInvalid, EmptySite):
+            # That training diverged, or had no record, is the site's secret too.
+            update = np.zeros_like(received)
+        update = update / np.float32(request.recipe.update_scale)
+        counted = request.privacy is not None and request.privacy.count_within
+        if not counted:
+            return noised(clip_update(update, plan.clipping_norm), plan, SecretRandom())
+        bound = update_bound(plan.clipping_norm)
+        clipped = clip_update(update, bound)
+        within = 0.5 if np.linalg.norm(update.astype(np.float64)) <= bound else -0.5
+        values = np.append(clipped, within * count_unit(plan.clipping_norm))
+        return noised(values, plan, SecretRandom())
+
+    def _model(
+        self, request: TrainRequest, received: Vector | None, *, channels_last: bool
+    ) -> ResidentModel:
+        dataset = self._source.dataset()
+        model = resident_model(
+            request.model,
+            dataset.input_shape,
+            find_task(request.task).outputs(dataset.classes),
+            pick_device(request.recipe.device),
+            channels_last=channels_last,
+        )
+        size = model.layout.size if received is None else len(received)
+        if model.layout.digest != request.layout or model.layout.size != size:
+            raise ModelMismatch("The server's model has another layout than this site's catalog.")
+        return model
+
+
+def _site_seed(seed: int, site: str) -> int:
+    """Returns a seed of its own for each site, so that one request can serve them all."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{site}".encode()).digest()[:7])
