@@ -18,7 +18,7 @@ from flwr.app import Message
 from lepton_client.app import app
 from lepton_client.site import Site, open_site
 from lepton_common.durable import write_atomic
-from lepton_common.errors import RosterInvalid
+from lepton_common.errors import RosterInvalid, SettingsError
 from lepton_common.flower.fleet import HEARTBEAT_S, FleetNode
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.certificates import LIFETIME, issue_leaf
@@ -40,6 +40,8 @@ def run_agent(folder: Path, stopped: Callable[[], bool]) -> None:
         SettingsError: the site file has faults.
     """
     site = open_site(str(folder))
+    if site.file.trainer is None:
+        raise SettingsError("site.yaml has no section 'trainer'; docs/deployment.md shows it.")
     coordinator = _coordinator(site)
     wait_s = _FIRST_WAIT_S
     while not stopped():

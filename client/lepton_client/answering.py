@@ -21,6 +21,7 @@ def answer_at_site(
         return refuse_without_site(message, error)
     with site.lock:
         try:
+            site.refresh()
             return handle(message, site)
         except Exception as error:
             site.keep_trace(error)

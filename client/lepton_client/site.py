@@ -15,8 +15,10 @@ from lepton_client.door import Door
 from lepton_client.ledger import Ledger
 from lepton_client.people import people_secret
 from lepton_client.residual import Residuals
+from lepton_client.rules import TrainerRules
 from lepton_client.spent import SpentRounds
 from lepton_client.trainer import LocalTrainer, Trainer
+from lepton_client.trainer_process import TrainerProcess
 from lepton_client.training.conformance import Conformance
 from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
@@ -52,12 +54,15 @@ class SiteFile:
         public_size: size class of its data in privacy units; public by the operator's decision.
         data: see `lepton_client.data.SiteData`.
         policy: see `lepton_common.policy.SitePolicy`.
+        trainer: how the process that trains is confined; None in a simulation, where there is
+            none.
     """
 
     name: Name
     public_size: Size
     data: SiteData
     policy: SitePolicy
+    trainer: TrainerRules | None = None
 
 
 class Site:
@@ -72,19 +77,45 @@ class Site:
             LedgerInvalid, LedgerRolledBack: nor does the ledger, or it lacks charges.
         """
         self.folder = folder
-        self.file = read_site_file(folder / SITE_FILE)
         self.key = SigningKey.load(folder / KEY_FILE)
+        self._stamp = _stamp(folder / SITE_FILE)
+        self.file = read_site_file(folder / SITE_FILE)
         self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.file.name)
-        self.ledger = Ledger(folder / LEDGER_FILE, self.key, self.file.data.id)
-        releases = (record.body for record in self.audit.records if record.kind == "release")
-        self.ledger.check_charged(body["charge"] for body in releases if body["charge"])
-        self.door = Door(self.audit, self.ledger, self.file.policy)
+        self._obey(self.file)
         self.spent = SpentRounds(self.audit)
         self.vault = Vault(folder / "rounds", self.key)
         self.residuals = Residuals(folder / "residuals")
-        secret = people_secret(self.key)
-        self.trainer: Trainer = LocalTrainer(self.file.name, self.file.data, folder, secret)
         self.lock = threading.Lock()
+
+    def refresh(self) -> None:
+        """Reads the site file again where the operator has changed it.
+
+        Raises:
+            SettingsError: it has faults, or another name; nothing is answered until it is mended.
+        """
+        stamp = _stamp(self.folder / SITE_FILE)
+        if stamp == self._stamp:
+            return
+        file = read_site_file(self.folder / SITE_FILE)
+        if file.name != self.file.name:
+            raise SettingsError("A site keeps its name; put it back in site.yaml.")
+        if isinstance(self.trainer, TrainerProcess):
+            self.trainer.stop()
+        self._obey(file)
+        self._stamp = stamp
+
+    def _obey(self, file: SiteFile) -> None:
+        self.file = file
+        self.ledger = Ledger(self.folder / LEDGER_FILE, self.key, file.data.id)
+        releases = (record.body for record in self.audit.records if record.kind == "release")
+        self.ledger.check_charged(body["charge"] for body in releases if body["charge"])
+        self.door = Door(self.audit, self.ledger, file.policy)
+        secret = people_secret(self.key)
+        self.trainer: Trainer = (
+            LocalTrainer(file.name, file.data, self.folder, secret)
+            if file.trainer is None
+            else TrainerProcess(file.name, file.data, self.folder, secret, file.trainer)
+        )
 
     def keep_trace(self, error: BaseException) -> None:
         """Writes an error's full text to the site's own ``errors.log``, which never leaves it."""
@@ -108,6 +139,14 @@ class Site:
         if all((r.body["run"], r.body["engine"]) != (run, found.engine) for r in known):
             body = {"run": run, "engine": found.engine, "difference": found.difference}
             self.audit.append("engine", body)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None  # reading it says why
+    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 _OPENING = threading.Lock()

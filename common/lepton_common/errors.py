@@ -19,6 +19,7 @@ LeptonError                     exit code 1
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
 │   ├── DoorRefused
+│   ├── IsolationUnavailable
 │   └── AuditFailed
 ├── RunError                    5   what went wrong in a round
 │   ├── MalformedMessage
@@ -30,6 +31,7 @@ LeptonError                     exit code 1
 │   ├── ServerFailed
 │   ├── ServerUnreachable
 │   ├── NotAllowed
+│   ├── TrainerFailed
 │   └── RunNotResumable
 ├── SecAggError                 7   what stopped a round of secure aggregation
 │   ├── PolicyViolation
@@ -155,6 +157,10 @@ class DoorRefused(PrivacyError):
     """Something without a valid provenance tried to leave the site."""
 
 
+class IsolationUnavailable(PrivacyError):
+    """This system cannot cut the trainer off as the site's operator asks."""
+
+
 class AuditFailed(PrivacyError):
     """Training on made-up records does not keep the epsilon that it claims."""
 
@@ -199,6 +205,10 @@ class ServerUnreachable(RunError):
 
 class NotAllowed(RunError):
     """The roster does not give someone the role that a call needs."""
+
+
+class TrainerFailed(RunError):
+    """The process that trains at a site ended, was stopped, or answered what is no answer."""
 
 
 class RunNotResumable(RunError):

@@ -1,0 +1,40 @@
+"""What a site's operator decides about deployment: how the trainer is confined, and who may launch.
+
+A simulated site has none of it: nobody but the researcher is there.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from lepton_common.strict import Count, Positive, record
+
+
+@record
+class TrainerRules:
+    """How the process that holds the data is confined.
+
+    Attributes:
+        isolation: ``namespace``: without network, other processes, or sight of the site's keys
+            and logs; ``process``: a process of its own, no more.
+        launcher: words before its command, such as those of ``srun``, which then has to confine
+            it; it is spoken to by its standard input and output.
+        threads: of its tensor operations; None: as many as there are cores.
+        memory_gib: most memory that it may hold; None: no limit.
+        gpus: those it may see, as CUDA_VISIBLE_DEVICES names them, "" for none; None: all.
+    """
+
+    isolation: Literal["namespace", "process"]
+    launcher: list[str]
+    threads: Count | None
+    memory_gib: Positive | None
+    gpus: Annotated[str, Field(pattern=r"^[0-9A-Za-z,/-]*$")] | None
+
+    def __post_init__(self) -> None:
+        """Refuses to cut a launcher off from what it launches by.
+
+        Raises:
+            ValueError: there is a launcher, and ``namespace``.
+        """
+        if self.launcher and self.isolation == "namespace":
+            raise ValueError("With a launcher, isolation is 'process': the launcher confines.")

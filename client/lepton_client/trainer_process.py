@@ -1,0 +1,253 @@
+"""The trainer as a process of its own, spoken to over its standard input and output.
+
+It is started once and kept warm. Whatever it answers is taken for a stranger's word: it runs
+models and reads data, and the agent, which holds the keys, does neither.
+"""
+
+import contextlib
+import os
+import resource
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from lepton_client.data import SiteData
+from lepton_client.isolation import bound, cut_off
+from lepton_client.rules import TrainerRules
+from lepton_client.trainer import LocalTrainer, Trained
+from lepton_client.trainer_wire import NOTHING, Answer, Call, Setup, receive, send
+from lepton_client.training.conformance import OPACUS, OURS, Conformance
+from lepton_common import errors
+from lepton_common.arrays import Vector
+from lepton_common.errors import LeptonError, TrainerFailed
+from lepton_common.messages import TrainRequest
+from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.secagg.ring import Integers
+
+_HASH_BYTES = 16
+_MOST_PEOPLE = 1 << 28
+_LARGEST_CALL = 1 << 36
+# What a trainer needs to know of the agent's surroundings; a passphrase may stand there too.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "TMPDIR", "LEPTON_CACHE", "LD_LIBRARY_PATH", "CUDA_HOME",
+                "OMP_NUM_THREADS", "PYTHONPATH", "PYTHONHASHSEED", "XDG_CACHE_HOME")  # fmt: skip
+
+
+class RemoteError(Exception):
+    """What was raised in the trainer's process, as the text of its trace; never leaves the site."""
+
+
+class TrainerProcess:
+    """A `lepton_client.trainer.Trainer` in a process of its own, started when it is needed."""
+
+    def __init__(
+        self, name: str, data: SiteData, folder: Path, secret: bytes, rules: TrainerRules
+    ) -> None:
+        """Starts nothing yet.
+
+        Args:
+            name: of the site.
+            data: which records are its own.
+            folder: the site's.
+            secret: key of the hashes by which its people are known.
+            rules: how the process is confined.
+
+        Raises:
+            IsolationUnavailable: this system cannot confine it so.
+        """
+        self._setup = Setup(
+            name=name,
+            data=data,
+            folder=str(folder.resolve()),
+            secret=secret.hex(),
+            threads=rules.threads,
+            memory_gib=rules.memory_gib,
+        )
+        self._words = _command(rules, folder.resolve(), data)
+        self._gpus = rules.gpus
+        self._process: subprocess.Popen[bytes] | None = None
+        self._changing = threading.Lock()
+
+    def people(self) -> frozenset[bytes]:
+        """Reads the records; see `Trainer`."""
+        _, found = self._call(Call(what="people"), most=_MOST_PEOPLE * _HASH_BYTES)
+        if len(found) % _HASH_BYTES:
+            raise TrainerFailed("The trainer's hashes of people are not whole.")
+        data = found.tobytes()
+        return frozenset(data[i : i + _HASH_BYTES] for i in range(0, len(data), _HASH_BYTES))
+
+    def conformance(self, request: TrainRequest) -> Conformance:
+        """Compares the engine with Opacus; see `Trainer`."""
+        answer, _ = self._call(Call(what="conformance", request=request))
+        if answer.engine not in (OURS, OPACUS):
+            raise TrainerFailed("The trainer names an engine that there is not.")
+        return Conformance(answer.engine, answer.difference)
+
+    def train(self, request: TrainRequest, received: Vector) -> Trained:
+        """Trains without differential privacy; see `Trainer`."""
+        call = Call(what="train", request=request)
+        answer, found = self._call(call, received, most=received.nbytes)
+        try:
+            loss = float.fromhex(answer.loss)
+        except ValueError:
+            raise TrainerFailed("The trainer's loss is no number.") from None
+        return Trained(_update(found, received), loss, answer.records)
+
+    def train_privately(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Vector:
+        """Trains under a plan; see `Trainer`."""
+        call = Call(what="train_privately", request=request, plan=plan)
+        return _update(self._call(call, received, most=received.nbytes)[1], received)
+
+    def noised_sum(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Integers:
+        """Sums under a plan; see `Trainer`."""
+        call = Call(what="noised_sum", request=request, plan=plan)
+        most = 8 * (len(received) + 1)
+        _, found = self._call(call, received, most=most)
+        if found.nbytes not in (most, most - 8):
+            raise TrainerFailed("The trainer's sum has not the length of the model.")
+        return found.view(np.int64)
+
+    def stop(self) -> None:
+        """Ends the process, whatever it does; the next call starts another."""
+        with self._changing:
+            process, self._process = self._process, None
+            if process is not None:
+                _close(process)
+
+    def _call(
+        self, call: Call, blob: NDArray[np.generic] = NOTHING, most: int = 0
+    ) -> tuple[Answer, NDArray[np.uint8]]:
+        process = self._running()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            send(process.stdin, call, blob)
+            # An error's trace may be longer than an answer.
+            answer, found = receive(process.stdout, Answer, max(most, 1 << 20))
+        except (OSError, ValueError, TrainerFailed) as error:
+            self.stop()
+            raise TrainerFailed("The trainer ended; its last words stand above.") from error
+        if answer.error is not None:
+            raise _error(answer.error) from RemoteError(found.tobytes().decode(errors="replace"))
+        if found.nbytes > most:
+            self.stop()
+            raise TrainerFailed("The trainer answers more than it was asked.")
+        return answer, found
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        with self._changing:
+            if self._process is not None and self._process.poll() is not None:
+                _close(self._process)
+                self._process = None
+            if self._process is None:
+                environment = {n: v for n in _ENVIRONMENT if (v := os.environ.get(n)) is not None}
+                if self._gpus is not None:
+                    environment["CUDA_VISIBLE_DEVICES"] = self._gpus
+                self._process = subprocess.Popen(  # noqa: S603
+                    self._words,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    env=environment,
+                    start_new_session=True,  # a Ctrl-C is the agent's to handle
+                )
+                assert self._process.stdin is not None
+                with contextlib.suppress(OSError):  # the call finds out
+                    send(self._process.stdin, self._setup)
+            return self._process
+
+
+def _close(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        with contextlib.suppress(OSError):  # what was not sent is lost
+            stream.close()
+
+
+def _command(rules: TrainerRules, folder: Path, data: SiteData) -> list[str]:
+    words = [*rules.launcher, sys.executable, "-m", "lepton_client.trainer_process"]
+    if rules.isolation == "process":
+        return bound(words)
+    keep = [data.rows] if data.rows else []
+    root = Path(data.root).resolve() if data.root else None
+    if root is not None and root.is_relative_to(folder):
+        keep.append(str(root.relative_to(folder)))
+    return cut_off(words, folder, keep)
+
+
+def _update(found: NDArray[np.uint8], received: Vector) -> Vector:
+    update = found.view(np.float32)
+    if update.shape != received.shape or not np.isfinite(update).all():
+        raise TrainerFailed("The trainer's update is not finite, or not of the model's length.")
+    return update
+
+
+def _error(name: str) -> Exception:
+    """Returns an error of that name, whose text is not known here."""
+    kind: object = getattr(errors, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, LeptonError)):
+        kind = type(name, (Exception,), {})
+    error: Exception = kind("See errors.log.")
+    return error
+
+
+def serve(inward: IO[bytes], outward: IO[bytes]) -> None:
+    """Answers calls until nobody asks any more."""
+    setup, _ = receive(inward, Setup, 0)
+    if setup.threads is not None:
+        torch.set_num_threads(setup.threads)
+    if setup.memory_gib is not None:
+        most = int(setup.memory_gib * 2**30)
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    secret = bytes.fromhex(setup.secret)
+    trainer = LocalTrainer(setup.name, setup.data, Path(setup.folder), secret)
+    while True:
+        try:
+            call, blob = receive(inward, Call, _LARGEST_CALL)
+        except TrainerFailed:
+            return
+        try:
+            answer, result = _answer(trainer, call, blob.view(np.float32))
+        except Exception as error:
+            trace = "".join(traceback.format_exception(error))[-(1 << 19) :]
+            answer = Answer(error=type(error).__name__)
+            result = np.frombuffer(trace.encode(), np.uint8)
+        send(outward, answer, result)
+
+
+def _answer(
+    trainer: LocalTrainer, call: Call, received: Vector
+) -> tuple[Answer, NDArray[np.generic]]:
+    if call.what == "people":
+        return Answer(), np.frombuffer(b"".join(sorted(trainer.people())), np.uint8)
+    assert call.request is not None
+    if call.what == "conformance":
+        found = trainer.conformance(call.request)
+        return Answer(engine=found.engine, difference=found.difference), NOTHING
+    if call.what == "train":
+        trained = trainer.train(call.request, received)
+        return Answer(loss=trained.loss.hex(), records=trained.records), trained.update
+    assert call.plan is not None
+    if call.what == "train_privately":
+        return Answer(), trainer.train_privately(call.request, received, call.plan)
+    return Answer(), trainer.noised_sum(call.request, received, call.plan)
+
+
+def main() -> None:
+    """Serves on standard input and output; whatever prints, prints to standard error."""
+    inward, outward = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    with contextlib.suppress(BrokenPipeError):
+        serve(inward, outward)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The trainer's own process: the same answers as in this one, and no way out of it."""
+
+import sys
+from io import BytesIO
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_site import request
+
+from lepton_client.data import SiteData
+from lepton_client.rules import TrainerRules
+from lepton_client.trainer_process import TrainerProcess
+from lepton_client.trainer_wire import Answer, receive, send
+from lepton_common.arrays import Layout, read_parameters
+from lepton_common.errors import (
+    SettingsError,
+    TrainerFailed,
+)
+from lepton_common.models.catalog import initial_model
+from lepton_common.strict import parse
+
+DATA = SiteData(
+    id="tumours",
+    dataset="breast_cancer",
+    root=None,
+    prepare="public_ranges",
+    unit="row",
+    rows="rows.npy",
+)
+RULES = TrainerRules(isolation="process", launcher=[], threads=1, memory_gib=None, gpus=None)
+SECRET = bytes(range(32))
+MODEL = initial_model("logistic", (30,), 2, seed=0)
+WEIGHTS = read_parameters(MODEL).numpy()
+ASKED = request(task="breast_cancer", model="logistic", layout=Layout.of(MODEL).digest)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("site")
+    np.save(made / "rows.npy", np.arange(60))
+    (made / "signing.pem").write_text("the site's key")
+    return made
+
+
+def answering(folder, code):
+    """Returns a trainer whose launcher starts another program than it was given."""
+    script = folder.parent / "stranger.py"
+    script.write_text(code)
+    rules = TrainerRules(**{**vars(RULES), "launcher": [sys.executable, str(script)]})
+    return TrainerProcess("a", DATA, folder, SECRET, rules)
+
+
+STRANGER = """
+import json, struct, sys
+def frame(header, blob=b""):
+    text = json.dumps(header).encode()
+    sys.stdout.buffer.write(struct.pack(">QQ", len(text), len(blob)) + text + blob)
+nan, zero = struct.pack("<f", float("nan")), bytes(4)
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "print('hello')",
+        "sys.stdout.buffer.write(b'\\xff' * 64)",
+        "frame({}, 62 * nan)",
+        "frame({}, 61 * zero)",
+        "frame({}, 63 * zero)",
+        "frame({}, (1 << 20) * zero)",
+        "frame({'what': 'people'}, 62 * zero)",
+        "frame({'loss': 'much'}, 62 * zero)",
+    ],
+)
+def test_what_is_no_answer_is_refused(folder, code):
+    trainer = answering(folder, STRANGER + code)
+    try:
+        with pytest.raises(TrainerFailed):
+            trainer.train(ASKED, WEIGHTS)
+    finally:
+        trainer.stop()
+
+
+def test_what_is_an_answer_is_taken(folder):
+    trainer = answering(folder, STRANGER + "frame({'records': 3}, 62 * zero)")
+    try:
+        assert trainer.train(ASKED, WEIGHTS).records == 3
+    finally:
+        trainer.stop()
+
+
+def test_it_is_told_nothing_of_the_agents_surroundings(folder, monkeypatch):
+    monkeypatch.setenv("PASSPHRASE", "of the site's key")
+    code = "import os; assert 'PASSPHRASE' not in os.environ; open(__file__ + '.ok', 'w')"
+    trainer = answering(folder, code)
+    with pytest.raises(TrainerFailed):
+        trainer.people()
+    assert (folder.parent / "stranger.py.ok").exists()
+
+
+@given(st.binary(max_size=200))
+def test_no_bytes_do_more_than_be_refused(data):
+    with pytest.raises(TrainerFailed):
+        receive(BytesIO(data), Answer, 64)
+
+
+def test_a_frame_comes_back_as_it_was_sent():
+    stream, values = BytesIO(), np.arange(7, dtype=np.int64)
+    send(stream, Answer(records=3), values)
+    stream.seek(0)
+    answer, found = receive(stream, Answer, values.nbytes)
+    assert answer == Answer(records=3)
+    np.testing.assert_array_equal(found.view(np.int64), values)
+
+
+def test_a_launcher_confines_what_it_launches_itself():
+    rules, faults = parse(
+        TrainerRules, {**vars(RULES), "launcher": ["srun"], "isolation": "namespace"}
+    )
+    assert rules is None
+    assert "the launcher confines" in faults[0]
+
+
+def test_a_changed_site_file_is_obeyed_at_once(make_site):
+    site = make_site()
+    path = site.folder / "site.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("max_delta: 0.001", "max_delta: 1.0e-09"))
+    site.refresh()
+    assert site.file.policy.max_delta == 1e-9
+    path.write_text(before.replace("min_cohort: 1", "min_cohort: none"))
+    for _ in range(2):
+        with pytest.raises(SettingsError, match="min_cohort"):
+            site.refresh()
+    path.write_text(before.replace("name: site-1", "name: site-2"))
+    with pytest.raises(SettingsError, match="keeps its name"):
+        site.refresh()
