@@ -99,6 +99,7 @@ _SETTINGS = {
         "cohort": None,
         "quorum": 0.5,
         "round_timeout_s": 60.0,
+        "approval_timeout_s": 60.0,
         "weights": "equal",
     },
     "policy": {

@@ -47,6 +47,21 @@ class Charge:
     event: Event
 
 
+@dataclass(frozen=True)
+class StudyBudget:
+    """What a study may spend.
+
+    Attributes:
+        name: of the study.
+        max_epsilon: over all its runs.
+        runs: their names.
+    """
+
+    name: str
+    max_epsilon: float
+    runs: frozenset[str]
+
+
 class Ledger:
     """A site's privacy ledger."""
 
@@ -95,7 +110,13 @@ class Ledger:
         """Puts the data that a round is about to use on record; charges go to its people."""
         self._version = self._file.add_version(self._dataset, unit, units)
 
-    def check(self, plan: PrivacyPlan, request: TrainRequest, policy: SitePolicy) -> None:
+    def check(
+        self,
+        plan: PrivacyPlan,
+        request: TrainRequest,
+        policy: SitePolicy,
+        study: StudyBudget | None = None,
+    ) -> None:
         """Checks whether one more round of ``plan`` fits all budgets; reads no record.
 
         Raises:
@@ -123,18 +144,27 @@ class Ledger:
                 [charge for charge in self._inherited() if charge.time > since],
             ),
         }
+        if study is not None:
+            of_study = [charge for charge in self._inherited() if charge.run in study.runs]
+            budgets[f"in the study {study.name}"] = (study.max_epsilon, of_study)
         for what, (most, charges) in budgets.items():
             if most is not None:
                 _check_budget(what, most, charges, plan)
 
-    def reserve(self, plan: PrivacyPlan, request: TrainRequest, policy: SitePolicy) -> Charge:
+    def reserve(
+        self,
+        plan: PrivacyPlan,
+        request: TrainRequest,
+        policy: SitePolicy,
+        study: StudyBudget | None = None,
+    ) -> Charge:
         """Charges one round of ``plan``; the charge is on disk when this returns.
 
         Raises:
             ConsentRefused, BudgetSpent: see `check`.
             LedgerInvalid: the charge could not be written.
         """
-        self.check(plan, request, policy)
+        self.check(plan, request, policy, study)
         record = self._file.append(
             "charge",
             {

@@ -3,11 +3,15 @@
 A simulated site has none of it: nobody but the researcher is there.
 """
 
+from datetime import time
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lepton_common.strict import Count, Positive, record
+from lepton_common.strict import Count, Name, Positive, record
+
+_CLOCK = "([01][0-9]|2[0-3]):[0-5][0-9]"
+Hours = Annotated[str, Field(pattern=f"^{_CLOCK}-{_CLOCK}$")]
 
 
 @record
@@ -38,3 +42,29 @@ class TrainerRules:
         """
         if self.launcher and self.isolation == "namespace":
             raise ValueError("With a launcher, isolation is 'process': the launcher confines.")
+
+
+@record
+class LaunchRules:
+    """Whose runs the site takes part in, and when.
+
+    Attributes:
+        approval: ``manual``: each run waits for the operator; ``automatic``: what the policy
+            allows takes place.
+        people: leads of the roster who may propose runs; None: all of them.
+        studies: studies whose runs are taken; None: all that name this site, and runs of none.
+        quiet_hours: parts of the day, by the machine's clock, in which nothing is trained.
+    """
+
+    approval: Literal["manual", "automatic"]
+    people: list[Name] | None
+    studies: list[Name] | None
+    quiet_hours: list[Hours]
+
+    def quiet(self, now: time) -> str | None:
+        """Returns the quiet hours that a time of the day is in; None outside them."""
+        for hours in self.quiet_hours:
+            start, end = (time.fromisoformat(clock) for clock in hours.split("-"))
+            if start <= now < end or (end <= start and not end <= now < start):
+                return hours
+        return None

@@ -14,8 +14,9 @@ from lepton_client.data import SiteData
 from lepton_client.door import Door
 from lepton_client.ledger import Ledger
 from lepton_client.people import people_secret
+from lepton_client.proposals import Proposals
 from lepton_client.residual import Residuals
-from lepton_client.rules import TrainerRules
+from lepton_client.rules import LaunchRules, TrainerRules
 from lepton_client.spent import SpentRounds
 from lepton_client.trainer import LocalTrainer, Trainer
 from lepton_client.trainer_process import TrainerProcess
@@ -56,6 +57,7 @@ class SiteFile:
         policy: see `lepton_common.policy.SitePolicy`.
         trainer: how the process that trains is confined; None in a simulation, where there is
             none.
+        launch: whose runs it takes part in; None in a simulation: all.
     """
 
     name: Name
@@ -63,6 +65,7 @@ class SiteFile:
     data: SiteData
     policy: SitePolicy
     trainer: TrainerRules | None = None
+    launch: LaunchRules | None = None
 
 
 class Site:
@@ -82,6 +85,7 @@ class Site:
         self.file = read_site_file(folder / SITE_FILE)
         self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.file.name)
         self._obey(self.file)
+        self.proposals = Proposals(folder, self.audit)
         self.spent = SpentRounds(self.audit)
         self.vault = Vault(folder / "rounds", self.key)
         self.residuals = Residuals(folder / "residuals")

@@ -32,8 +32,14 @@ from lepton_common.summing import SummedForm
 
 
 def introduce(message: Message, site: Site) -> Message:
-    """Answers a hello with the site's public facts."""
+    """Answers a hello with the site's public facts, if it takes part in the run.
+
+    Raises:
+        LeptonError: what forbids it.
+    """
     request = read_hello(message.content)
+    if site.file.launch is not None:
+        site.proposals.admit(request.run, request.proposal, site.file, site.roster)
     facts = SiteFacts(
         name=site.file.name,
         public_key=site.key.public_hex,
@@ -53,8 +59,10 @@ def train(message: Message, site: Site) -> Message:
     if "secagg" in message.content:
         return take_part(message, site)
     request = read_train(message.content)
+    received = read_model(message.content, request)
+    _check_proposed(request, site, len(received))
     plan = consent.check(request, site.file)
-    trained = _train(request, read_model(message.content, request), site, plan)
+    trained = _train(request, received, site, plan)
     if trained.charge is None:
         items = [
             Outbound("update", trained.update, UNPROTECTED),
@@ -87,6 +95,7 @@ def take_part(message: Message, site: Site) -> Message:
 def _join(message: Message, asked: StageRequest, site: Site) -> Message:
     request = read_request(message.content)
     spec = RoundSpec.from_bytes(asked.spec)
+    _check_proposed(request, site)
     consent.check(request, site.file, spec)
     consent.check_round(spec, request, site.file, site.roster)
     groups = request.masked.groups if request.masked else 1
@@ -101,6 +110,7 @@ def _train_masked(message: Message, asked: StageRequest, part: Participant, site
     consent.check_round(part.spec, request, site.file, site.roster)
     plan = consent.check(request, site.file, part.spec)
     received = read_model(message.content, request)
+    _check_proposed(request, site, len(received))
     site.spent.check_masking(part.spec)
     part.open(asked.body)  # before anything is spent on a round that cannot be
     trained = _train(request, received, site, plan)
@@ -153,11 +163,12 @@ def _train(
         return _Result(trained.update, trained.loss, trained.records)
     consent.check_model(received)
     site.ledger.check_head(request.ledger_heads.get(site.file.name))
-    site.ledger.check(plan, request, site.file.policy)  # before any record is read
+    study = site.proposals.budget(request.run, site.roster) if site.file.launch else None
+    site.ledger.check(plan, request, site.file.policy, study)  # before any record is read
     with _one_name(site):
         # A refusal from here on tells whether people are in earlier data too.
         site.ledger.use_data(site.file.data.unit, site.trainer.people())
-        charge = site.ledger.reserve(plan, request, site.file.policy)
+        charge = site.ledger.reserve(plan, request, site.file.policy, study)
         if plan.unit != WHOLE_SITE:
             site.note_engine(request.run, site.trainer.conformance(request))
         if plan.shared is None:
@@ -165,6 +176,11 @@ def _train(
             return _Result(update, charge=charge)
         noised = site.trainer.noised_sum(request, received, plan)
         return _Result(received, charge=charge, noised=noised)
+
+
+def _check_proposed(request: TrainRequest, site: Site, size: int | None = None) -> None:
+    if site.file.launch is not None:
+        site.proposals.check(request, size, site.file, site.roster)
 
 
 def _about(request: TrainRequest) -> dict[str, str | int]:

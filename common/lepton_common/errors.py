@@ -16,6 +16,7 @@ LeptonError                     exit code 1
 │   ├── LedgerInvalid
 │   ├── LedgerRolledBack
 │   ├── ConsentRefused
+│   ├── ApprovalPending
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
 │   ├── DoorRefused
@@ -60,7 +61,8 @@ LeptonError                     exit code 1
 │   ├── RosterInvalid
 │   ├── RosterRolledBack
 │   ├── RosterExpired
-│   └── StudyInvalid
+│   ├── StudyInvalid
+│   └── ProposalInvalid
 └── Interrupted                 130 Ctrl-C: stopped after a finished round
 ```
 
@@ -143,6 +145,10 @@ class LedgerRolledBack(PrivacyError):
 
 class ConsentRefused(PrivacyError):
     """The site's policy does not allow what was asked."""
+
+
+class ApprovalPending(PrivacyError):
+    """The site's operator has not decided about the run yet."""
 
 
 class PrivateWorkFailed(PrivacyError):
@@ -333,6 +339,10 @@ class RosterExpired(IdentityError):
 
 class StudyInvalid(IdentityError):
     """A study is damaged, expired, not signed, or about others than the roster's sites."""
+
+
+class ProposalInvalid(IdentityError):
+    """A proposed run that is damaged, or that nobody who may has signed."""
 
 
 class Interrupted(LeptonError):

@@ -40,9 +40,15 @@ TRAIN = "train"
 
 @record
 class HelloRequest:
-    """Asks a site for its public facts."""
+    """Asks a site for its public facts, and whether it takes part in a run.
+
+    Attributes:
+        run: name of the run.
+        proposal: the signed text of `lepton_common.proposal`; None in a simulation.
+    """
 
     run: Name
+    proposal: str | None = None
 
 
 @record

@@ -218,6 +218,8 @@ class FederationSettings:
         cohort: sites asked in each round; None: all.
         quorum: share of the asked sites that must answer, or the run fails.
         round_timeout_s: longest wait for a round's answers, in seconds.
+        approval_timeout_s: longest wait for the operators of sites, before a run begins, in
+            seconds.
         weights: ``equal``; ``public_size``: each site's public size class; or ``masked_size``:
             its number of records, which nobody sees, at most the largest size class.
     """
@@ -226,6 +228,7 @@ class FederationSettings:
     cohort: Count | None
     quorum: Fraction
     round_timeout_s: Positive
+    approval_timeout_s: Positive
     weights: Literal["equal", "public_size", "masked_size"]
 
 

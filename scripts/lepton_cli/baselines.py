@@ -19,6 +19,7 @@ from lepton_client.training.plain import train_plain
 from lepton_client.training.private import train_private
 from lepton_client.training.resident import resident_model
 from lepton_common.arrays import Vector, read_parameters
+from lepton_common.asking import privacy_request, recipe
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.device import pick_device
 from lepton_common.flower.task_identity import speak_for
@@ -27,7 +28,6 @@ from lepton_common.privacy.plan import public_size_class
 from lepton_common.settings import ROBUST, Settings
 from lepton_common.tasks.catalog import find_task
 from lepton_server.rounds.gathered import SecureMean
-from lepton_server.rounds.request import privacy_request, recipe
 from lepton_server.strategies.catalog import AVERAGE, make_strategy
 
 

@@ -1,8 +1,8 @@
 """Calls to a coordinator's control service, as a person of the roster."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,9 +14,9 @@ from lepton_common.control.control_pb2_grpc import ControlStub
 from lepton_common.errors import LeptonError, RosterInvalid, RunError, ServerUnreachable
 from lepton_common.identity.certificates import issue_leaf
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import read_roster_files
+from lepton_common.identity.roster import Person, Roster, read_roster_files
+from lepton_common.proposal import make_proposal
 from lepton_common.settings import Settings
-from lepton_common.strict import to_json
 
 
 @contextmanager
@@ -28,12 +28,9 @@ def control(folder: Path, passphrase: str | None = None) -> Iterator[ControlStub
         ServerUnreachable: the coordinator does not answer, or is another.
         LeptonError: what the coordinator refused a call with.
     """
-    key = SigningKey.load(folder / KEY_FILE, passphrase)
-    roster = read_roster_files(folder / ROSTER_FILE, folder / ROOT_FILE)
-    roster.check_date(datetime.now(UTC).date())
-    me = next((p for p in roster.people if p.public_key == key.public_hex), None)
-    if me is None or roster.coordinator is None:
-        raise RosterInvalid("The roster names no coordinator, or no person with the key here.")
+    key, roster, me = _identity(folder, passphrase)
+    if roster.coordinator is None:
+        raise RosterInvalid("The roster names no coordinator; ask a partner to propose one.")
     leaf = issue_leaf(key, me.name)
     credentials = grpc.ssl_channel_credentials(
         roster.coordinator.authority.encode(), leaf.private_key, leaf.certificate
@@ -46,11 +43,26 @@ def control(folder: Path, passphrase: str | None = None) -> Iterator[ControlStub
             raise _named(error, target) from None
 
 
-def submitted(settings: Settings) -> str:
-    """Returns settings as a coordinator takes them: without what is this machine's alone."""
-    values = json.loads(to_json(settings))
-    values["baselines"] = False
-    return json.dumps(values)
+def proposal_of(folder: Path, settings: Settings, study: str | None, passphrase: str | None) -> str:
+    """Returns settings as a signed proposal, without what is this machine's alone.
+
+    Raises:
+        IdentityError: see `control`.
+    """
+    key, roster, me = _identity(folder, passphrase)
+    federation = replace(settings.federation, name=roster.federation)
+    settings = replace(settings, baselines=False, runs="runs", federation=federation)
+    return make_proposal(key, me.name, study, roster.federation, settings)
+
+
+def _identity(folder: Path, passphrase: str | None) -> tuple[SigningKey, Roster, Person]:
+    key = SigningKey.load(folder / KEY_FILE, passphrase)
+    roster = read_roster_files(folder / ROSTER_FILE, folder / ROOT_FILE)
+    roster.check_date(datetime.now(UTC).date())
+    me = next((p for p in roster.people if p.public_key == key.public_hex), None)
+    if me is None:
+        raise RosterInvalid("The roster names no person with the key here.")
+    return key, roster, me
 
 
 def _named(error: grpc.RpcError, target: str) -> LeptonError:

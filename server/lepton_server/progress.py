@@ -38,6 +38,9 @@ class Observer:
     def on_start(self, first_round: int, rounds: int, sites: list[str]) -> None:
         """Called once, before the first round."""
 
+    def on_waiting(self, sites: int) -> None:
+        """Called now and then while a number of sites' operators have not decided."""
+
     def on_round(self, report: RoundReport) -> None:
         """Called after each finished round, which is on disk by then."""
 

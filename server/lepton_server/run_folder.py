@@ -59,6 +59,11 @@ class RunFolder:
         return self.path / "server" / "roster.root"
 
     @property
+    def proposal(self) -> Path:
+        """The run as its lead proposed it, signed; not there in a simulation."""
+        return self.path / "server" / "proposal.json"
+
+    @property
     def sums(self) -> Path:
         """The journal of secure sums."""
         return self.path / "server" / "sums"

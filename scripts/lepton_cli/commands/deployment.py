@@ -61,19 +61,22 @@ def site_start(
 def submit(
     overrides: Annotated[list[str], typer.Argument(help="name=value, as in `lepton simulate`.")],
     folder: _AS,
+    study: Annotated[str | None, typer.Option(help="Study that the run is part of.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end.")] = False,
     as_json: Annotated[bool, _JSON] = False,
     passphrase_file: _PASSPHRASE = None,
 ) -> None:
     """Submits a run; `SUBMIT_HELP` is what the user reads."""
     from lepton_cli.compose import compose_settings
-    from lepton_cli.control import control, submitted
+    from lepton_cli.control import control, proposal_of
     from lepton_cli.joining import read_passphrase
     from lepton_common.control.control_pb2 import SubmitRequest
 
     settings = compose_settings(overrides)
-    with control(folder, read_passphrase(passphrase_file)) as service:
-        run = service.Submit(SubmitRequest(settings=submitted(settings)))
+    passphrase = read_passphrase(passphrase_file)
+    proposal = proposal_of(folder, settings, study, passphrase)
+    with control(folder, passphrase) as service:
+        run = service.Submit(SubmitRequest(proposal=proposal))
         if as_json:
             print(json.dumps(_fields(run)), flush=True)
         else:

@@ -8,11 +8,11 @@ from pydantic import Field
 from safetensors import SafetensorError, safe_open
 
 from lepton_cli.run import Run
+from lepton_common.asking import privacy_request
 from lepton_common.errors import AuditError, SettingsError
 from lepton_common.privacy.plan import PrivacyPlan, SharedNoise, calibrated_noise
 from lepton_common.secagg.spec import least_survivors
 from lepton_common.strict import Noise, Norm, OpenFraction, Rate, record
-from lepton_server.rounds.request import privacy_request
 
 MOST_STEPS = 2000  # that an audit repeats; of a longer plan the first ones
 _PUBLIC_SIZE = 4096  # of the made-up site; it divides sums, which tells nothing about privacy

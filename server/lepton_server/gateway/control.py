@@ -3,11 +3,9 @@
 It listens on a Unix socket; only the proxy reaches it, and says who calls from the certificate.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +18,7 @@ from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
 from lepton_common.errors import LeptonError, NotAllowed
 from lepton_common.identity.roster import Role, Roster
-from lepton_common.settings import parse_settings
+from lepton_common.proposal import read_proposal
 from lepton_server.gateway.runs import Runs, RunState, as_fields
 
 _LOOK_S = 0.1
@@ -41,11 +39,12 @@ class Control(ControlServicer):  # type: ignore[misc]
         """Starts a run."""
         who = self._admit(context, "Submit", "", {"lead"})
         try:
-            settings = parse_settings(json.loads(request.settings))
-            # What only the federation decides.
-            federation = replace(settings.federation, name=self._roster.federation)
-            settings = replace(settings, federation=federation)
-            name = self._runs.add(settings, who, self._roster_file, self._root_file)
+            proposal = read_proposal(request.proposal, self._roster)
+            if proposal.by != who:
+                raise NotAllowed(f"{who} submits what {proposal.by} has signed.")
+            name = self._runs.add(
+                proposal.parsed(), request.proposal, who, self._roster_file, self._root_file
+            )
         except (LeptonError, ValueError) as error:
             _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error)
         self._audit.append("submitted", {"by": who, "run": name})
@@ -66,7 +65,7 @@ class Control(ControlServicer):  # type: ignore[misc]
             if state != told:
                 told = state
                 yield wire.Run(**as_fields(state))
-            if state.status != "running":
+            if state.status not in ("running", "waiting"):
                 return
             time.sleep(_LOOK_S)
 

@@ -32,6 +32,15 @@ class _Stoppable(Observer):
         super().__init__(runs.stop_requested(name))
         self._runs, self._name = runs, name
 
+    def on_start(self, first_round: int, rounds: int, sites: list[str]) -> None:
+        """Notes that nobody is waited for."""
+        self._runs.wait(self._name, 0)
+
+    def on_waiting(self, sites: int) -> None:
+        """Notes who is waited for, and looks."""
+        self._runs.wait(self._name, sites)
+        self.stop_requested = self._runs.stop_requested(self._name)
+
     def on_round(self, report: RoundReport) -> None:
         """Looks after each round."""
         self.stop_requested = self._runs.stop_requested(self._name)
@@ -71,6 +80,9 @@ def _run(grid: Grid, context: Context, runs: Runs) -> None:
     except httpx.HTTPError:
         raise  # the SuperLink is gone: the run goes on once it is back
     except Exception as error:
+        if runs.stop_requested(name) and not runs.state(name).rounds:
+            runs.end(name, "stopped")  # while it waited for sites
+            return
         _LOG.exception("The run %s failed.", name)
         known = isinstance(error, LeptonError)
         runs.end(name, "failed", error if known else RunError("See the coordinator's log."))

@@ -12,7 +12,7 @@ from lepton_common.settings import Settings
 from lepton_common.strict import Name, parse_json, record, to_json
 from lepton_server.run_folder import RunFolder
 
-_SUBMITTED, _STOP = "submitted.json", "stop"
+_SUBMITTED, _STOP, _WAITING = "submitted.json", "stop", "waiting"
 
 
 @record
@@ -34,7 +34,8 @@ class RunState:
 
     Attributes:
         name: its name.
-        status: ``running`` until it has ended; then ``finished``, ``stopped`` or ``failed``.
+        status: ``waiting`` for operators of sites, ``running``, or how it has ended: ``finished``,
+            ``stopped`` or ``failed``.
         rounds: finished ones.
         of_rounds: all.
         by: who submitted it.
@@ -58,7 +59,7 @@ class Runs:
         self.path = path
         path.mkdir(exist_ok=True)
 
-    def add(self, settings: Settings, by: str, roster: Path, root: Path) -> str:
+    def add(self, settings: Settings, proposal: str, by: str, roster: Path, root: Path) -> str:
         """Keeps a run, on disk when this returns, and returns its name."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.task}-{settings.privacy.mode}"
         count = 1
@@ -70,6 +71,7 @@ class Runs:
         # The roster of a run is the one it began with.
         write_atomic(folder.roster, roster.read_bytes())
         write_atomic(folder.roster_root, root.read_bytes())
+        write_atomic(folder.proposal, proposal.encode())
         submitted = Submitted(by=by, settings=to_json(settings))
         write_atomic(folder.path / _SUBMITTED, to_json(submitted).encode())
         return name
@@ -105,6 +107,14 @@ class Runs:
         """Says whether someone has asked for that."""
         return (self.folder(name).path / _STOP).exists()
 
+    def wait(self, name: str, sites: int) -> None:
+        """Notes for how many sites' operators a run waits; 0 for none."""
+        path = self.folder(name).path / _WAITING
+        if sites:
+            write_atomic(path, str(sites).encode())
+        else:
+            path.unlink(missing_ok=True)
+
     def end(self, name: str, status: str, error: BaseException | None = None) -> None:
         """Puts on disk how a run ended."""
         facts: dict[str, str] = {"status": status}
@@ -127,7 +137,8 @@ class Runs:
             metrics=json.dumps(reports[-1].metrics if reports else {}),
         )
         if not folder.outcome.exists():
-            return state
+            waits = (folder.path / _WAITING).exists()
+            return replace(state, status="waiting") if waits else state
         outcome = json.loads(folder.outcome.read_text(encoding="utf-8"))
         error = f"{outcome['error']}: {outcome['message']}" if "error" in outcome else ""
         return replace(state, status=outcome["status"], error=error)

@@ -1,44 +1,47 @@
 """Who takes part: the sites that introduced themselves, and each round's cohort of them."""
 
 import hashlib
+import time
 from collections.abc import Collection
 
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from lepton_common.audit import AuditLog
-from lepton_common.errors import MalformedMessage, QuorumNotMet
+from lepton_common.errors import ApprovalPending, MalformedMessage, QuorumNotMet
 from lepton_common.identity.roster import Member
 from lepton_common.messages import HELLO, HelloRequest, SiteFacts, hello_content, read_facts
+from lepton_common.settings import FederationSettings
+from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.collect import collect
+
+_ASK_AGAIN_S = 2.0
 
 
 def introduce(
-    grid: Grid, run: str, timeout_s: float, audit: AuditLog, members: Collection[Member] = ()
+    grid: Grid,
+    run: str,
+    federation: FederationSettings,
+    audit: AuditLog,
+    members: Collection[Member] = (),
+    proposal: str | None = None,
 ) -> dict[int, SiteFacts]:
     """Asks every node for its public facts; returns them by node, in order of the sites' names.
 
     Args:
         grid: the way to the sites.
         run: name of the run.
-        timeout_s: longest wait.
+        federation: how long to wait for answers, and for operators who decide by hand.
         audit: the server's log.
         members: the federation's roster, where there is one: nobody else counts, because the
             others would refuse every round with a stranger in it.
+        proposal: the run as its lead has signed it.
 
     Raises:
         QuorumNotMet: no node answered; where two nodes claim one name, neither counts.
     """
-    sites: dict[int, SiteFacts] = {}
-    failed: list[str] = []
-    contents = dict.fromkeys(grid.get_node_ids(), hello_content(HelloRequest(run=run)))
-    for node, answer in collect(grid, contents, HELLO, timeout_s):
-        try:
-            if isinstance(answer, str):
-                failed.append(answer)
-            else:
-                sites[node] = read_facts(answer)
-        except MalformedMessage:
-            failed.append(MalformedMessage.__name__)
+    hello = hello_content(HelloRequest(run=run, proposal=proposal))
+    sites, failed = _ask(grid, hello, federation)
     if not sites:
         raise QuorumNotMet(f"No site introduced itself: {', '.join(sorted(set(failed)))}.")
     known = {(member.name, member.public_key) for member in members}
@@ -60,6 +63,34 @@ def introduce(
     heads = {facts.name: facts.audit_head for facts in ordered.values()}
     audit.append("introduced", {"keys": keys, "heads": heads, "failed": sorted(failed)})
     return ordered
+
+
+def _ask(
+    grid: Grid, hello: RecordDict, federation: FederationSettings
+) -> tuple[dict[int, SiteFacts], list[str]]:
+    """Asks all nodes, and those again whose operators have not decided."""
+    observer, deadline = OBSERVER.get(Observer()), time.monotonic() + federation.approval_timeout_s
+    sites: dict[int, SiteFacts] = {}
+    failed: list[str] = []
+    asked = list(grid.get_node_ids())
+    while asked:
+        waiting: list[int] = []
+        contents = dict.fromkeys(asked, hello)
+        for node, answer in collect(grid, contents, HELLO, federation.round_timeout_s):
+            try:
+                if not isinstance(answer, str):
+                    sites[node] = read_facts(answer)
+                elif answer == ApprovalPending.__name__ and time.monotonic() < deadline:
+                    waiting.append(node)
+                else:
+                    failed.append(answer)
+            except MalformedMessage:
+                failed.append(MalformedMessage.__name__)
+        if waiting:
+            observer.on_waiting(len(waiting))
+            time.sleep(_ASK_AGAIN_S)
+        asked = [] if observer.stop_requested else waiting
+    return sites, failed
 
 
 def pick_cohort(

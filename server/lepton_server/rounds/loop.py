@@ -7,6 +7,7 @@ from dataclasses import replace
 from flwr.serverapp import Grid
 
 from lepton_common.arrays import digest_of
+from lepton_common.asking import privacy_request
 from lepton_common.audit import AuditLog
 from lepton_common.errors import QuorumNotMet, RunNotResumable
 from lepton_common.identity.keys import SigningKey
@@ -24,7 +25,7 @@ from lepton_server.rounds.groups import gather_secure
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.plain_round import gather_plain
 from lepton_server.rounds.refusal import refusal
-from lepton_server.rounds.request import privacy_request, train_request
+from lepton_server.rounds.request import train_request
 from lepton_server.run_folder import RunFolder, as_plain
 from lepton_server.strategies.catalog import make_strategy
 
@@ -54,7 +55,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         scale.restore(state.strategy)
         _publish(folder, evaluator, state)
     journal, ledgers = SumJournal(folder.sums), _seen_ledgers(audit)
-    sites = introduce(grid, run, federation.round_timeout_s, audit, _members(folder))
+    sites = introduce(grid, run, federation, audit, _members(folder), _proposal(folder))
     observer.on_start(state.round + 1, settings.rounds, [site.name for site in sites.values()])
 
     while state.round < settings.rounds and not observer.stop_requested:
@@ -140,6 +141,10 @@ def _members(folder: RunFolder) -> list[Member]:
     if not folder.roster.exists():
         return []
     return read_roster_files(folder.roster, folder.roster_root).members
+
+
+def _proposal(folder: RunFolder) -> str | None:
+    return folder.proposal.read_text(encoding="utf-8") if folder.proposal.exists() else None
 
 
 def _seen_ledgers(audit: AuditLog) -> dict[str, str]:

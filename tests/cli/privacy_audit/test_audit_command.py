@@ -9,10 +9,10 @@ import lepton_cli
 from lepton_cli.privacy_audit.audit import Audit
 from lepton_cli.privacy_audit.claim import Wanted, claim_of_options, claim_of_run
 from lepton_cli.run import find_run
+from lepton_common.asking import privacy_request
 from lepton_common.errors import AuditError, AuditFailed, LeptonError, SettingsError
 from lepton_common.privacy.accounting import GaussianEvent
 from lepton_common.privacy.plan import calibrated_noise
-from lepton_server.rounds.request import privacy_request
 
 _SMALL = ("--rounds", "12", "--canaries", "1000", "--device", "cpu")
 

@@ -11,20 +11,22 @@ from lepton_common.control.control_pb2_grpc import ControlStub
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member, Person, Roster, root_of, sign_roster
 from lepton_common.identity.signed import Partners
+from lepton_common.proposal import make_proposal
 from lepton_common.settings import parse_settings
 from lepton_server.gateway.control import Control, serve
 from lepton_server.gateway.runs import Runs
 
 PARTNER = SigningKey.generate()
 ROLES = {"alice": ["administrator"], "bob": ["lead"], "carol": ["auditor"]}
+KEYS = {name: SigningKey.generate() for name in ROLES}
 ROSTER = Roster(
     federation="hospitals",
     version=1,
     partners=Partners(keys=[PARTNER.public_hex], threshold=1),
     members=[Member(name="site-1", public_key="a" * 64)],
     people=[
-        Person(name=name, public_key=f"{i}" * 64, authority="", roles=roles)
-        for i, (name, roles) in enumerate(ROLES.items(), start=1)
+        Person(name=name, public_key=KEYS[name].public_hex, authority="", roles=roles)
+        for name, roles in ROLES.items()
     ],
 )
 
@@ -61,7 +63,13 @@ def coordinator(tmp_path, monkeypatch):
 
 @pytest.fixture
 def text(setting_values):
-    return json.dumps(setting_values({"task": "breast_cancer", "model": "logistic"}))
+    return proposed(setting_values({"task": "breast_cancer", "model": "logistic"}))
+
+
+def proposed(values, by="bob"):
+    federation = {**values["federation"], "name": "hospitals"}
+    settings = parse_settings({**values, "federation": federation})
+    return make_proposal(KEYS[by], by, None, "hospitals", settings)
 
 
 def refused(call, code, said):
@@ -72,12 +80,13 @@ def refused(call, code, said):
 
 
 def test_a_run_is_on_disk_once_it_is_submitted(coordinator, text):
-    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     assert (run.status, run.rounds, run.by) == ("running", 0, "bob")
     assert coordinator.runs.unfinished() == [run.name]
     kept = parse_settings(json.loads(coordinator.runs.submitted(run.name).settings))
     assert kept.federation.name == "hospitals"
-    again = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    assert coordinator.runs.folder(run.name).proposal.read_text() == text
+    again = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     assert again.name != run.name
     names = [r.name for r in coordinator.call("List", wire.ListRequest()).runs]
     assert set(names) == {run.name, again.name}
@@ -85,7 +94,7 @@ def test_a_run_is_on_disk_once_it_is_submitted(coordinator, text):
 
 @pytest.mark.parametrize("who", ["alice", "carol", "mallory", "", "site-1"])
 def test_only_a_lead_submits(coordinator, text, who):
-    request = wire.SubmitRequest(settings=text)
+    request = wire.SubmitRequest(proposal=text)
     refused(
         lambda: coordinator.call("Submit", request, who),
         grpc.StatusCode.PERMISSION_DENIED,
@@ -97,7 +106,7 @@ def test_only_a_lead_submits(coordinator, text, who):
 
 
 def test_whoever_has_a_role_watches_and_a_stranger_does_not(coordinator, text):
-    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     coordinator.runs.end(run.name, "finished")
     for who in ROLES:
         (state,) = coordinator.call("Watch", wire.RunName(name=run.name), who)
@@ -110,18 +119,31 @@ def test_whoever_has_a_role_watches_and_a_stranger_does_not(coordinator, text):
 
 
 def test_a_run_is_asked_to_stop(coordinator, text):
-    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     coordinator.call("Stop", wire.RunName(name=run.name), "alice")
     assert coordinator.runs.stop_requested(run.name)
 
 
-@pytest.mark.parametrize("settings", ["", "{}", "[1", '{"task": "nothing"}', "null"])
-def test_settings_with_faults_are_refused(coordinator, settings):
+@pytest.mark.parametrize("text", ["", "{}", "[1", '{"task": "nothing"}', "null"])
+def test_what_is_no_proposal_is_refused(coordinator, text):
     refused(
-        lambda: coordinator.call("Submit", wire.SubmitRequest(settings=settings)),
+        lambda: coordinator.call("Submit", wire.SubmitRequest(proposal=text)),
         grpc.StatusCode.INVALID_ARGUMENT,
-        "Error",
+        "ProposalInvalid",
     )
+    assert coordinator.runs.names() == []
+
+
+def test_nobody_submits_what_another_has_signed_or_no_lead(coordinator, setting_values):
+    values = setting_values({"task": "breast_cancer", "model": "logistic"})
+    for by in ("alice", "carol"):
+        refused(
+            lambda by=by: coordinator.call(
+                "Submit", wire.SubmitRequest(proposal=proposed(values, by))
+            ),
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "ProposalInvalid",
+        )
     assert coordinator.runs.names() == []
 
 
@@ -137,14 +159,14 @@ def test_a_run_that_is_not_there_is_not_found(coordinator, call, name):
 
 def test_an_oversized_request_is_refused(coordinator):
     refused(
-        lambda: coordinator.call("Submit", wire.SubmitRequest(settings=" " * (2 << 20))),
+        lambda: coordinator.call("Submit", wire.SubmitRequest(proposal=" " * (2 << 20))),
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "",
     )
 
 
 def test_a_model_is_fetched_in_parts(coordinator, text):
-    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     data = bytes(range(256)) * 12_000
     coordinator.runs.folder(run.name).final_model.write_bytes(data)
     parts = coordinator.call("Fetch", wire.RunName(name=run.name))
@@ -152,7 +174,7 @@ def test_a_model_is_fetched_in_parts(coordinator, text):
 
 
 def test_a_failed_run_says_why(coordinator, text):
-    run = coordinator.call("Submit", wire.SubmitRequest(settings=text))
+    run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     coordinator.runs.end(run.name, "failed", ValueError("why"))
     (state,) = coordinator.call("Watch", wire.RunName(name=run.name))
     assert (state.status, state.error) == ("failed", "ValueError: why")

@@ -1,5 +1,7 @@
 """Tests of who takes part."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
@@ -9,8 +11,10 @@ from lepton_common.audit import AuditLog, read_records
 from lepton_common.errors import QuorumNotMet
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import SiteFacts
+from lepton_common.settings import FederationSettings
 from lepton_common.strict import to_json
 from lepton_server.engines.inprocess import InProcessGrid
+from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.cohort import introduce, pick_cohort
 
 
@@ -57,9 +61,20 @@ def audit(tmp_path):
     return AuditLog(tmp_path / "audit.jsonl", SigningKey.generate(), "server")
 
 
-def _introduce(audit, names):
+FEDERATION = FederationSettings(
+    name="hospitals", cohort=None, quorum=0.5, round_timeout_s=10.0, approval_timeout_s=10.0,
+    weights="equal",
+)  # fmt: skip
+
+
+def _introduce(audit, names, waits=None, federation=FEDERATION):
+    waits = waits or {}
+
     def app(message, context):
         name = names[context.node_id]
+        if waits.get(context.node_id, 0) > 0:
+            waits[context.node_id] -= 1
+            return Message(Error(100, "ApprovalPending"), reply_to=message)
         if name is None:
             return Message(Error(100, "ConsentRefused"), reply_to=message)
         text = to_json(_facts(name)) if name else "{}"
@@ -67,7 +82,7 @@ def _introduce(audit, names):
 
     grid = InProcessGrid(app, {node: {} for node in names})
     try:
-        return introduce(grid, "run-1", 10.0, audit)
+        return introduce(grid, "run-1", federation, audit)
     finally:
         grid.close()
 
@@ -80,6 +95,46 @@ def test_sites_introduce_themselves_and_the_audit_log_has_their_heads(audit, tmp
     assert record.body["heads"] == {name: name * 64 for name in "abc"}
     assert record.body["keys"] == dict.fromkeys("abc", "a" * 64)
     assert record.body["failed"] == ["ConsentRefused", "MalformedMessage"]
+
+
+class Watching(Observer):
+    def __init__(self, stop=False):
+        super().__init__()
+        self.waited, self._stop = [], stop
+
+    def on_waiting(self, sites):
+        self.waited.append(sites)
+        self.stop_requested = self._stop
+
+
+@pytest.fixture
+def watching(monkeypatch):
+    monkeypatch.setattr("lepton_server.rounds.cohort._ASK_AGAIN_S", 0.01)
+
+    def watch(**options):
+        observer = Watching(**options)
+        OBSERVER.set(observer)
+        return observer
+
+    yield watch
+    OBSERVER.set(Observer())
+
+
+def test_sites_whose_operators_decide_by_hand_are_waited_for(audit, watching):
+    observer = watching()
+    sites = _introduce(audit, {2: "a", 3: "b", 4: "c"}, waits={3: 2, 4: 1})
+    assert [facts.name for facts in sites.values()] == ["a", "b", "c"]
+    assert observer.waited == [2, 1]
+
+
+def test_they_are_waited_for_so_long_and_not_once_the_run_is_stopped(audit, watching):
+    watching()
+    hasty = replace(FEDERATION, approval_timeout_s=0.2)
+    sites = _introduce(audit, {2: "a", 3: "b"}, waits={3: 10**6}, federation=hasty)
+    assert [facts.name for facts in sites.values()] == ["a"]
+    observer = watching(stop=True)
+    assert len(_introduce(audit, {2: "a", 3: "b"}, waits={3: 10**6})) == 1
+    assert observer.waited == [1]
 
 
 def test_no_site_at_all_is_an_error_that_says_why(audit):

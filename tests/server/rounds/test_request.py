@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from lepton_common.arrays import Layout, digest_of, pack
+from lepton_common.asking import privacy_request, recipe
 from lepton_common.messages import read_model, read_train, train_content
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
 from lepton_server.rounds.checkpoint import Checkpoint
-from lepton_server.rounds.request import privacy_request, recipe, train_request
+from lepton_server.rounds.request import train_request
 
 _LAYOUT = Layout(("weight",), ((4,),))
 

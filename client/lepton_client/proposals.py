@@ -1,0 +1,274 @@
+"""The runs that were proposed to a site: what was asked, whether it may be, and what it binds.
+
+A proposal lies in ``proposals/RUN.json`` as its lead signed it; beside it in ``RUN.decision``
+what the operator said of it. The agent writes the one, the operator the other.
+"""
+
+import hashlib
+import math
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lepton_client.ledger import StudyBudget
+from lepton_client.rules import LaunchRules
+from lepton_common.asking import masked_sum, privacy_request, recipe
+from lepton_common.audit import AuditLog
+from lepton_common.durable import write_atomic
+from lepton_common.errors import (
+    ApprovalPending,
+    ConsentRefused,
+    PolicyViolation,
+    ProposalInvalid,
+)
+from lepton_common.identity.roster import Roster
+from lepton_common.identity.signed import Signed
+from lepton_common.identity.study import Study, read_study
+from lepton_common.messages import TrainRequest
+from lepton_common.policy import SitePolicy
+from lepton_common.proposal import Proposal, read_proposal
+from lepton_common.settings import Settings
+from lepton_common.strict import Digest, parse_json, record, to_json
+
+if TYPE_CHECKING:
+    from lepton_client.site import SiteFile
+
+FOLDER, STUDIES = "proposals", "studies"
+Verdict = Literal["approved", "refused"]
+_ROUNDING = 1e-6  # what two versions of an accountant may differ by, relative
+
+
+@record
+class Decision:
+    """What the operator said of a proposal.
+
+    Attributes:
+        verdict: whether the run may be.
+        proposal: SHA-256 of the proposal's text, so that no other one passes under its name.
+    """
+
+    verdict: Verdict
+    proposal: Digest
+
+
+class Proposals:
+    """A site's proposals."""
+
+    def __init__(self, folder: Path, audit: AuditLog) -> None:
+        self._folder, self._audit = folder, audit
+
+    def admit(self, run: str, text: str | None, file: "SiteFile", roster: Roster) -> None:
+        """Takes a proposal in, the first time on record, and says by returning that it may be.
+
+        Raises:
+            ProposalInvalid: it is not signed as it should be, or is another than before.
+            ConsentRefused: rules, study, policy or operator forbid it.
+            ApprovalPending: the operator has not decided.
+        """
+        if text is None:
+            raise ConsentRefused("This site takes part in runs that were proposed to it only.")
+        proposal = read_proposal(text, roster)
+        self._keep(run, text)
+        self._check(run, text, proposal, file, roster)
+
+    def check(
+        self, request: TrainRequest, size: int | None, file: "SiteFile", roster: Roster
+    ) -> None:
+        """Holds a request against the proposal that its run began with, and that against today.
+
+        Args:
+            request: what is asked.
+            size: number of weights, where the model is there.
+            file: the site's, as of now.
+            roster: as of now.
+
+        Raises:
+            ConsentRefused: there is none, it has been refused, or something else is asked.
+            ApprovalPending: the operator has not decided.
+        """
+        text = self.text(request.run)
+        if text is None:
+            raise ConsentRefused("This run was not proposed to this site.")
+        proposal = read_proposal(text, roster)
+        self._check(request.run, text, proposal, file, roster)
+        quiet = _rules(file).quiet(datetime.now().time())
+        if quiet is not None:
+            raise ConsentRefused(f"This site trains nothing from {quiet}.")
+        settings = proposal.parsed()
+        for what, (asked, proposed) in _terms(request, settings).items():
+            if asked != proposed:
+                raise PolicyViolation(f"What is asked is not what was proposed: {what} differs.")
+        least = math.ceil(settings.federation.quorum * settings.cohort)
+        if request.round > settings.rounds or request.cohort < least:
+            raise PolicyViolation("The round is beyond the proposed run, or for fewer sites.")
+        if size is not None:
+            _check_privacy(request, settings, size)
+
+    def text(self, run: str) -> str | None:
+        """Returns the signed text of a run's proposal; None where there is none."""
+        path = self._folder / FOLDER / f"{run}.json"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def names(self) -> list[str]:
+        """Returns the runs that were proposed, by name."""
+        return sorted(path.stem for path in (self._folder / FOLDER).glob("*.json"))
+
+    def decide(self, run: str, verdict: Verdict) -> None:
+        """Keeps what the operator says of a run; takes effect at its next message.
+
+        Raises:
+            ConsentRefused: there is no such run.
+        """
+        text = self.text(run)
+        if text is None:
+            raise ConsentRefused(f"No run {run} was proposed; 'lepton site requests' tells them.")
+        decision = Decision(verdict=verdict, proposal=_digest(text))
+        write_atomic(self._folder / FOLDER / f"{run}.decision", to_json(decision).encode())
+
+    def verdict(self, run: str) -> Verdict | None:
+        """Returns what the operator said of a run; None where nothing was said."""
+        path, text = self._folder / FOLDER / f"{run}.decision", self.text(run)
+        if text is None or not path.exists():
+            return None
+        try:
+            decision = parse_json(Decision, path.read_text(encoding="utf-8"))
+        except ValueError:
+            return "refused"  # whatever was meant, it is no consent
+        return decision.verdict if decision.proposal == _digest(text) else None
+
+    def budget(self, run: str, roster: Roster) -> StudyBudget | None:
+        """Returns what the run's study may spend, over all its runs; None where it is of none."""
+        found: dict[str, Proposal] = {}
+        for name in self.names():
+            text = self.text(name)
+            assert text is not None, "it was listed"
+            found[name] = parse_json(Proposal, parse_json(Signed, text).document)
+        study = found[run].study if run in found else None
+        if study is None:
+            return None
+        runs = frozenset(name for name, proposal in found.items() if proposal.study == study)
+        return StudyBudget(study, self.study(study, roster).max_epsilon, runs)
+
+    def study(self, name: str, roster: Roster) -> Study:
+        """Returns a study that this site holds, as the partners signed it, and valid today.
+
+        Raises:
+            StudyInvalid: it is not.
+            ConsentRefused: this site holds none of that name.
+        """
+        path = self._folder / STUDIES / f"{name}.json"
+        if not path.exists():
+            raise ConsentRefused(f"This site holds no study {name}; 'lepton site join' brings it.")
+        return read_study(path.read_text(encoding="utf-8"), roster, datetime.now(UTC).date())
+
+    def _keep(self, run: str, text: str) -> None:
+        known = self.text(run)
+        if known == text:
+            return
+        if known is not None:
+            raise ProposalInvalid("Another proposal was made under this run's name.")
+        if any(self.text(other) == text for other in self.names()):
+            raise ProposalInvalid("This proposal was made under another run's name before.")
+        (self._folder / FOLDER).mkdir(exist_ok=True)
+        write_atomic(self._folder / FOLDER / f"{run}.json", text.encode())
+        self._audit.append("proposed", {"run": run, "proposal": _digest(text)})
+
+    def _check(
+        self, run: str, text: str, proposal: Proposal, file: "SiteFile", roster: Roster
+    ) -> None:
+        rules = _rules(file)
+        if rules.people is not None and proposal.by not in rules.people:
+            raise ConsentRefused(f"This site takes part in no run of {proposal.by}.")
+        settings = proposal.parsed()
+        _check_policy(settings, file.policy)
+        if proposal.study is not None:
+            _check_study(self.study(proposal.study, roster), proposal, settings, file)
+        if rules.studies is not None and proposal.study not in rules.studies:
+            raise ConsentRefused("This site takes part in runs of certain studies only.")
+        verdict = self.verdict(run)
+        if verdict is None and rules.approval == "automatic":
+            return
+        self._note(run, _digest(text), verdict)
+        if verdict is None:
+            raise ApprovalPending("The operator decides; 'lepton site requests' shows what waits.")
+        if verdict == "refused":
+            raise ConsentRefused("The operator of this site has refused the run.")
+
+    def _note(self, run: str, digest: str, verdict: Verdict | None) -> None:
+        """Puts the operator's word on record when it is first acted on."""
+        said = [r.body for r in self._audit.records if r.kind == "decided" and r.body["run"] == run]
+        body = {"run": run, "proposal": digest, "verdict": verdict}
+        if verdict is not None and (not said or said[-1] != body):
+            self._audit.append("decided", body)
+
+
+def _rules(file: "SiteFile") -> LaunchRules:
+    assert file.launch is not None, "only sites with such rules ask"
+    return file.launch
+
+
+def _check_study(study: Study, proposal: Proposal, settings: Settings, file: "SiteFile") -> None:
+    rules = {
+        "site": file.name in study.sites,
+        "data": file.data.id in study.data,
+        "lead": proposal.by in study.leads,
+        "task": settings.task in study.tasks,
+        "epsilon": (settings.privacy.epsilon or math.inf) <= study.max_epsilon,
+        "delta": (settings.privacy.delta or 1.0) <= study.max_delta,
+    }
+    for what, holds in rules.items():
+        if not holds:
+            raise ConsentRefused(f"The study {study.name} does not cover the run's {what}.")
+
+
+def _terms(request: TrainRequest, settings: Settings) -> dict[str, tuple[object, object]]:
+    masked = request.masked
+    form = masked_sum(settings, masked.weights) if masked else None
+    how = recipe(settings, request.round, request.recipe.update_scale)
+    return {
+        "task": (request.task, settings.task),
+        "model": (request.model, settings.model),
+        "preparation of the data": (request.prepare, settings.data.prepare),
+        "recipe": (request.recipe, how),
+        "secure aggregation": (masked is not None, settings.secure),
+        "form of the sum": (masked, form),
+        "privacy": (request.privacy is None, not settings.private),
+    }
+
+
+def _check_privacy(request: TrainRequest, settings: Settings, size: int) -> None:
+    """Checks that exactly the noise is asked for that the proposed epsilon takes, or more."""
+    asked, proposed = request.privacy, privacy_request(settings, size)
+    if asked is None or proposed is None:
+        if asked is not proposed:
+            raise PolicyViolation("What is asked is not what was proposed: privacy differs.")
+        return
+    least = proposed.noise_multiplier * (1 - _ROUNDING)
+    same = replace(asked, noise_multiplier=proposed.noise_multiplier) == proposed
+    if not same or asked.noise_multiplier < least:
+        raise PolicyViolation("What is asked is not what was proposed: the privacy plan differs.")
+
+
+def _check_policy(settings: Settings, policy: SitePolicy) -> None:
+    """Refuses a run all of whose requests would be refused, before anybody works on it."""
+    privacy = settings.privacy
+    faults = {
+        "without differential privacy": not settings.private and not policy.allow_without_dp,
+        "without secure aggregation": not settings.secure and not policy.allow_without_secagg,
+        "of this task": policy.tasks is not None and settings.task not in policy.tasks,
+        "with this delta": settings.private and (privacy.delta or 1.0) > policy.max_delta,
+        "with this clipping norm": (
+            settings.private and privacy.clipping_norm > policy.max_clipping_norm
+        ),
+        "with this epsilon": settings.private
+        and (privacy.epsilon or math.inf) > (policy.max_epsilon_per_run or policy.max_epsilon),
+        "of so few sites": settings.cohort < policy.min_cohort,
+    }
+    for what, holds in faults.items():
+        if holds:
+            raise ConsentRefused(f"This site takes part in no run {what}.")
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

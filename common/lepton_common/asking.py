@@ -1,0 +1,86 @@
+"""What settings make each round ask of a site; the site holds requests against it.
+
+The server asks what these functions return, and a site that was shown the settings beforehand
+computes the same.
+"""
+
+import hashlib
+
+from lepton_common.messages import MaskedSum, PrivacyRequest, Recipe
+from lepton_common.privacy.plan import SharedNoise, calibrated_noise
+from lepton_common.secagg.spec import least_survivors
+from lepton_common.settings import Settings
+
+
+def privacy_request(settings: Settings, size: int) -> PrivacyRequest | None:
+    """Returns what the run asks of each site's privacy plan; None without DP.
+
+    The noise covers all rounds and the spare ones, for a site that takes part in each.
+
+    Args:
+        settings: the whole configuration.
+        size: number of weights in the model.
+
+    Raises:
+        PlanError: no noise reaches the target.
+    """
+    privacy, mode = settings.privacy, settings.privacy.mode
+    if mode == "none" or privacy.epsilon is None or privacy.delta is None:
+        return None
+    steps = 1 if mode == "site" else settings.train.local_steps or 1
+    shared = None
+    if settings.shares_noise:
+        n, f = settings.cohort, settings.colluders
+        size += privacy.clip_quantile is not None
+        shared = SharedNoise(n, least_survivors(n, f, settings.federation.quorum), f, size)
+    max_steps = (settings.rounds + privacy.spare_rounds) * steps
+    return PrivacyRequest(
+        mode=mode,
+        count_within=privacy.clip_quantile is not None,
+        delta=privacy.delta,
+        sample_rate=privacy.sample_rate,
+        noise_multiplier=calibrated_noise(
+            target_epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            sample_rate=privacy.sample_rate,
+            max_steps=max_steps,
+            shared=shared,
+        ),
+        clipping_norm=privacy.clipping_norm,
+        steps_per_round=steps,
+        max_steps=max_steps,
+    )
+
+
+def masked_sum(settings: Settings, weights: dict[str, int]) -> MaskedSum:
+    """Returns how a cohort's updates are summed, given each site's public weight."""
+    secagg, masked_size = settings.secagg, settings.federation.weights == "masked_size"
+    return MaskedSum(
+        weights=dict.fromkeys(weights, 1) if masked_size else weights,
+        weight_cap=max(weights.values()) if masked_size else None,
+        coordinates=secagg.coordinates if secagg.compression == "random_coordinates" else 1.0,
+        rotate=secagg.rotate,
+        rounding=secagg.rounding,
+        groups=secagg.groups,
+    )
+
+
+def recipe(settings: Settings, round_: int, update_scale: float = 1.0) -> Recipe:
+    """Returns how to train locally in a round, counted from 1."""
+    train, strategy = settings.train, settings.strategy
+    seed = hashlib.sha256(f"{settings.seed}/{round_}".encode()).digest()
+    return Recipe(
+        optimizer=train.optimizer,
+        learning_rate=train.learning_rate_at(round_, settings.rounds),
+        momentum=train.momentum,
+        weight_decay=train.weight_decay,
+        batch_size=train.batch_size,
+        local_epochs=train.local_epochs,
+        local_steps=train.local_steps,
+        augmentations=train.augmentations,
+        precision=train.precision,
+        device=train.device,
+        proximal_mu=strategy.proximal_mu if strategy.name == "fedprox" else 0.0,
+        update_scale=update_scale,
+        seed=int.from_bytes(seed[:7]),
+    )

@@ -1,0 +1,85 @@
+"""A run as a person proposes it to the sites of a federation: signed, to the byte."""
+
+import json
+import secrets
+
+from lepton_common.errors import ProposalInvalid, SettingsError
+from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import Roster
+from lepton_common.identity.signed import Signed, sign, signers
+from lepton_common.settings import Settings, parse_settings
+from lepton_common.strict import Digest, Name, parse_json, record, to_json
+
+
+@record
+class Proposal:
+    """What a person asks for.
+
+    Attributes:
+        federation: the federation's name.
+        by: who asks, a lead of the roster.
+        study: the study that it is part of; None: of none.
+        nonce: random, so that no two proposals are the same.
+        settings: the whole configuration as JSON.
+    """
+
+    federation: Name
+    by: Name
+    study: Name | None
+    nonce: Digest
+    settings: str
+
+    def parsed(self) -> Settings:
+        """Returns the configuration.
+
+        Raises:
+            ProposalInvalid: it is none, or another federation's.
+        """
+        try:
+            settings = parse_settings(json.loads(self.settings))
+        except (SettingsError, ValueError) as error:
+            raise ProposalInvalid(
+                f"The configuration in the proposal has faults: {error}"
+            ) from None
+        if settings.federation.name != self.federation:
+            raise ProposalInvalid("The proposal's configuration is for another federation.")
+        return settings
+
+
+def make_proposal(
+    key: SigningKey, by: str, study: str | None, federation: str, settings: Settings
+) -> str:
+    """Returns the text of a proposal, signed with the key of who asks."""
+    text = to_json(
+        Proposal(
+            federation=federation,
+            by=by,
+            study=study,
+            nonce=secrets.token_hex(32),
+            settings=to_json(settings),
+        )
+    )
+    signed = Signed(document=text, signatures={key.public_hex: sign(key, "proposal", text)})
+    return to_json(signed)
+
+
+def read_proposal(text: str, roster: Roster) -> Proposal:
+    """Returns the proposal in a text.
+
+    Raises:
+        ProposalInvalid: it is damaged, of another federation, or no lead of the roster has signed
+            it in their own name.
+    """
+    try:
+        signed = parse_json(Signed, text)
+        proposal = parse_json(Proposal, signed.document)
+    except ValueError as error:
+        raise ProposalInvalid(f"The proposal is {error}; have it submitted again.") from None
+    if proposal.federation != roster.federation:
+        raise ProposalInvalid("The proposal is for another federation.")
+    person = next((p for p in roster.people if p.name == proposal.by), None)
+    if person is None or "lead" not in person.roles:
+        raise ProposalInvalid(f"The roster has no lead named {proposal.by}.")
+    if person.public_key not in signers(signed, "proposal"):
+        raise ProposalInvalid(f"The proposal is not signed by {proposal.by}.")
+    return proposal
