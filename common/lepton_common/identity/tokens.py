@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, cast
 
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
@@ -24,6 +24,7 @@ from lepton_common.strict import Digest, parse_json, record, to_json
 
 if TYPE_CHECKING:
     from pkcs11 import Session, Token
+    from pkcs11.types import SignMixin
 
 _ED25519 = bytes.fromhex("06032b6570")  # its name in DER: 1.3.101.112 (RFC 8410)
 _ID_BYTES, _SECRET_BITS, _SIGNATURE_BYTES = 16, 256, 64
@@ -76,8 +77,9 @@ class TokenKey(SigningKey):
             from pkcs11 import KeyType, ObjectClass
 
             session = _session(reference.module, reference.token, pin)
-            self._signer = session.get_key(ObjectClass.PRIVATE_KEY, KeyType.EC_EDWARDS, id=name)
-            self._secret = session.get_key(ObjectClass.SECRET_KEY, KeyType.GENERIC_SECRET, id=name)
+            signer = session.get_key(ObjectClass.PRIVATE_KEY, KeyType.EC_EDWARDS, id=name)
+            secret = session.get_key(ObjectClass.SECRET_KEY, KeyType.GENERIC_SECRET, id=name)
+            self._signer, self._secret = cast("SignMixin", signer), cast("SignMixin", secret)
         try:
             self.sign(b"lepton/token/probe/v1" + os.urandom(32))
         except TokenGone:

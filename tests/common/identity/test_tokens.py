@@ -126,7 +126,7 @@ def add_and_restart(token):
 
 def test_a_wrong_pin_is_tried_once_and_none_not_at_all(key, saved, monkeypatch):
     for again in (False, True):
-        with pytest.raises(KeyUnreadable, match="refuses the PIN. It was tried once"):
+        with pytest.raises(KeyUnreadable, match="refuses the PIN"):
             SigningKey.load(saved, "9999")
         with pytest.raises(KeyUnreadable, match="give its PIN"):
             SigningKey.load(saved)
@@ -183,9 +183,7 @@ def test_a_token_that_signs_with_another_key_is_refused(key, token):
 
 
 def test_without_the_library_it_says_what_to_install(saved, monkeypatch):
-    with (
-        monkeypatch.context() as without,
-        pytest.raises(KeyUnreadable, match=r"pip install 'lepton-fl\[pkcs11\]'"),
-    ):
+    with monkeypatch.context() as without:
         without.setitem(sys.modules, "pkcs11", None)
-        SigningKey.load(saved, PIN)
+        with pytest.raises(KeyUnreadable, match=r"pip install 'lepton-fl\[pkcs11\]'"):
+            SigningKey.load(saved, PIN)
