@@ -1,13 +1,16 @@
 """A site whose key is in a token: it works like any other, and says so when the token is gone."""
 
+from types import SimpleNamespace
+
 import pytest
 from soft_token import PIN
 from toy_site import PRIVACY, context, train_message
 
+from lepton_client.agent import _answer
 from lepton_client.app import app
 from lepton_client.site import Site, forget_sites, open_site
 from lepton_common.audit import read_records
-from lepton_common.errors import KeyUnreadable
+from lepton_common.errors import KeyUnreadable, TokenGone
 from lepton_common.identity.tokens import TokenKey
 from lepton_common.privacy.ledger_file import read_ledger
 
@@ -57,3 +60,16 @@ def test_without_its_token_it_answers_with_a_name_and_writes_nothing(folder, tok
     forget_sites()
     open_site(str(folder), PIN)
     assert not train(folder).has_error()
+
+
+def test_its_agent_ends_rather_than_answer_without_a_key(folder, token):
+    site, sent = open_site(str(folder), PIN), []
+    node = SimpleNamespace(
+        node_id=2, context=lambda *_: context(folder), send=lambda *answer: sent.append(answer)
+    )
+    _answer(node, train_message(privacy=PRIVACY), folder, site)
+    assert len(sent) == 1
+    token.pull()
+    with pytest.raises(TokenGone, match="start again"):
+        _answer(node, train_message(privacy=PRIVACY, round=2), folder, site)
+    assert len(sent) == 1
