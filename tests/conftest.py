@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from soft_token import token  # noqa: F401
 
 with warnings.catch_warnings():
     # typer, which Flower imports, uses names that click deprecates; ours must stay clean.

@@ -18,7 +18,7 @@ from flwr.app import Message
 from lepton_client.app import app
 from lepton_client.site import Site, open_site
 from lepton_common.durable import write_atomic
-from lepton_common.errors import RosterInvalid, SettingsError
+from lepton_common.errors import RosterInvalid, SettingsError, TokenGone
 from lepton_common.flower.fleet import HEARTBEAT_S, FleetNode
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.certificates import LIFETIME, issue_leaf
@@ -32,14 +32,20 @@ _BUSY_S, _IDLE_S, _BUSY_FOR_S = 0.1, 1.0, 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 
 
-def run_agent(folder: Path, stopped: Callable[[], bool]) -> None:
+def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None = None) -> None:
     """Works for a site until it is told to stop.
+
+    Args:
+        folder: the site's.
+        stopped: tells whether to stop.
+        passphrase: of the site's sealed key, or the PIN of its token.
 
     Raises:
         IdentityError: key or roster are not good, or the roster does not name this site.
+        TokenGone: the token with the site's key was pulled out.
         SettingsError: the site file has faults.
     """
-    site = open_site(str(folder))
+    site = open_site(str(folder), passphrase)
     if site.file.trainer is None:
         raise SettingsError("site.yaml has no section 'trainer'; docs/deployment.md shows it.")
     coordinator = _coordinator(site)
@@ -97,6 +103,8 @@ def _answer(node: FleetNode, message: Message, folder: Path, site: Site) -> None
     speak_for(message.metadata.run_id, node.node_id)
     reply = app(message, node.context(message.metadata.run_id, {"site": str(folder)}))
     sign_reply(reply, site.key)
+    if reply.has_error() and reply.error.reason == TokenGone.__name__:
+        raise TokenGone("The token with this site's key was pulled out; put it in, start again.")
     try:
         node.send(reply, time.monotonic() - began)
     except httpx.HTTPStatusError as error:

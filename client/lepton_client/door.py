@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from lepton_client.ledger import Charge, Ledger
 from lepton_common.arrays import Vector, digest_of, pack
 from lepton_common.audit import AuditLog
-from lepton_common.errors import DoorRefused
+from lepton_common.errors import DoorRefused, TokenGone
 from lepton_common.messages import Receipt, SiteFacts
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.provenance import Protection, Provenance
@@ -108,8 +108,8 @@ class Door:
                 "refusal",
                 {"reply_to": message.metadata.message_id, "error": type(error).__name__},
             )
-        except OSError:
-            return refuse_without_site(message, OSError())
+        except (OSError, TokenGone) as unwritten:
+            return refuse_without_site(message, unwritten)
         return refuse_without_site(message, error)
 
     def _stamp(self, value: Value, audit_head: str) -> Value:

@@ -7,7 +7,7 @@ them.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -18,9 +18,10 @@ from lepton_common.messages import TrainRequest
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.accounting import epsilon
 from lepton_common.privacy.events import Event, merge, read_event
-from lepton_common.privacy.ledger_file import LedgerFile
-from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan, for_people
+from lepton_common.privacy.ledger_file import CARRIED, LedgerContents, LedgerFile
+from lepton_common.privacy.plan import PrivacyPlan, for_people
 
+SUCCESSION = "succession"  # the audit log's word on an earlier key's charges
 _DAY_S = 86400
 
 
@@ -34,6 +35,7 @@ class Charge:
         plan: digest of the plan it belongs to.
         unit: what was protected as one.
         version: the version of the data.
+        carried: whether it comes from the ledger of an earlier key.
         time: when, in seconds since 1970.
         event: the mechanism.
     """
@@ -43,6 +45,7 @@ class Charge:
     plan: str
     unit: str
     version: str
+    carried: bool
     time: float
     event: Event
 
@@ -78,7 +81,7 @@ class Ledger:
         """
         self._file, self._dataset = LedgerFile(path, key), dataset
         records = self._file.contents.records
-        self._charges = [_charge(record) for record in records if record.kind == "charge"]
+        self._charges = [_charge(record) for record in self._file.contents.charges]
         self._released = {str(r.body["charge"]) for r in records if r.kind == "release"}
         # The data that was used last; what is there now is looked at only after the first check.
         versions = [
@@ -189,7 +192,7 @@ class Ledger:
         Raises:
             DoorRefused: it was not charged here, or already covered a release.
         """
-        if charge not in self._charges or charge.id in self._released:
+        if charge not in self._charges or charge.carried or charge.id in self._released:
             raise DoorRefused("A charge covers one release only, and this one is used up.")
         self._file.append("release", {"charge": charge.id})
         self._released.add(charge.id)
@@ -210,27 +213,36 @@ class Ledger:
         events = [charge.event for charge in self._charges if charge.run == run]
         return epsilon(tuple(merge(events)), delta)
 
-    def check_charged(self, charges: Iterable[str]) -> None:
-        """Checks that the ledger holds the charges that the site's audit log names.
+    def check_charged(self, said: list[ChainRecord]) -> None:
+        """Checks that the ledger holds the charges that the site's audit log tells of.
 
         Raises:
             LedgerRolledBack: it lacks one.
         """
-        if missing := set(charges) - {charge.id for charge in self._charges}:
-            raise LedgerRolledBack(
-                f"The audit log names {len(missing)} charges that the privacy ledger does not "
-                "hold: it was removed, or an older copy was put back. Restore the newest one, or "
-                "retire this site's data."
-            )
+        check_all_held(said, self._file.contents)
 
     def _inherited(self) -> list[Charge]:
-        """The charges to any data that shares people with that in use, and to the whole site."""
-        related = self._file.contents.overlaps.get(self._version, {self._version})
-        return [
-            charge
-            for charge in self._charges
-            if charge.version in related or charge.unit == WHOLE_SITE
-        ]
+        """The charges that count for the data in use."""
+        counted = {record.hash for record in self._file.contents.charges_to(self._version)}
+        return [charge for charge in self._charges if charge.id in counted]
+
+
+def check_all_held(said: list[ChainRecord], held: LedgerContents) -> None:
+    """Checks that a ledger holds the charges that the records of an audit log tell of.
+
+    Raises:
+        LedgerRolledBack: it lacks one.
+    """
+    named = {str(r.body["charge"]) for r in said if r.kind == "release" and r.body["charge"]}
+    carried = sum(int(r.body["charges"]) for r in said if r.kind == SUCCESSION)
+    missing = len(named - {record.hash for record in held.charges})
+    missing += carried - sum(record.kind == CARRIED for record in held.records)
+    if missing:
+        raise LedgerRolledBack(
+            f"The audit log tells of {missing} charges that the privacy ledger does not "
+            "hold: it was removed, or an older copy was put back. Restore the newest one, or "
+            "retire this site's data."
+        )
 
 
 def _check_budget(what: str, most: float, charges: list[Charge], plan: PrivacyPlan) -> None:
@@ -273,6 +285,7 @@ def _charge(record: ChainRecord) -> Charge:
         plan=str(body["plan"]),
         unit=str(body["unit"]),
         version=str(body["version"]),
-        time=record.time,
+        carried=record.kind == CARRIED,
+        time=float(body["charged_at"]) if record.kind == CARRIED else record.time,
         event=read_event(body["event"]),
     )

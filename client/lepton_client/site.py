@@ -5,7 +5,7 @@ import re
 import threading
 import time
 import traceback
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import yaml
@@ -71,16 +71,21 @@ class SiteFile:
 class Site:
     """A site opened for work; one request at a time, under `lock`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, passphrase: str | None = None) -> None:
         """Opens a site's folder.
 
+        Args:
+            folder: the site's.
+            passphrase: of its sealed key, or the PIN of its token.
+
         Raises:
+            KeyUnreadable: the site's key cannot be opened.
             SettingsError: the site file is missing or has faults.
             AuditError: the audit log does not verify.
             LedgerInvalid, LedgerRolledBack: nor does the ledger, or it lacks charges.
         """
         self.folder = folder
-        self.key = SigningKey.load(folder / KEY_FILE)
+        self.key = SigningKey.load(folder / KEY_FILE, passphrase)
         self._stamp = _stamp(folder / SITE_FILE)
         self.file = read_site_file(folder / SITE_FILE)
         self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.file.name)
@@ -111,8 +116,7 @@ class Site:
     def _obey(self, file: SiteFile) -> None:
         self.file = file
         self.ledger = Ledger(self.folder / LEDGER_FILE, self.key, file.data.id)
-        releases = (record.body for record in self.audit.records if record.kind == "release")
-        self.ledger.check_charged(body["charge"] for body in releases if body["charge"])
+        self.ledger.check_charged(self.audit.records)
         self.door = Door(self.audit, self.ledger, file.policy)
         secret = people_secret(self.key)
         self.trainer: Trainer = (
@@ -154,22 +158,28 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 _OPENING = threading.Lock()
+_OPENED: dict[str, Site] = {}
+_MOST_OPENED = 4096
 
 
-def open_site(folder: str) -> Site:
-    """Returns the site in a folder; opened once per process, so that its log has one writer."""
+def open_site(folder: str, passphrase: str | None = None) -> Site:
+    """Returns the site in a folder; opened once per process, so that its log has one writer.
+
+    Args:
+        folder: the site's.
+        passphrase: see `Site`; who opens the site first must know it.
+    """
     with _OPENING:
-        return _open_once(folder)
-
-
-@lru_cache(maxsize=4096)
-def _open_once(folder: str) -> Site:
-    return Site(Path(folder))
+        if folder not in _OPENED:
+            _OPENED[folder] = Site(Path(folder), passphrase)
+            if len(_OPENED) > _MOST_OPENED:
+                del _OPENED[next(iter(_OPENED))]
+        return _OPENED[folder]
 
 
 def forget_sites() -> None:
     """Closes all opened sites, as the end of the process would."""
-    _open_once.cache_clear()
+    _OPENED.clear()
 
 
 def read_site_file(path: Path) -> SiteFile:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from lepton_client.participant import Participant, Stage
 from lepton_common.audit import AuditLog
 from lepton_common.errors import InconsistentView, ReplayError, StateError, UpdateAlreadySpent
+from lepton_common.privacy.ledger_file import CARRIED
 from lepton_common.secagg.grouping import Draw
 from lepton_common.secagg.spec import RoundSpec
 
@@ -137,9 +138,11 @@ class SpentRounds:
 
     def _catch_up(self) -> None:
         for record in self._audit.records[self._seen :]:
-            if record.kind == "release" and "spec" in record.body:
+            if record.kind not in ("release", CARRIED):
+                continue
+            if "spec" in record.body:
                 self._note(record.body)
-            if record.kind == "release" and "commits" in record.body:
+            if "commits" in record.body:
                 self._note_reveal(record.body)
         self._seen = len(self._audit.records)
 

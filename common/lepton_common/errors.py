@@ -56,6 +56,7 @@ LeptonError                     exit code 1
 ├── AuditError                  6   what does not verify
 ├── IdentityError               8   who someone is, and whether they belong
 │   ├── KeyUnreadable
+│   ├── TokenGone
 │   ├── CertificateInvalid
 │   ├── JoinInvalid
 │   ├── RosterInvalid
@@ -315,6 +316,10 @@ class IdentityError(LeptonError):
 
 class KeyUnreadable(IdentityError):
     """A private key cannot be opened."""
+
+
+class TokenGone(IdentityError):
+    """The token that holds a private key was pulled out, or does not answer any more."""
 
 
 class CertificateInvalid(IdentityError):

@@ -9,6 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jinja2 import Environment, PackageLoader
 
+from lepton_cli.keys import KeyPlace
 from lepton_client.agent import NODE_KEY_FILE
 from lepton_client.data import SiteData
 from lepton_client.site import (
@@ -17,10 +18,12 @@ from lepton_client.site import (
     ROSTER_FILE,
     SITE_FILE,
     parse_site_file,
+    read_site_file,
 )
+from lepton_client.succession import carry_over, read_old
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.durable import write_atomic
-from lepton_common.errors import IdentityError, JoinInvalid, RosterInvalid, SettingsError
+from lepton_common.errors import DataMissing, JoinInvalid, RosterInvalid, SettingsError
 from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.joining import Entry, make_join, read_join
 from lepton_common.identity.keys import SigningKey
@@ -47,7 +50,7 @@ def make_site(
     dataset: str,
     root: str | None,
     public_size: int | None,
-    passphrase: str | None,
+    place: KeyPlace,
 ) -> Path:
     """Makes a site's folder, with a strict policy, and returns its request to join.
 
@@ -58,12 +61,13 @@ def make_site(
         dataset: a name in the catalog.
         root: folder that holds it; None for the user's cache.
         public_size: number of privacy units to make public, as a size class; None: the true one.
-        passphrase: seals the signing key; None to leave it open to the folder's owner.
+        place: where its signing key is made.
 
     Raises:
         DataError: the data cannot be read.
         SettingsError: a name has characters that names do not have.
         JoinInvalid: the folder is not empty.
+        KeyUnreadable: a token does not make the key.
     """
     found = load_dataset(dataset, root, _PREPARE)
     size = public_size_class(public_size or found.train.unit_count)
@@ -72,41 +76,79 @@ def make_site(
     )
     text = _site_file(name, size, data)
     parse_site_file(text, folder / SITE_FILE)
+    path = _make_keys(folder, name, place)
+    write_atomic(folder / SITE_FILE, text.encode())
+    return path
+
+
+def rekey_site(old: Path, folder: Path, place: KeyPlace) -> tuple[Path, int]:
+    """Makes a new folder for a site whose key is lost or stolen, or shall be in a token.
+
+    Args:
+        old: the site's folder; its private key is not needed.
+        folder: a new or empty one.
+        place: where the new key is made.
+
+    Returns:
+        The new key's request to join, and how many charges went over to its ledger.
+
+    Raises:
+        JoinInvalid: the old folder has no request to join, or the new one is not empty.
+        SettingsError, DataMissing: its site file or list of rows has faults, or is gone.
+        KeyUnreadable: a token does not make the key.
+        AuditError, LedgerInvalid, LedgerRolledBack: the site's records are not whole.
+    """
+    before, file = _request_of(old), read_site_file(old / SITE_FILE)
+    read_old(old, before.public_key)
+    kept = [SITE_FILE] if file.data.rows is None else [file.data.rows, SITE_FILE]
+    try:
+        contents = [(name, (old / name).read_bytes()) for name in kept]
+    except OSError as error:
+        raise DataMissing(f"Cannot read {error.filename}: {error.strerror}.") from None
+    path = _make_keys(folder, file.name, place)
+    key = SigningKey.load(folder / KEY_FILE, place.passphrase)
+    charges = carry_over(old, before.public_key, folder, key, file.name)
+    # The site file comes last: without it no site opens, so none does without what it has spent.
+    for name, data in contents:
+        write_atomic(folder / name, data)
+    return path, charges
+
+
+def _make_keys(folder: Path, name: str, place: KeyPlace) -> Path:
     node = ec.generate_private_key(ec.SECP256R1())
     public = node.public_key().public_bytes(
         serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
     )
-    path = _make(Member, folder, name, {"node_key": public.decode()}, passphrase)
+    path = _make(Member, folder, name, {"node_key": public.decode()}, place)
     secret = node.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.OpenSSH,
         serialization.NoEncryption(),
     )
     write_atomic(folder / NODE_KEY_FILE, secret, mode=0o600)
-    write_atomic(folder / SITE_FILE, text.encode())
     return path
 
 
-def make_coordinator(
-    folder: Path, name: str, hosts: list[str], port: int, passphrase: str | None
-) -> Path:
+def make_coordinator(folder: Path, name: str, hosts: list[str], port: int, place: KeyPlace) -> Path:
     """Makes a coordinator's folder, and returns its request to join.
 
     Raises:
         JoinInvalid: the folder is not empty.
         SettingsError: a host, the port or the name is not valid.
+        KeyUnreadable: a token does not make the key.
     """
-    return _make(Coordinator, folder, name, {"hosts": hosts, "port": port}, passphrase)
+    return _make(Coordinator, folder, name, {"hosts": hosts, "port": port}, place)
 
 
-def make_person(folder: Path, name: str, roles: list[str], passphrase: str | None) -> Path:
+def make_person(folder: Path, name: str, roles: list[str], place: KeyPlace) -> Path:
     """Makes the folder of someone who calls the control service, and returns the request to join.
 
     Raises:
         JoinInvalid: the folder is not empty.
         SettingsError: a role or the name is not valid.
+        KeyUnreadable: a token does not make the key.
     """
-    return _make(Person, folder, name, {"roles": roles}, passphrase)
+    return _make(Person, folder, name, {"roles": roles}, place)
 
 
 def join(folder: Path, roster_text: str, root: Digest, today: date) -> Roster:
@@ -124,10 +166,7 @@ def join(folder: Path, roster_text: str, root: Digest, today: date) -> Roster:
     roster.check_date(today)
     if path.exists():
         check_newer(path.read_text(encoding="utf-8"), roster_text)
-    try:
-        asked = read_join((folder / JOIN_FILE).read_text(encoding="utf-8"))
-    except OSError:
-        raise JoinInvalid(f"{folder} holds no {JOIN_FILE}; make it by `init`.") from None
+    asked = _request_of(folder)
     everyone: list[Entry] = [*roster.members, *roster.people]
     everyone += [roster.coordinator] if roster.coordinator else []
     if asked not in everyone:
@@ -140,21 +179,30 @@ def join(folder: Path, roster_text: str, root: Digest, today: date) -> Roster:
     return roster
 
 
+def _request_of(folder: Path) -> Entry:
+    try:
+        return read_join((folder / JOIN_FILE).read_text(encoding="utf-8"))
+    except OSError:
+        raise JoinInvalid(f"{folder} holds no {JOIN_FILE}; make it by `init`.") from None
+
+
 def _make(
-    cls: type[Entry],
-    folder: Path,
-    name: str,
-    fields: Mapping[str, object],
-    passphrase: str | None,
+    cls: type[Entry], folder: Path, name: str, fields: Mapping[str, object], place: KeyPlace
 ) -> Path:
-    key = SigningKey.generate()
+    # Tried with a key that is thrown away, so that no token keeps one that nobody asked for.
+    _entry(cls, SigningKey.generate(), name, fields)
+    _new_folder(folder)
+    key = place.make(name)
+    key.save(folder / KEY_FILE, place.passphrase)
+    return _request(folder, key, _entry(cls, key, name, fields))
+
+
+def _entry(cls: type[Entry], key: SigningKey, name: str, fields: Mapping[str, object]) -> Entry:
     common = {"name": name, "public_key": key.public_hex, "authority": make_authority(key, name)}
     entry, faults = parse(cls, {**common, **fields})
     if entry is None:
         raise SettingsError(faults)
-    _new_folder(folder)
-    key.save(folder / KEY_FILE, passphrase)
-    return _request(folder, key, entry)
+    return entry
 
 
 def _site_file(name: str, public_size: int, data: SiteData) -> str:
@@ -177,20 +225,3 @@ def _request(folder: Path, key: SigningKey, entry: Entry) -> Path:
     path = folder / JOIN_FILE
     write_atomic(path, make_join(key, entry).encode())
     return path
-
-
-def read_passphrase(path: Path | None) -> str | None:
-    """Returns the passphrase in the first line of a file; None without a file.
-
-    Raises:
-        IdentityError: it cannot be read, or is empty.
-    """
-    if path is None:
-        return None
-    try:
-        (line, *_) = path.read_text(encoding="utf-8").splitlines() or [""]
-    except OSError as error:
-        raise IdentityError(f"Cannot read the passphrase file {path}: {error.strerror}.") from None
-    if not line:
-        raise IdentityError(f"The first line of {path} is empty; write the passphrase there.")
-    return line

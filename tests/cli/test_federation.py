@@ -4,12 +4,17 @@ import contextlib
 import io
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
+from soft_token import PIN
+from toy_site import PERMISSIVE, PRIVACY
+from toy_site import request as training
 
 from lepton_cli.main import app
-from lepton_client.site import read_site_file
+from lepton_client import consent
+from lepton_client.site import Site, read_site_file
 from lepton_common.identity.joining import read_join
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import read_roster_files
@@ -204,6 +209,76 @@ def test_a_sealed_key_needs_its_passphrase(do, lepton, tmp_path):
     for file in ("empty", "missing"):
         line = f"person init x --name x --role lead --passphrase-file {file}"
         complaint(lepton, line, "IdentityError")
+
+
+def test_keys_in_a_token_are_made_by_one_option_more(do, lepton, token, tmp_path):
+    do(f"federation key alice.pem {token.options}")
+    do(f"site init site-a --name hospital-a --dataset breast_cancer {token.options}")
+    do(f"server init srv --host localhost {token.options}")
+    do(f"person init dora --name dora --role lead {token.options}")
+    for path in ("alice.pem", "site-a/signing.pem", "srv/signing.pem", "dora/signing.pem"):
+        assert json.loads((tmp_path / path).read_text())["kind"] == "pkcs11"
+    do(
+        "federation init hosp --name hospitals --threshold 1 --partner alice.pem.pub "
+        "--add srv/join.json --add site-a/join.json --add dora/join.json"
+    )
+    said = complaint(lepton, "federation sign hosp --key alice.pem --yes", "KeyUnreadable")
+    assert "give its PIN" in said
+    pin = token.options.split()[-1]
+    do(f"federation sign hosp --key alice.pem --yes --passphrase-file {pin}")
+    do("federation publish hosp")
+    root = (tmp_path / "hosp" / "roster.root").read_text()
+    do(f"site join site-a hosp --root {root}")
+
+
+def test_a_token_makes_no_key_for_what_is_refused(lepton, token, tmp_path):
+    complaint(lepton, f"person init x --name x --role king {token.options}", "SettingsError", 2)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    complaint(lepton, f"person init full --name x --role lead {token.options}", "JoinInvalid")
+    half = "person init x --name x --role lead --token lepton-test"
+    complaint(lepton, half, "SettingsError", 2)
+    nothing = "person init x --name x --role lead --token none --module /nowhere.so"
+    complaint(lepton, f"{nothing} {token.options.split(maxsplit=4)[-1]}", "KeyUnreadable")
+    import pkcs11
+
+    found = pkcs11.lib(token.module).get_token(token_label=token.label)
+    with found.open(user_pin=PIN) as session:
+        assert list(session.get_objects()) == []
+
+
+@pytest.mark.parametrize("where", ["file", "token"])
+def test_a_lost_key_is_replaced_and_what_was_spent_goes_over(
+    do, lepton, hospitals, tmp_path, request, where
+):
+    options = request.getfixturevalue("token").options if where == "token" else ""
+    do(f"site join site-a hosp --root {hospitals}")
+    charge(tmp_path / "site-a")
+    (tmp_path / "site-a" / "signing.pem").unlink()
+    assert "1 charges went over" in do(f"site rekey site-a site-a2 {options}")
+    assert "hospital-a changed" in do("federation propose hosp --add site-a2/join.json")
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    do("federation publish hosp")
+    do(f"site join site-a2 hosp --root {hospitals}")
+    new = Site(tmp_path / "site-a2", PIN if options else None)
+    assert {m.name: m.public_key for m in new.roster.members}["hospital-a"] == new.key.public_hex
+    assert [charge.carried for charge in new.ledger._charges] == [True]
+    for name in ("site.yaml", "signing.pem", "node.pem"):
+        assert (tmp_path / "site-a2" / name).exists()
+    (tmp_path / "site-a" / "ledger.db").unlink()
+    complaint(lepton, "site rekey site-a site-a3", "LedgerRolledBack", 4)
+    assert not (tmp_path / "site-a3").exists()
+
+
+def charge(folder):
+    """Has a site charge one round, as if it had answered it."""
+    site = Site(folder)
+    site.use_data()
+    asked = training(privacy=PRIVACY, task="breast_cancer")
+    plan = consent.check(asked, replace(site.file, policy=PERMISSIVE))
+    charged = site.ledger.reserve(plan, asked, PERMISSIVE)
+    site.audit.append("release", {"charge": charged.id, "items": []})
 
 
 @pytest.mark.parametrize(

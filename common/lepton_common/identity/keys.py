@@ -1,4 +1,7 @@
-"""Ed25519 signing keys (RFC 8032) with which a site signs what it says and does."""
+"""Ed25519 signing keys (RFC 8032) with which a site signs what it says and does.
+
+A key is in a file, or in a token (`tokens.TokenKey`); nobody but `SigningKey.load` need know.
+"""
 
 from pathlib import Path
 
@@ -28,19 +31,25 @@ class SigningKey:
 
     @classmethod
     def load(cls, path: Path, passphrase: str | None = None) -> "SigningKey":
-        """Reads a key written by `save`.
+        """Opens a key written by `save`, in the file or in the token that it names.
+
+        Args:
+            path: the file.
+            passphrase: of a sealed key, or the token's PIN.
 
         Raises:
-            KeyUnreadable: there is no such file, it holds no Ed25519 key, or is sealed under
-                another passphrase.
+            KeyUnreadable: there is no such file or token, it holds no Ed25519 key, or is sealed
+                under another passphrase.
         """
+        data = _read(path)
+        if _is_reference(data):
+            from lepton_common.identity.tokens import TokenKey, read_reference
+
+            return TokenKey(read_reference(data, path), passphrase)
         try:
-            data = path.read_bytes()
             ssh = data.startswith(b"-----BEGIN OPENSSH")
             load = serialization.load_ssh_private_key if ssh else serialization.load_pem_private_key
             key: object = load(data, passphrase.encode() if passphrase is not None else None)
-        except OSError as error:
-            raise KeyUnreadable(f"Cannot read the key {path}: {error.strerror}.") from None
         except TypeError:
             how = "is not sealed; give no" if passphrase else "is sealed; give its"
             raise KeyUnreadable(f"The key {path} {how} passphrase.") from None
@@ -82,6 +91,20 @@ class SigningKey:
         return self._private.sign(message)
 
 
+def read_public(path: Path) -> str:
+    """Returns the hexadecimal public key of a key; asks no token for it.
+
+    Raises:
+        KeyUnreadable: the file cannot be read, or is sealed.
+    """
+    data = _read(path)
+    if _is_reference(data):
+        from lepton_common.identity.tokens import read_reference
+
+        return read_reference(data, path).public_key
+    return SigningKey.load(path).public_hex
+
+
 def verify(public_hex: str, signature: bytes, message: bytes) -> bool:
     """Tells whether ``signature`` over ``message`` was made by the key's owner."""
     try:
@@ -89,3 +112,14 @@ def verify(public_hex: str, signature: bytes, message: bytes) -> bool:
     except (InvalidSignature, ValueError):
         return False
     return True
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise KeyUnreadable(f"Cannot read the key {path}: {error.strerror}.") from None
+
+
+def _is_reference(data: bytes) -> bool:
+    return data.startswith(b"{")

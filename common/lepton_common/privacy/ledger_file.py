@@ -16,7 +16,9 @@ from typing import Any
 from lepton_common.chain import ChainRecord, head_of, next_record, read_chain
 from lepton_common.errors import AuditError, LedgerInvalid
 from lepton_common.identity.keys import SigningKey
+from lepton_common.privacy.plan import WHOLE_SITE
 
+CARRIED = "carried"
 _DOMAIN = b"lepton/ledger/v1"
 # In one transaction, so that a crash leaves all of it or nothing.
 _SCHEMA = """
@@ -37,7 +39,8 @@ class LedgerContents:
     """What a ledger's file holds.
 
     Attributes:
-        records: the chain; kinds ``open``, ``data``, ``charge`` and ``release``.
+        records: the chain; kinds ``open``, ``data``, ``charge``, ``release``, and ``carried`` for
+            a charge from the ledger of a key that this one's took the place of.
         overlaps: by version of the data, all versions that share a unit with it, itself too.
     """
 
@@ -48,6 +51,26 @@ class LedgerContents:
     def head(self) -> str:
         """The hash of the newest entry."""
         return head_of(self.records)
+
+    @property
+    def charges(self) -> list[ChainRecord]:
+        """All charges, also those carried over."""
+        return [record for record in self.records if record.kind in ("charge", CARRIED)]
+
+    def charges_to(self, version: str) -> list[ChainRecord]:
+        """Returns the charges to the people in a version of the data, or that may be to them.
+
+        A charge to the whole site is to all of them. So is one that was carried over: its people
+        are hashed under a key that is gone, and nobody can tell any more who they were.
+        """
+        related = self.overlaps.get(version, {version})
+        return [
+            record
+            for record in self.charges
+            if record.kind == CARRIED
+            or record.body["version"] in related
+            or record.body["unit"] == WHOLE_SITE
+        ]
 
 
 class LedgerFile:

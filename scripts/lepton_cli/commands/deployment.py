@@ -14,7 +14,7 @@ from rich.table import Table
 
 _PASSPHRASE = Annotated[
     Path | None,
-    typer.Option("--passphrase-file", help="Its first line opens a sealed key."),
+    typer.Option("--passphrase-file", help="Its first line opens a sealed key, or its token."),
 ]
 _AS = Annotated[
     Path,
@@ -38,7 +38,7 @@ def server_start(
     passphrase_file: _PASSPHRASE = None,
 ) -> None:
     """Start the coordinator and keep it up; Ctrl-C ends it, and starting again goes on."""
-    from lepton_cli.joining import read_passphrase
+    from lepton_cli.keys import read_passphrase
     from lepton_server.gateway.server import Server
 
     _log()
@@ -50,12 +50,14 @@ def server_start(
 
 def site_start(
     folder: Annotated[Path, typer.Argument(help="The site's folder, joined.")],
+    passphrase_file: _PASSPHRASE = None,
 ) -> None:
     """Start the site's agent: it answers what the site's policy allows; Ctrl-C ends it."""
+    from lepton_cli.keys import read_passphrase
     from lepton_client.agent import run_agent
 
     _log()
-    run_agent(folder.resolve(), _stopped())
+    run_agent(folder.resolve(), _stopped(), read_passphrase(passphrase_file))
 
 
 def submit(
@@ -69,7 +71,7 @@ def submit(
     """Submits a run; `SUBMIT_HELP` is what the user reads."""
     from lepton_cli.compose import compose_settings
     from lepton_cli.control import control, proposal_of
-    from lepton_cli.joining import read_passphrase
+    from lepton_cli.keys import read_passphrase
     from lepton_common.control.control_pb2 import SubmitRequest
 
     settings = compose_settings(overrides)
@@ -93,7 +95,7 @@ def list_command(
 ) -> None:
     """List the coordinator's runs."""
     from lepton_cli.control import control
-    from lepton_cli.joining import read_passphrase
+    from lepton_cli.keys import read_passphrase
     from lepton_common.control.control_pb2 import ListRequest
 
     with control(folder, read_passphrase(passphrase_file)) as service:
@@ -116,7 +118,7 @@ def watch_command(
 ) -> None:
     """Watch a run to its end; the exit code tells how it ended."""
     from lepton_cli.control import control
-    from lepton_cli.joining import read_passphrase
+    from lepton_cli.keys import read_passphrase
 
     with control(folder, read_passphrase(passphrase_file)) as service:
         _watch(service, name, as_json)
@@ -126,7 +128,7 @@ def watch_command(
 def stop_command(name: _RUN, folder: _AS, passphrase_file: _PASSPHRASE = None) -> None:
     """End a run after its current round; what was finished is kept."""
     from lepton_cli.control import control
-    from lepton_cli.joining import read_passphrase
+    from lepton_cli.keys import read_passphrase
     from lepton_common.control.control_pb2 import RunName
 
     with control(folder, read_passphrase(passphrase_file)) as service:
@@ -143,7 +145,7 @@ def fetch_command(
 ) -> None:
     """Fetch the last finished round's model."""
     from lepton_cli.control import control
-    from lepton_cli.joining import read_passphrase
+    from lepton_cli.keys import read_passphrase
     from lepton_common.control.control_pb2 import RunName
     from lepton_common.durable import write_atomic
 

@@ -9,6 +9,8 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from lepton_cli.commands.identities import MODULE, PASSPHRASE, TOKEN
+
 if TYPE_CHECKING:
     from lepton_cli.federation import Draft, FederationFolder
     from lepton_common.identity.joining import Entry
@@ -35,9 +37,9 @@ file for drafts/. Ask for the root's digest by another way than the folder came.
 app = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode="rich")
 
 _FOLDER = Annotated[Path, typer.Argument(help="The federation's folder.")]
-_PASSPHRASE = Annotated[
+_OPENS = Annotated[
     Path | None,
-    typer.Option("--passphrase-file", help="Seals the key under the first line of this file."),
+    typer.Option("--passphrase-file", help="Its first line opens a sealed key, or its token."),
 ]
 _UNTIL = typer.Option("--until", help="Last day of the roster, as 2027-11-30; a year from now.")
 _ADD = typer.Option("--add", help="A request to join: join.json of a site, server or person.")
@@ -47,18 +49,20 @@ _PARTNER = typer.Option("--partner", help="A partner's .pub file.")
 @app.command("key")
 def key_command(
     path: Annotated[Path, typer.Argument(help="File for the key; FILE.pub beside it is public.")],
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
+    token: TOKEN = None,
+    module: MODULE = None,
 ) -> None:
     """Make a partner's key. It signs rosters and studies, and stays with the partner."""
-    from lepton_cli.joining import read_passphrase
+    from lepton_cli.keys import key_place
     from lepton_common.durable import write_atomic
     from lepton_common.errors import KeyUnreadable
-    from lepton_common.identity.keys import SigningKey
 
     if path.exists():
         raise KeyUnreadable(f"{path} is there already; choose another file.")
-    key = SigningKey.generate()
-    key.save(path, read_passphrase(passphrase_file))
+    place = key_place(passphrase_file, token, module)
+    key = place.make(path.stem)
+    key.save(path, place.passphrase)
     public = path.with_name(f"{path.name}.pub")
     write_atomic(public, f"{key.public_hex}\n".encode())
     print(f"Keep {path} to yourself; send {public} to who founds the federation.")
@@ -161,11 +165,11 @@ def sign_command(
     folder: _FOLDER,
     key: Annotated[Path, typer.Option("--key", help="Your key, from `lepton federation key`.")],
     yes: Annotated[bool, typer.Option("--yes", help="Sign without asking.")] = False,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: _OPENS = None,
 ) -> None:
     """Show what each draft would change, and sign it once you have said yes."""
     from lepton_cli.federation import FederationFolder
-    from lepton_cli.joining import read_passphrase
+    from lepton_cli.keys import read_passphrase
     from lepton_common.errors import Interrupted, RosterInvalid
     from lepton_common.identity.keys import SigningKey
 

@@ -8,9 +8,17 @@ import typer
 
 _FOLDER = Annotated[Path, typer.Argument(help="A new folder: keys are made in it and stay there.")]
 _NAME = Annotated[str, typer.Option("--name", help="The name in the roster.")]
-_PASSPHRASE = Annotated[
+PASSPHRASE = Annotated[
     Path | None,
-    typer.Option("--passphrase-file", help="Seals the key under the first line of this file."),
+    typer.Option(
+        "--passphrase-file", help="Its first line seals the key; with --token: the token's PIN."
+    ),
+]
+TOKEN = Annotated[
+    str | None, typer.Option("--token", help="Makes the key inside the token with this label.")
+]
+MODULE = Annotated[
+    Path | None, typer.Option("--module", help="The PKCS#11 library of the token's maker.")
 ]
 
 site_app = typer.Typer(help="A site: its keys, data and policy.", no_args_is_help=True)
@@ -31,13 +39,16 @@ def site_init(
         int | None,
         typer.Option("--public-size", help="Size to make public, rounded down to a power of two."),
     ] = None,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
+    token: TOKEN = None,
+    module: MODULE = None,
 ) -> None:
     """Make a site's folder: keys, site.yaml with a strict policy, and a request to join.
 
     Read site.yaml and change it as you see fit: it is what no request can go beyond.
     """
-    from lepton_cli.joining import make_site, read_passphrase
+    from lepton_cli.joining import make_site
+    from lepton_cli.keys import key_place
 
     path = make_site(
         folder,
@@ -46,9 +57,32 @@ def site_init(
         dataset=dataset,
         root=str(root.resolve()) if root else None,
         public_size=public_size,
-        passphrase=read_passphrase(passphrase_file),
+        place=key_place(passphrase_file, token, module),
     )
     print(f"Read {folder / 'site.yaml'}: it says what this site allows.")
+    _say_next(path, "site", folder)
+
+
+@site_app.command("rekey")
+def site_rekey(
+    old: Annotated[Path, typer.Argument(help="The site's folder; its private key may be lost.")],
+    folder: _FOLDER,
+    passphrase_file: PASSPHRASE = None,
+    token: TOKEN = None,
+    module: MODULE = None,
+) -> None:
+    """Make a site a new folder with a new key: the old one is lost, stolen, or moves to a token.
+
+    Takes over site.yaml, and all that the old folder has on record as spent. End the site first,
+    and keep the old folder: its log is evidence.
+    """
+    from lepton_cli.joining import rekey_site
+    from lepton_cli.keys import key_place
+
+    path, charges = rekey_site(old, folder, key_place(passphrase_file, token, module))
+    print(f"{charges} charges went over; each counts for everyone in the site's data from now on.")
+    print("In the roster, the new key takes the old one's place:")
+    print(f"  lepton federation propose FEDERATION --add {path}")
     _say_next(path, "site", folder)
 
 
@@ -60,12 +94,16 @@ def server_init(
     ],
     name: _NAME = "coordinator",
     port: Annotated[int, typer.Option("--port", help="The one public port.")] = 443,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
+    token: TOKEN = None,
+    module: MODULE = None,
 ) -> None:
     """Make the coordinator's folder: its key, and a request to join."""
-    from lepton_cli.joining import make_coordinator, read_passphrase
+    from lepton_cli.joining import make_coordinator
+    from lepton_cli.keys import key_place
 
-    path = make_coordinator(folder, name, host, port, read_passphrase(passphrase_file))
+    place = key_place(passphrase_file, token, module)
+    path = make_coordinator(folder, name, host, port, place)
     _say_next(path, "server", folder)
 
 
@@ -76,12 +114,16 @@ def person_init(
     role: Annotated[
         list[str], typer.Option("--role", help="administrator, lead or auditor; may be repeated.")
     ],
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
+    token: TOKEN = None,
+    module: MODULE = None,
 ) -> None:
     """Make a person's folder: their key, and a request to join."""
-    from lepton_cli.joining import make_person, read_passphrase
+    from lepton_cli.joining import make_person
+    from lepton_cli.keys import key_place
 
-    path = make_person(folder, name, list(role), read_passphrase(passphrase_file))
+    place = key_place(passphrase_file, token, module)
+    path = make_person(folder, name, list(role), place)
     _say_next(path, "person", folder)
 
 

@@ -295,11 +295,11 @@ def verify_command(
     from lepton_client.site import KEY_FILE, LEDGER_FILE
     from lepton_common.chain import verify_heads
     from lepton_common.errors import AuditError, LedgerInvalid, LedgerRolledBack
-    from lepton_common.identity.keys import SigningKey
+    from lepton_common.identity.keys import read_public
     from lepton_common.privacy.accounting import epsilon
     from lepton_common.privacy.events import read_event
     from lepton_common.privacy.ledger_file import read_ledger
-    from lepton_common.privacy.plan import WHOLE_SITE, for_people
+    from lepton_common.privacy.plan import for_people
 
     path = site / LEDGER_FILE
     if not path.exists():
@@ -308,7 +308,7 @@ def verify_command(
             "a site that never charged anything has none."
         )
     try:
-        public = key or SigningKey.load(site / KEY_FILE).public_hex
+        public = key or read_public(site / KEY_FILE)
         contents = read_ledger(path, public)
         if not contents.records:
             raise LedgerInvalid(
@@ -320,16 +320,11 @@ def verify_command(
     except AuditError as error:
         raise LedgerRolledBack(str(error)) from error
     names = {r.body["version"]: r.body["dataset"] for r in contents.records if r.kind == "data"}
-    charges = [record for record in contents.records if record.kind == "charge"]
+    charges = contents.charges
     released = sum(record.kind == "release" for record in contents.records)
     rows = []
     for version, name in names.items():
-        related = contents.overlaps[version]
-        mine = [
-            charge
-            for charge in charges
-            if charge.body["version"] in related or charge.body["unit"] == WHOLE_SITE
-        ]
+        mine = contents.charges_to(version)
         delta = min((float(charge.body["delta"]) for charge in mine), default=1e-5)
         events = tuple(
             for_people(str(charge.body["unit"]), read_event(charge.body["event"]))
