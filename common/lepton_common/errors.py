@@ -64,6 +64,11 @@ LeptonError                     exit code 1
 │   ├── RosterExpired
 │   ├── StudyInvalid
 │   └── ProposalInvalid
+├── BundleError                 9   an offline installation that cannot be made or trusted
+│   ├── WheelMissing
+│   ├── BundleForged
+│   ├── BundleUnsafe
+│   └── BundleAltered
 └── Interrupted                 130 Ctrl-C: stopped after a finished round
 ```
 
@@ -348,6 +353,28 @@ class StudyInvalid(IdentityError):
 
 class ProposalInvalid(IdentityError):
     """A proposed run that is damaged, or that nobody who may has signed."""
+
+
+class BundleError(LeptonError):
+    """A bundle for an installation without a network is not good."""
+
+    exit_code = 9
+
+
+class WheelMissing(BundleError):
+    """A package that belongs into a bundle cannot be fetched or built."""
+
+
+class BundleForged(BundleError):
+    """A bundle is not signed by the key that it should be signed by."""
+
+
+class BundleUnsafe(BundleError):
+    """A bundle holds what would be written outside of its folder, or is too large."""
+
+
+class BundleAltered(BundleError):
+    """A bundle holds other bytes than its maker signed, or fewer, or more."""
 
 
 class Interrupted(LeptonError):

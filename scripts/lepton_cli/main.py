@@ -14,6 +14,7 @@ from lepton_cli.commands import (
     deployment,
     federation,
     identities,
+    installing,
     privacy,
     reports,
     simulate,
@@ -23,7 +24,8 @@ from lepton_common.errors import LeptonError, SettingsError
 _EXIT_CODES = """
 Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
 5 a run failed or was not found · 6 an audit log does not verify · 7 secure aggregation
-stopped a round · 8 a key, certificate, roster or study is not good · 130 stopped by Ctrl-C.
+stopped a round · 8 a key, certificate, roster or study is not good · 9 a bundle is
+incomplete or was altered · 130 stopped by Ctrl-C.
 """
 
 app = typer.Typer(
@@ -44,6 +46,14 @@ app.add_typer(privacy.app, name="privacy")
 app.add_typer(federation.app, name="federation")
 identities.site_app.command("start")(deployment.site_start)
 identities.server_app.command("start")(deployment.server_start)
+identities.site_app.command("bundle", help=installing.BUNDLE_HELP)(installing.bundle)
+identities.site_app.command("unbundle", help=installing.UNBUNDLE_HELP)(installing.unbundle)
+identities.site_app.command("unit", help=installing.UNIT_HELP.format(kind="site"))(
+    installing.site_unit
+)
+identities.server_app.command("unit", help=installing.UNIT_HELP.format(kind="server"))(
+    installing.server_unit
+)
 app.command("submit", help=deployment.SUBMIT_HELP)(deployment.submit)
 app.add_typer(deployment.run_app, name="run")
 app.add_typer(identities.site_app, name="site")
