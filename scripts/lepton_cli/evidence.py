@@ -187,9 +187,7 @@ def _shared(site: str, charge: ChainRecord) -> SharedNoise | None:
         ) from error
 
 
-def site_evidence(
-    site: str, records: list[ChainRecord], ledger: list[ChainRecord]
-) -> SiteEvidence:
+def site_evidence(site: str, records: list[ChainRecord], ledger: list[ChainRecord]) -> SiteEvidence:
     """Returns what a site's records and its ledger's entries prove, already verified each.
 
     Raises:

@@ -13,6 +13,7 @@ def render(name: str, **facts: object) -> str:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     return templates.get_template(name).render(**facts)
 

@@ -54,4 +54,3 @@ def write_report(run: Run) -> None:
     card = render("model_card.md.j2", **facts)
     write_atomic(run.report, html.encode())
     write_atomic(run.folder.path / "model_card.md", card.encode())
-

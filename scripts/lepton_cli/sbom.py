@@ -21,7 +21,9 @@ def sbom() -> str:
     found = {_key(d.metadata["Name"]): d for d in metadata.distributions() if d.metadata["Name"]}
     parts = {key: _component(key, distribution) for key, distribution in sorted(found.items())}
     bom = Bom(components=[part for key, part in parts.items() if key != _OURS])
-    named = "\n".join(f"{key}=={distribution.version}" for key, distribution in sorted(found.items()))
+    named = "\n".join(
+        f"{key}=={distribution.version}" for key, distribution in sorted(found.items())
+    )
     bom.serial_number = UUID(bytes=hashlib.sha256(named.encode()).digest()[:16], version=4)
     bom.metadata.timestamp = None  # the same software is the same bytes
     bom.metadata.component = parts.get(_OURS)

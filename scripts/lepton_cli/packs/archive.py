@@ -134,9 +134,7 @@ def read_pack(path: Path) -> Pack:
         signed = parse_json(
             Signed,
             to_json(
-                Signed(
-                    document=text.decode(), signatures={manifest.public_key: signature.decode()}
-                )
+                Signed(document=text.decode(), signatures={manifest.public_key: signature.decode()})
             ),
         )
     except ValueError:
@@ -166,15 +164,21 @@ def check_signer(pack: Pack, root: Digest) -> Roster:
         roster = read_roster(pack.members[ROSTER].decode(), root)
     except (RosterInvalid, UnicodeDecodeError) as error:
         raise EvidenceForeign(f"{where}: {error}") from None
-    named = {member.name: member.public_key for member in roster.members}
-    if manifest.kind == "coordinator":
-        named = {roster.coordinator.name: roster.coordinator.public_key} if roster.coordinator else {}
-    if manifest.federation != roster.federation or named.get(manifest.signer) != manifest.public_key:
+    key = key_of(roster, manifest.kind, manifest.signer)
+    if (manifest.federation, manifest.public_key) != (roster.federation, key):
         raise EvidenceForeign(
             f"{where}: version {roster.version} of the roster of {roster.federation} names no "
             f"{manifest.kind} '{manifest.signer}' with the key that signed this pack."
         )
     return roster
+
+
+def key_of(roster: Roster, kind: PackKind, name: str) -> str | None:
+    """Returns the key that a roster gives the site or the coordinator of that name."""
+    if kind == "site":
+        return next((m.public_key for m in roster.members if m.name == name), None)
+    known = roster.coordinator
+    return known.public_key if known is not None and known.name == name else None
 
 
 def _read_bounded(path: Path) -> bytes:

@@ -58,7 +58,12 @@ def coordinator_facts(records: list[ChainRecord], config: bytes) -> dict[str, An
     privacy = settings.privacy
     return {
         "times": [records[0].time, records[-1].time],
-        "audit": {"records": len(records), "in_full": len(records), "head": records[-1].hash},
+        "audit": {
+            "records": len(records),
+            "in_full": len(records),
+            "withheld_within": 0,
+            "head": records[-1].hash,
+        },
         "task": settings.task,
         "model_kind": settings.model,
         "strategy": settings.strategy.name,

@@ -154,6 +154,8 @@ def _chains(facts: dict[str, Any]) -> list[tuple[str, str]]:
         chain = facts.get(name)
         if chain and chain["head"]:
             of = f"{chain['in_full']} of {chain['records']} records in full"
+            if chain["withheld_within"]:
+                of += f", {chain['withheld_within']} withheld amid those of the run"
             rows.append((name.capitalize(), f"{of}; head {chain['head']}"))
     return rows
 

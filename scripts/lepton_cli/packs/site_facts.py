@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_cli.evidence import SiteEvidence, site_evidence
-from lepton_cli.packs.extract import of_run
+from lepton_cli.packs.extract import charged_to, of_run
 from lepton_common.audit import AUDIT_DOMAIN
 from lepton_common.chain import ChainRecord, Extract, read_extract
 from lepton_common.errors import EvidenceContradicts, LedgerInvalid
@@ -44,12 +44,8 @@ def read_site_records(
         AuditError: a record does not verify, or something left without its charge.
         EvidenceContradicts: log and ledger do not fit each other, or the run.
     """
-    audit = read_extract(
-        members[AUDIT].split(b"\n")[:-1], where / AUDIT, AUDIT_DOMAIN, key
-    )
-    ledger = read_extract(
-        members[LEDGER].split(b"\n")[:-1], where / LEDGER, LEDGER_DOMAIN, key
-    )
+    audit = read_extract(members[AUDIT].split(b"\n")[:-1], where / AUDIT, AUDIT_DOMAIN, key)
+    ledger = read_extract(members[LEDGER].split(b"\n")[:-1], where / LEDGER, LEDGER_DOMAIN, key)
     try:
         check_releases(where / LEDGER, ledger.records)
     except LedgerInvalid as error:
@@ -86,8 +82,12 @@ def site_facts(records: SiteRecords, run: str, policy: Mapping[str, Any]) -> dic
     charges = [r for r in records.ledger.records if r.kind == "charge" and r.body["run"] == run]
     return {
         "times": [min(r.time for r in ours), max(r.time for r in ours)],
-        "audit": _chain(records.audit),
-        "ledger": _chain(records.ledger),
+        "audit": _chain(records.audit, numbers),
+        "ledger": _chain(
+            records.ledger,
+            charged_to(records.ledger.records, run)
+            - {r.sequence for r in records.ledger.records if r.kind == "data"},
+        ),
         "releases": found.releases,
         "bytes_left": found.bytes_left,
         "refusals": found.refusals,
@@ -114,10 +114,17 @@ def as_epsilon(value: float | None) -> float | str | None:
     return "unbounded" if value is not None and math.isinf(value) else value
 
 
-def _chain(extract: Extract) -> dict[str, Any]:
+def _chain(extract: Extract, numbers: set[int]) -> dict[str, Any]:
+    """Returns how much of a chain is shown, and what is withheld amid the run's own records.
+
+    Another run that went on at the same time is the only honest reason for the latter.
+    """
+    within = range(min(numbers), max(numbers) + 1) if numbers else range(0)
+    shown = {record.sequence for record in extract.records}
     return {
         "records": len(extract.hashes),
         "in_full": len(extract.records),
+        "withheld_within": len(set(within) - shown),
         "head": extract.hashes[-1] if extract.hashes else None,
     }
 
