@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import cache
 from importlib import metadata
 from uuid import UUID
 
@@ -16,6 +17,7 @@ _OURS = "lepton-fl"
 _LONGEST_LICENSE = 80  # of a name; some packages put the whole text there
 
 
+@cache
 def sbom() -> str:
     """Returns the bill: every installed distribution, its version, licence and dependencies."""
     found = {_key(d.metadata["Name"]): d for d in metadata.distributions() if d.metadata["Name"]}
@@ -25,7 +27,7 @@ def sbom() -> str:
         f"{key}=={distribution.version}" for key, distribution in sorted(found.items())
     )
     bom.serial_number = UUID(bytes=hashlib.sha256(named.encode()).digest()[:16], version=4)
-    bom.metadata.timestamp = None  # the same software is the same bytes
+    bom.metadata.timestamp = None  # type: ignore[assignment]  # the same software, the same bytes
     bom.metadata.component = parts.get(_OURS)
     for key, distribution in sorted(found.items()):
         needed = _needed(distribution) & set(parts)
@@ -34,7 +36,8 @@ def sbom() -> str:
 
 
 def _component(key: str, distribution: metadata.Distribution) -> Component:
-    said = distribution.metadata.get("License-Expression") or distribution.metadata.get("License")
+    fields = distribution.metadata
+    said = next((fields[n] for n in ("License-Expression", "License") if n in fields), None)
     short = said if said and len(said) <= _LONGEST_LICENSE and "\n" not in said else None
     ours = key == _OURS
     return Component(

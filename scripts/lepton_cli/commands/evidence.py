@@ -65,8 +65,9 @@ def make(
     """Make a pack (also without this word)."""
     from lepton_cli.joining import read_passphrase
     from lepton_cli.packs.make import make_site_pack
+    from lepton_cli.packs.verify import verify_pack
     from lepton_common.durable import write_atomic
-    from lepton_common.errors import SettingsError
+    from lepton_common.errors import LeptonError, SettingsError
 
     if site is not None and server is not None:
         raise SettingsError("Give --site or --server: each has a pack of its own.")
@@ -78,9 +79,14 @@ def make(
     else:
         made = _coordinators(run, server, runs, study, passphrase)
     path = out or Path(f"{made.manifest.run}-{made.manifest.signer}.evidence.zip")
-    _print_made(made, None if show else path)
     if not show:
         write_atomic(path, made.data)
+        try:
+            verify_pack(path, made.root)
+        except LeptonError:
+            path.unlink()  # what its own maker cannot verify is no evidence
+            raise
+    _print_made(made, None if show else path)
 
 
 def _coordinators(

@@ -132,6 +132,7 @@ def _left(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("Refused", refused or "nothing"),
         ("Gradients by", engines or "no private training"),
         ("Data", f"{facts['data']['id']} ({facts['data']['dataset']})"),
+        ("Charged to", ", ".join(facts["charged_data"]) or "nothing"),
     ]
 
 

@@ -95,6 +95,11 @@ def site_facts(records: SiteRecords, run: str, policy: Mapping[str, Any]) -> dic
         "readable": found.readable,
         "conformance": found.engines,
         "data": dict(policy["data"]),
+        "charged_data": sorted(
+            f"{r.body['dataset']} (unit {r.body['unit']})"
+            for r in records.ledger.records
+            if r.kind == "data" and r.body["version"] in {c.body["version"] for c in charges}
+        ),
         "plan": {
             "digests": sorted({str(charge.body["plan"]) for charge in charges}),
             "units": sorted(found.units),

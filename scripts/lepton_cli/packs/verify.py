@@ -128,6 +128,8 @@ def _check_study(pack: Pack, roster: Roster, facts: dict[str, Any]) -> Study | N
         raise EvidenceContradicts(f"{where}: {error}") from None
     if pack.manifest.kind == "site":
         strangers = {pack.manifest.signer} - set(study.sites)
+        if facts["data"]["id"] not in study.data:
+            raise EvidenceContradicts(f"{where} does not cover the data {facts['data']['id']}.")
     else:
         strangers = set(facts["participants"]) - set(study.sites)
         if facts["task"] not in study.tasks:
