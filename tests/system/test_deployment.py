@@ -210,7 +210,7 @@ def check_evidence(federation, name):
     assert not any(pack["simulated"] for pack in found["packs"])
     assert all(pack["epsilon"] <= 0.9 for pack in found["packs"][1:])
     data = (elsewhere / packs[1]).read_bytes()
-    (elsewhere / packs[1]).write_bytes(data.replace(b'"charge":"', b'"charge":"0', 1))
+    (elsewhere / packs[1]).write_bytes(data.replace(b'"charge":', b'"chargE":', 1))
     assert "EvidenceAltered" in federation.do(line, code=6).stdout
 
 
