@@ -14,7 +14,7 @@ from lepton_common.durable import append_synced, write_atomic
 from lepton_common.errors import AuditError
 from lepton_common.identity.keys import SigningKey
 
-_DOMAIN = b"lepton/audit/v1"
+AUDIT_DOMAIN = b"lepton/audit/v1"
 
 
 class AuditLog:
@@ -57,7 +57,7 @@ class AuditLog:
             OSError: the disk is full or gone; nothing was appended.
         """
         with self._lock:
-            record, line = next_record(self.records, kind, body, self._key, _DOMAIN)
+            record, line = next_record(self.records, kind, body, self._key, AUDIT_DOMAIN)
             self._write(line + b"\n")
             self.records.append(record)
             return record
@@ -98,4 +98,4 @@ def read_records(path: Path, expected_key: str | None = None) -> Iterator[ChainR
         raise AuditError(f"{path}: record {len(lines) - 1} is torn; the log was cut in mid-write.")
     if len(lines) == 1:
         raise AuditError(f"{path}: the log is empty; every log begins with an 'open' record.")
-    yield from read_chain(lines[:-1], path, _DOMAIN, expected_key)
+    yield from read_chain(lines[:-1], path, AUDIT_DOMAIN, expected_key)

@@ -9,7 +9,7 @@ chain. Cutting off the newest records leaves a valid shorter chain, so others wi
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,19 @@ class ChainRecord:
     body: dict[str, Any]
     time: float
     hash: str
+
+
+@dataclass(frozen=True)
+class Extract:
+    """Part of a chain, of whose other records only hashes and signatures are known.
+
+    Attributes:
+        records: those shown in full.
+        hashes: of all records, in order; the last one is the head.
+    """
+
+    records: list[ChainRecord]
+    hashes: list[str]
 
 
 def head_of(records: list[ChainRecord]) -> str:
@@ -76,31 +89,85 @@ def read_chain(
     Raises:
         AuditError: naming the first record that does not verify.
     """
+    for _, record in _read(lines, path, domain, expected_key):
+        assert record is not None, "only an extract withholds records"
+        yield record
+
+
+def withhold(lines: Iterable[bytes], shown: Container[int]) -> list[bytes]:
+    """Returns the lines of a chain; of records not shown, their hash and signature alone.
+
+    The first record, which names the chain's key, is always shown.
+    """
+    kept = []
+    for sequence, line in enumerate(lines):
+        if sequence and sequence not in shown:
+            fields = json.loads(line)
+            line = _canonical({"hash": fields["hash"], "signature": fields["signature"]})
+        kept.append(line)
+    return kept
+
+
+def read_extract(
+    lines: Iterable[bytes], path: Path, domain: bytes, expected_key: str | None = None
+) -> Extract:
+    """Returns what `withhold` left of a chain, verified.
+
+    A record in full is held against the hash before it. Of a withheld one, the signature shows
+    that the chain's owner wrote it, and its place is as the extract says.
+
+    Raises:
+        AuditError: naming the first record that does not verify.
+    """
+    found = Extract([], [])
+    for digest, record in _read(lines, path, domain, expected_key, partly=True):
+        found.hashes.append(digest)
+        if record is not None:
+            found.records.append(record)
+    return found
+
+
+def _read(
+    lines: Iterable[bytes],
+    path: Path,
+    domain: bytes,
+    expected_key: str | None,
+    *,
+    partly: bool = False,
+) -> Iterator[tuple[str, ChainRecord | None]]:
+    """Yields each record with its hash; None for one that an extract withholds."""
     previous, public_key = GENESIS, expected_key or ""
     for sequence, line in enumerate(lines):
         where = f"{path}: record {sequence}"
+        record = None
         try:
             fields = json.loads(line)
             digest, signature = fields.pop("hash"), bytes.fromhex(fields.pop("signature"))
+            signed = domain + bytes.fromhex(digest)
             if sequence == 0:
                 named = str(fields["body"]["public_key"])
                 public_key = expected_key or named
                 if fields["kind"] != "open" or named != public_key:
                     raise AuditError(f"{where} does not open the log with the expected key.")
-            record = ChainRecord(
-                fields["sequence"], fields["kind"], fields["body"], float(fields["time"]), digest
-            )
+            if fields or not partly:
+                record = ChainRecord(
+                    fields["sequence"],
+                    fields["kind"],
+                    fields["body"],
+                    float(fields["time"]),
+                    digest,
+                )
             again = _canonical({**fields, "hash": digest, "signature": signature.hex()})
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise AuditError(f"{where} is not a record; the log was altered.") from error
-        if again != line or _digest(fields) != digest:
+        if again != line or (record is not None and _digest(fields) != digest):
             raise AuditError(f"{where} was altered: its hash does not match its content.")
-        if fields["previous"] != previous or record.sequence != sequence:
+        if record is not None and (fields["previous"], record.sequence) != (previous, sequence):
             raise AuditError(f"{where} does not follow the one before it: records are missing.")
-        if not verify(public_key, signature, domain + bytes.fromhex(digest)):
+        if not verify(public_key, signature, signed):
             raise AuditError(f"{where} has a wrong signature: another key wrote it.")
         previous = digest
-        yield record
+        yield digest, record
 
 
 def verify_heads(path: Path, records: list[ChainRecord], witnessed: list[str]) -> None:

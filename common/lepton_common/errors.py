@@ -54,6 +54,10 @@ LeptonError                     exit code 1
 │   ├── UpdateAlreadySpent
 │   └── RoundLost
 ├── AuditError                  6   what does not verify
+│   ├── EvidenceUnreadable
+│   ├── EvidenceAltered
+│   ├── EvidenceForeign
+│   └── EvidenceContradicts
 ├── IdentityError               8   who someone is, and whether they belong
 │   ├── KeyUnreadable
 │   ├── TokenGone
@@ -311,6 +315,22 @@ class AuditError(LeptonError):
     """An audit log does not verify."""
 
     exit_code = 6
+
+
+class EvidenceUnreadable(AuditError):
+    """An evidence pack has not the one form that packs have, or a record for it is missing."""
+
+
+class EvidenceAltered(AuditError):
+    """A member of an evidence pack is not as it was signed, is missing, or was added."""
+
+
+class EvidenceForeign(AuditError):
+    """An evidence pack is of another federation, or signed by none of its members."""
+
+
+class EvidenceContradicts(AuditError):
+    """Members of an evidence pack, or several packs of one run, contradict each other."""
 
 
 class IdentityError(LeptonError):

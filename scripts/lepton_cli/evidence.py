@@ -134,7 +134,7 @@ def gather_evidence(folder: RunFolder) -> Evidence:
         records = list(read_records(path, expected_key=key))
         verify_heads(path, records, heads.get(site, []))
         ledger = _read_ledger(folder.site(site) / LEDGER_FILE, key, ledgers.get(site, []))
-        sites[site] = _site_evidence(site, records, ledger)
+        sites[site] = site_evidence(site, records, ledger)
     for path in sorted((folder.path / "sites").glob("*/audit.jsonl")):
         if path.parent.name not in sites:
             raise AuditError(f"{path}: the server's log does not know this site: it was cut.")
@@ -187,9 +187,12 @@ def _shared(site: str, charge: ChainRecord) -> SharedNoise | None:
         ) from error
 
 
-def _site_evidence(
-    site: str, records: list[ChainRecord], ledger: list[ChainRecord]
-) -> SiteEvidence:
+def site_evidence(site: str, records: list[ChainRecord], ledger: list[ChainRecord]) -> SiteEvidence:
+    """Returns what a site's records and its ledger's entries prove, already verified each.
+
+    Raises:
+        AuditError: something was released without the charge for it.
+    """
     found = SiteEvidence(site, records=len(records))
     charges: dict[str, Event] = {}
     for record in ledger:

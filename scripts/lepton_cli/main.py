@@ -12,6 +12,7 @@ from lepton_cli.commands import (
     audit,
     config,
     deployment,
+    evidence,
     federation,
     identities,
     installing,
@@ -23,9 +24,9 @@ from lepton_common.errors import LeptonError, SettingsError
 
 _EXIT_CODES = """
 Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
-5 a run failed or was not found · 6 an audit log does not verify · 7 secure aggregation
-stopped a round · 8 a key, certificate, roster or study is not good · 9 a bundle is
-incomplete or was altered · 130 stopped by Ctrl-C.
+5 a run failed or was not found · 6 an audit log or evidence does not verify · 7 secure
+aggregation stopped a round · 8 a key, certificate, roster or study is not good · 9 a bundle
+is incomplete or was altered · 130 stopped by Ctrl-C.
 """
 
 app = typer.Typer(
@@ -42,6 +43,7 @@ app.command("config")(config.command)
 app.command("runs")(reports.list_command)
 app.command("report")(reports.show_command)
 app.add_typer(audit.app, name="audit")
+app.add_typer(evidence.app, name="evidence")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(federation.app, name="federation")
 identities.site_app.command("start")(deployment.site_start)

@@ -2,13 +2,12 @@
 
 import base64
 import json
-from importlib import resources
 
-import jinja2
 import yaml
 
 from lepton_cli.exposure import exposure
 from lepton_cli.pictures import draw_all
+from lepton_cli.rendering import render
 from lepton_cli.run import Run
 from lepton_cli.summary import comparison, is_red, next_command, statement, upper
 from lepton_common.datasets.catalog import load_dataset
@@ -51,18 +50,7 @@ def write_report(run: Run) -> None:
     pictures = {
         title: base64.b64encode(path.read_bytes()).decode() for title, path in draw_all(run).items()
     }
-    templates = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_template),
-        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = templates.get_template("report.html.j2").render(pictures=pictures, **facts)
-    card = templates.get_template("model_card.md.j2").render(**facts)
+    html = render("report.html.j2", pictures=pictures, **facts)
+    card = render("model_card.md.j2", **facts)
     write_atomic(run.report, html.encode())
     write_atomic(run.folder.path / "model_card.md", card.encode())
-
-
-def _template(name: str) -> str:
-    return resources.files("lepton_cli").joinpath("templates", name).read_text(encoding="utf-8")

@@ -30,7 +30,7 @@ from lepton_common.datasets.records import Dataset, Rows
 from lepton_common.durable import write_atomic
 from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Member, Roster, root_of, sign_roster
+from lepton_common.identity.roster import Coordinator, Member, Roster, root_of, sign_roster
 from lepton_common.identity.signed import Partners
 from lepton_common.privacy.plan import public_size_class
 from lepton_common.settings import Settings
@@ -121,11 +121,19 @@ def make_sites(
     partner = SigningKey.generate()  # thrown away: nobody can add a site to a simulation
     members = [Member(name=name, public_key=keys[name].public_hex) for name in sorted(keys)]
     partners = Partners(keys=[partner.public_hex], threshold=1)
+    server = SigningKey.generate()
     roster = Roster(
-        federation=settings.federation.name, version=1, partners=partners, members=members
+        federation=settings.federation.name,
+        version=1,
+        partners=partners,
+        coordinator=Coordinator(
+            name="coordinator", public_key=server.public_hex, authority="", hosts=[], port=443
+        ),
+        members=members,
     )
     signed = sign_roster(roster, [partner])
     folder.roster.parent.mkdir(parents=True)
+    server.save(folder.server_key)
     folder.roster.write_text(signed, encoding="utf-8")
     folder.roster_root.write_text(root_of(signed), encoding="utf-8")
     for name, rows in parts.items():

@@ -274,7 +274,8 @@ def test_a_lost_key_is_replaced_and_what_was_spent_goes_over(
 def charge(folder):
     """Has a site charge one round, as if it had answered it."""
     site = Site(folder)
-    site.use_data()
+    site.ledger.use_data("row", site.trainer.people())
+    site.trainer.stop()
     asked = training(privacy=PRIVACY, task="breast_cancer")
     plan = consent.check(asked, replace(site.file, policy=PERMISSIVE))
     charged = site.ledger.reserve(plan, asked, PERMISSIVE)

@@ -43,14 +43,14 @@ def test_everyone_in_the_data_has_spent_what_the_old_key_charged(make_site, tmp_
     (old.folder / "signing.pem").unlink()  # lost
     new = successor(old, tmp_path / "new")
     assert events(new) == events(old) != []
-    new.use_data()
+    new.ledger.use_data("row", new.trainer.people())
     assert events(new) == events(old)
     # Nobody can tell any more who the old data's people were: others are charged, too.
     toy_catalog["train"] = synthetic(40, seed=9)
     load_dataset.cache_clear()
     forget_sites()
     other = Site(new.folder)
-    other.use_data()
+    other.ledger.use_data("row", other.trainer.people())
     assert other.ledger._version != new.ledger._version
     assert events(other) == events(old)
 

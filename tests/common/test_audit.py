@@ -6,8 +6,8 @@ import resource
 
 import pytest
 
-from lepton_common.audit import AuditLog, read_records
-from lepton_common.chain import GENESIS, verify_heads
+from lepton_common.audit import AUDIT_DOMAIN, AuditLog, read_records
+from lepton_common.chain import GENESIS, read_chain, read_extract, verify_heads, withhold
 from lepton_common.errors import AuditError
 from lepton_common.identity.keys import SigningKey
 
@@ -225,3 +225,37 @@ def test_a_write_that_a_full_disk_cut_short_does_not_spoil_the_log(log, path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     log.append("refusal", {"error": "a record that finds room again"})
     assert list(read_records(path)) == log.records
+
+
+def test_an_extract_withholds_all_but_what_is_shown(tmp_path):
+    key, path = SigningKey.generate(), tmp_path / "audit.jsonl"
+    log = AuditLog(path, key, "site-1")
+    for number in range(5):
+        log.append("release", {"run": f"run-{number}"})
+    lines = path.read_bytes().split(b"\n")[:-1]
+    kept = withhold(lines, {2, 5})
+    assert b"run-0" not in b"".join(kept)
+    found = read_extract(kept, path, AUDIT_DOMAIN, key.public_hex)
+    assert [record.sequence for record in found.records] == [0, 2, 5]
+    assert found.hashes == [record.hash for record in log.records]
+    bad = {
+        "a hash of another's": [*kept[:3], withhold(other_lines(tmp_path), {})[3], *kept[4:]],
+        "one left out": [*kept[:4], kept[5]],
+        "swapped before one that is shown": [kept[0], kept[2], kept[1], *kept[3:]],
+        "the last one swapped": [*kept[:3], kept[4], kept[3], kept[5]],
+        "a field more": [*kept[:3], kept[3][:-1] + b',"time":1}', *kept[4:]],
+        "no hash": [*kept[:3], kept[3].replace(b'"hash":"', b'"hash":"zz'), *kept[4:]],
+    }
+    for case in bad.values():
+        with pytest.raises(AuditError):
+            read_extract(case, path, AUDIT_DOMAIN, key.public_hex)
+    with pytest.raises(AuditError):  # a log itself may withhold nothing
+        list(read_chain(kept, path, AUDIT_DOMAIN, key.public_hex))
+
+
+def other_lines(tmp_path):
+    path = tmp_path / "other.jsonl"
+    log = AuditLog(path, SigningKey.generate(), "site-1")
+    for number in range(5):
+        log.append("release", {"run": f"run-{number}"})
+    return path.read_bytes().split(b"\n")[:-1]

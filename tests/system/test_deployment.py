@@ -190,6 +190,28 @@ def test_a_private_run_ends_with_a_model_and_logs_that_verify(federation):
         assert 0 < reported[site] <= 0.9
         allowed = {"site", "secagg", "masked", "header", "receipt"}
         assert {item["name"] for r in released for item in r.body["items"]} <= allowed
+    check_evidence(federation, name)
+
+
+def check_evidence(federation, name):
+    """Everyone makes their pack of a run; another machine has the packs and the root alone."""
+    federation.do(f"evidence {name} --server srv --out srv.zip")
+    for site in SITES[:2]:
+        federation.do(f"evidence {name} --site {site} --out {site}.zip")
+    packs = ["srv.zip", *(f"{site}.zip" for site in SITES[:2])]
+    elsewhere = federation.path / "auditor"
+    elsewhere.mkdir()
+    for pack in packs:
+        shutil.copy(federation.path / pack, elsewhere)
+    root = (federation.path / "hosp" / "roster.root").read_text()
+    line = f"evidence verify {' '.join(f'auditor/{pack}' for pack in packs)} --root {root} --json"
+    found = json.loads(federation.do(line).stdout)
+    assert found["witnessed"] == len(SITES[:2]) * (1 + 10)
+    assert not any(pack["simulated"] for pack in found["packs"])
+    assert all(pack["epsilon"] <= 0.9 for pack in found["packs"][1:])
+    data = (elsewhere / packs[1]).read_bytes()
+    (elsewhere / packs[1]).write_bytes(data.replace(b'"charge":', b'"chargE":', 1))
+    assert "EvidenceAltered" in federation.do(line, code=6).stdout
 
 
 def test_what_a_site_s_policy_forbids_ends_with_its_name(federation):

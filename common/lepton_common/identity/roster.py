@@ -49,8 +49,8 @@ class Coordinator:
     Attributes:
         name: its name.
         public_key: its hexadecimal Ed25519 key.
-        authority: PEM certificate of that key.
-        hosts: names and addresses that it answers under.
+        authority: PEM certificate of that key; "" in a simulation.
+        hosts: names and addresses that it answers under; none in a simulation.
         port: its one public port.
     """
 
@@ -87,7 +87,7 @@ class Roster:
         version: 1, and one more with each change.
         until: the last day on which it is good; None in a simulation.
         partners: who signs it, and must sign the next version too.
-        coordinator: the server; None in a simulation.
+        coordinator: the server; None where nobody has joined as such.
         members: the sites, by name in ascending order.
         people: by name in ascending order.
     """

@@ -19,7 +19,7 @@ from lepton_common.identity.keys import SigningKey
 from lepton_common.privacy.plan import WHOLE_SITE
 
 CARRIED = "carried"
-_DOMAIN = b"lepton/ledger/v1"
+LEDGER_DOMAIN = b"lepton/ledger/v1"
 # In one transaction, so that a crash leaves all of it or nothing.
 _SCHEMA = """
 BEGIN;
@@ -119,11 +119,11 @@ class LedgerFile:
         lines = []
         if not records:
             opening, line = next_record(
-                [], "open", {"public_key": self._key.public_hex}, self._key, _DOMAIN
+                [], "open", {"public_key": self._key.public_hex}, self._key, LEDGER_DOMAIN
             )
             records.append(opening)
             lines.append(line)
-        record, line = next_record(records, kind, body, self._key, _DOMAIN)
+        record, line = next_record(records, kind, body, self._key, LEDGER_DOMAIN)
         lines.append(line)
         before = len(self.contents.records)
         try:
@@ -171,12 +171,12 @@ def read_ledger(path: Path, expected_key: str) -> LedgerContents:
         raise LedgerInvalid(f"{path}: entries are missing.")
     try:
         records = list(
-            read_chain((_bytes(line) for _, line in numbered), path, _DOMAIN, expected_key)
+            read_chain((_bytes(line) for _, line in numbered), path, LEDGER_DOMAIN, expected_key)
         )
     except (AuditError, TypeError) as error:
         raise LedgerInvalid(str(error)) from error
     _check_units(path, records, units)
-    _check_releases(path, records)
+    check_releases(path, records)
     overlaps: dict[str, set[str]] = {
         str(record.body["version"]): {str(record.body["version"])}
         for record in records
@@ -185,6 +185,20 @@ def read_ledger(path: Path, expected_key: str) -> LedgerContents:
     for one, other in shared:
         overlaps[one].add(other)
     return LedgerContents(records, overlaps)
+
+
+def read_lines(path: Path) -> list[bytes]:
+    """Returns the lines of a ledger's chain, unchecked; `read_ledger` checks them.
+
+    Raises:
+        LedgerInvalid: the file cannot be read.
+    """
+    try:
+        with _opened(path, write=False) as database:
+            rows = database.execute("SELECT line FROM entries ORDER BY sequence").fetchall()
+        return [_bytes(line) for (line,) in rows]
+    except (sqlite3.Error, TypeError) as error:
+        raise LedgerInvalid(f"{path} is no ledger, or damaged: {error}.") from error
 
 
 def _bytes(line: object) -> bytes:
@@ -210,7 +224,12 @@ def _check_units(path: Path, records: list[ChainRecord], rows: list[tuple[str, b
         raise LedgerInvalid(f"{path}: it lists people of data that no entry names.")
 
 
-def _check_releases(path: Path, records: list[ChainRecord]) -> None:
+def check_releases(path: Path, records: list[ChainRecord]) -> None:
+    """Checks that each release uses up a charge before it, once.
+
+    Raises:
+        LedgerInvalid: naming the entry that does not.
+    """
     open_charges: set[str] = set()
     for record in records:
         if record.kind == "charge":
