@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -23,6 +24,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lepton_cli.main import app
+from lepton_client.proposals import Proposals
 from lepton_client.site import Site
 from lepton_common.audit import read_records
 from lepton_common.identity.certificates import issue_leaf
@@ -31,7 +33,8 @@ from lepton_common.identity.roster import read_roster_files
 
 pytestmark = pytest.mark.system
 LEPTON = str(Path(sys.executable).with_name("lepton"))
-SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
+SITES = ("site-1", "site-2", "site-3", "site-4")
+PLAIN = "task=breast_cancer sites=4 rounds=10 privacy=none secagg=sa1 seed=11"
 
 
 class Federation:
@@ -57,15 +60,18 @@ class Federation:
             app(line.split(), standalone_mode=False)
 
     def make(self):
+        # With the names and rows of this simulation, so that its model can be compared.
+        self.here(f"simulate {PLAIN} runs=simulated")
+        (self.simulated,) = (self.path / "simulated").glob("2*")
         for name in ("alice", "bob", "carol"):
             self.here(f"federation key {name}.pem")
         adds = []
-        for index, name in enumerate(SITES):
+        for name in SITES:
             self.here(f"site init {name} --name {name} --dataset breast_cancer --public-size 113")
-            rows = np.arange(index, 455, len(SITES))
-            np.save(self.path / name / "rows.npy", rows)
+            shutil.copy(self.simulated / "sites" / name / "rows.npy", self.path / name)
             file = self.path / name / "site.yaml"
-            file.write_text(file.read_text().replace("rows: null", "rows: rows.npy"))
+            text = file.read_text().replace("rows: null", "rows: rows.npy")
+            file.write_text(text.replace("approval: manual", "approval: automatic"))
             adds.append(f"--add {name}/join.json")
         self.here(f"server init srv --host localhost --port {self.port}")
         self.here("person init dora --name dora --role lead")
@@ -84,6 +90,18 @@ class Federation:
             ("server", "srv"), ("person", "dora"), ("person", "eve"),
         ):  # fmt: skip
             self.here(f"{kind} join {folder} hosp --root {root}")
+
+    @contextlib.contextmanager
+    def decided(self, site, **changes):
+        """A site file that says something else for a while; its agent goes on meanwhile."""
+        path = self.path / site / "site.yaml"
+        before = text = path.read_text()
+        for name, value in changes.items():
+            text, count = re.subn(rf"(?m)^(  {name}: )[^ #\n]+", rf"\g<1>{value}", text)
+            assert count == 1, name
+        path.write_text(text)
+        yield
+        path.write_text(before)
 
     def start(self, kind, folder):
         with (self.path / f"{folder}.log").open("a") as log:
@@ -221,6 +239,55 @@ def test_what_a_site_s_policy_forbids_ends_with_its_name(federation):
     assert federation.rounds(name) == []
 
 
+def test_without_noise_the_model_is_the_simulation_s(federation):
+    with contextlib.ExitStack() as changed:
+        for site in SITES:
+            changed.enter_context(federation.decided(site, allow_without_dp="true"))
+        name = federation.submit(PLAIN)
+        federation.watch(name)
+    model = load_file(federation.run(name) / "model.safetensors")
+    simulated = load_file(federation.simulated / "model.safetensors")
+    for key, values in simulated.items():
+        np.testing.assert_allclose(model[key], values, rtol=0, atol=1e-6)
+
+
+def test_operators_decide_and_take_their_word_back(federation):
+    with federation.decided("site-2", approval="manual"):
+        words = "task=breast_cancer rounds=30 privacy=record privacy.epsilon=0.2 sites=4 seed=3"
+        name = federation.submit(words)
+        waits = federation.path / "site-2" / "proposals" / f"{name}.json"
+        federation.until(waits.exists)
+        state = json.loads(federation.do("run list --as dora --json").stdout)[-1]
+        assert (state["name"], state["status"]) == (name, "waiting")
+        assert federation.rounds(name) == []
+        proposals = Proposals(federation.path / "site-2", None)
+        proposals.decide(name, "approved")
+        federation.until(lambda: len(federation.rounds(name)) >= 1)
+        proposals.decide(name, "refused")
+        # The others are enough for a quorum, and go on without it.
+        federation.until(
+            lambda: federation.rounds(name)[-1]["failed"] == {"site-2": "ConsentRefused"}
+        )
+        federation.do(f"run stop {name} --as dora")
+        federation.watch(name)
+
+
+def test_the_trainer_has_no_network_and_sees_no_key(federation):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"lepton_client.trainer_process" in path.read_bytes().split(b"\0"):
+                found.append(path.parent)
+    ours = Path("/proc/self/ns/net").readlink()
+    inside = [path for path in found if (path / "ns/net").readlink() != ours]
+    assert len(inside) >= len(SITES)
+    for process in inside[: len(SITES)]:
+        assert len((process / "net/dev").read_text().splitlines()) == 3  # two of title, one of lo
+        seen = [process / "root" / str(federation.path / site).lstrip("/") for site in SITES]
+        # Of its own site's folder the rows; other sites are on other machines as a rule.
+        assert sum({p.name for p in path.iterdir()} == {"rows.npy"} for path in seen) == 1
+
+
 @pytest.mark.parametrize("victim", ["executor", "superlink", "nginx"])
 def test_a_part_that_is_killed_comes_back_and_the_run_goes_on(federation, victim):
     name = federation.submit(
@@ -279,9 +346,9 @@ def test_an_auditor_lists_runs_and_starts_none(federation):
 def test_without_a_certificate_of_the_roster_there_is_no_way_in(federation, who, path):
     tls = {
         "nobody": lambda: federation.tls(None),
-        "a stranger": lambda: federation.tls("hospital-a", key=SigningKey.generate()),
+        "a stranger": lambda: federation.tls("site-1", key=SigningKey.generate()),
         "an old certificate": lambda: federation.tls(
-            "hospital-a", at=datetime.now(UTC) - timedelta(days=3)
+            "site-1", at=datetime.now(UTC) - timedelta(days=3)
         ),
     }[who]()
     try:
@@ -295,14 +362,14 @@ def test_without_a_certificate_of_the_roster_there_is_no_way_in(federation, who,
     ("who", "path", "code"),
     [
         ("dora", "/v1/fleet/pull-messages", 403),
-        ("hospital-a", "/v1/fleet/register-node", 403),
-        ("hospital-a", "/v1/fleet/unregister-node", 403),
-        ("hospital-a", "/v1/control/start-run", 404),
-        ("hospital-a", "/v1/runtime/acquire-task", 404),
-        ("hospital-a", "/v1/fleet/../control/start-run", 404),
-        ("hospital-a", "/v1/fleet/%2e%2e/control/start-run", 404),
-        ("hospital-a", "/lepton.control.v1.Control/Submit", 403),
-        ("hospital-a", "/docs", 404),
+        ("site-1", "/v1/fleet/register-node", 403),
+        ("site-1", "/v1/fleet/unregister-node", 403),
+        ("site-1", "/v1/control/start-run", 404),
+        ("site-1", "/v1/runtime/acquire-task", 404),
+        ("site-1", "/v1/fleet/../control/start-run", 404),
+        ("site-1", "/v1/fleet/%2e%2e/control/start-run", 404),
+        ("site-1", "/lepton.control.v1.Control/Submit", 403),
+        ("site-1", "/docs", 404),
     ],
 )
 def test_everyone_reaches_only_what_is_theirs(federation, who, path, code):
@@ -315,7 +382,7 @@ def test_everyone_reaches_only_what_is_theirs(federation, who, path, code):
 def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):
     answer = httpx.post(
         f"https://localhost:{federation.port}/v1/fleet/pull-messages",
-        verify=federation.tls("hospital-a"),
+        verify=federation.tls("site-1"),
         content=b"",
         headers={"content-type": "application/protobuf"},
     )

@@ -8,12 +8,13 @@ from flwr.app import RecordDict
 from flwr.serverapp import Grid
 
 from lepton_common.audit import AuditLog
-from lepton_common.errors import ApprovalPending, MalformedMessage, QuorumNotMet
+from lepton_common.errors import ApprovalPending, MalformedMessage, QuorumNotMet, SitesRefused
 from lepton_common.identity.roster import Member
 from lepton_common.messages import HELLO, HelloRequest, SiteFacts, hello_content, read_facts
 from lepton_common.settings import FederationSettings
 from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.collect import collect
+from lepton_server.rounds.refusal import REFUSALS
 
 _ASK_AGAIN_S = 2.0
 
@@ -38,10 +39,16 @@ def introduce(
         proposal: the run as its lead has signed it.
 
     Raises:
+        SitesRefused: all of them refuse the run.
         QuorumNotMet: no node answered; where two nodes claim one name, neither counts.
     """
     hello = hello_content(HelloRequest(run=run, proposal=proposal))
     sites, failed = _ask(grid, hello, federation)
+    if not sites and failed and set(failed) <= REFUSALS:
+        raise SitesRefused(
+            f"All {len(failed)} sites refuse the run ({', '.join(sorted(set(failed)))}): it is "
+            "outside what they allow, or their operators said no. Each site's errors.log says why."
+        )
     if not sites:
         raise QuorumNotMet(f"No site introduced itself: {', '.join(sorted(set(failed)))}.")
     known = {(member.name, member.public_key) for member in members}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from lepton_common.errors import BudgetSpent, ConsentRefused, PolicyViolation, SitesRefused
 
-_REFUSALS = {error.__name__ for error in (BudgetSpent, ConsentRefused, PolicyViolation)}
+REFUSALS = {error.__name__ for error in (BudgetSpent, ConsentRefused, PolicyViolation)}
 
 
 def refusal(round_: int, failed: Mapping[str, str]) -> SitesRefused | None:
@@ -14,7 +14,7 @@ def refusal(round_: int, failed: Mapping[str, str]) -> SitesRefused | None:
         round_: the round.
         failed: error names, by site.
     """
-    if not failed or not set(failed.values()) <= _REFUSALS:
+    if not failed or not set(failed.values()) <= REFUSALS:
         return None
     named = ", ".join(f"{site} ({name})" for site, name in list(failed.items())[:5])
     more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""

@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Error, Message, RecordDict
 from scipy import stats
 
 from lepton_common.audit import AuditLog, read_records
-from lepton_common.errors import QuorumNotMet
+from lepton_common.errors import QuorumNotMet, SitesRefused
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import SiteFacts
 from lepton_common.settings import FederationSettings
@@ -140,6 +140,11 @@ def test_they_are_waited_for_so_long_and_not_once_the_run_is_stopped(audit, watc
 def test_no_site_at_all_is_an_error_that_says_why(audit):
     with pytest.raises(QuorumNotMet, match="ConsentRefused, MalformedMessage"):
         _introduce(audit, {2: None, 3: ""})
+
+
+def test_where_all_sites_refuse_that_is_what_the_error_says(audit):
+    with pytest.raises(SitesRefused, match="All 2 sites refuse the run"):
+        _introduce(audit, {2: None, 3: None})
 
 
 def test_of_two_nodes_that_claim_one_name_neither_counts(audit):
