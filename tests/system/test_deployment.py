@@ -17,14 +17,18 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from lepton_cli.main import app
+from lepton_client.attendance import connector
 from lepton_client.site import Site
 from lepton_common.audit import read_records
+from lepton_common.control.control_pb2 import Attendance
+from lepton_common.control.control_pb2_grpc import SitesStub
 from lepton_common.identity.certificates import issue_leaf
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import read_roster_files
@@ -240,6 +244,8 @@ def test_a_run_is_stopped_by_whoever_may(federation):
     last = json.loads(federation.watch(name).stdout.splitlines()[-1])
     assert last["status"] == "stopped"
     assert 1 <= last["rounds"] < 50
+    said = f"Someone stopped the run {name}."
+    federation.until(lambda: all(said in federation.log(site) for site in SITES))
 
 
 def test_an_auditor_lists_runs_and_starts_none(federation):
@@ -281,6 +287,9 @@ def test_without_a_certificate_of_the_roster_there_is_no_way_in(federation, who,
         ("hospital-a", "/v1/fleet/%2e%2e/control/start-run", 404),
         ("hospital-a", "/lepton.control.v1.Control/Submit", 403),
         ("hospital-a", "/docs", 404),
+        ("dora", "/lepton.control.v1.Sites/Attend", 403),
+        ("hospital-a", "/lepton.control.v1.Inside/Wake", 404),
+        ("dora", "/lepton.control.v1.Inside/Wake", 404),
     ],
 )
 def test_everyone_reaches_only_what_is_theirs(federation, who, path, code):
@@ -288,6 +297,24 @@ def test_everyone_reaches_only_what_is_theirs(federation, who, path, code):
         f"https://localhost:{federation.port}{path}", verify=federation.tls(who), content=b"x"
     )
     assert answer.status_code == code
+
+
+def test_a_site_is_who_its_certificate_says_whatever_it_sends(federation):
+    def attend(name, said):
+        leaf = issue_leaf(SigningKey.load(federation.path / name / "signing.pem"), name)
+        roster = read_roster_files(
+            federation.path / "hosp" / "roster.json", federation.path / "hosp" / "roster.root"
+        )
+        channel = connector(roster.coordinator, leaf)()
+        with channel, contextlib.suppress(grpc.RpcError):
+            call = SitesStub(channel).Attend(
+                Attendance(), metadata=[("x-lepton-site", said)], timeout=10
+            )
+            return next(call).WhichOneof("what")
+
+    # Were what it sends believed, nobody or another would attend.
+    assert attend("hospital-a", "nobody") == "alive"
+    assert attend("dora", "hospital-a") is None
 
 
 def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):

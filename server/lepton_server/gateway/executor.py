@@ -7,21 +7,27 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid
 
+from lepton_common.control.control_pb2 import Woken
+from lepton_common.control.control_pb2_grpc import InsideStub
 from lepton_common.errors import LeptonError, RunError
 from lepton_common.flower.superlink import SuperLink
 from lepton_server.app import app
 from lepton_server.gateway.nodes import read_nodes
 from lepton_server.gateway.runs import Runs
-from lepton_server.gateway.signed_grid import SignedGrid
+from lepton_server.gateway.serving import SOCKET
+from lepton_server.gateway.signed_grid import SignedGrid, Wake
 from lepton_server.progress import OBSERVER, Observer, RoundReport
 
-_IDLE_S, _GATHER_S = 0.2, 60.0
+_IDLE_S, _GATHER_S, _WAKE_S = 0.2, 60.0, 1.0
 _LOG = logging.getLogger("lepton.executor")
 
 
@@ -37,7 +43,7 @@ class _Stoppable(Observer):
         self.stop_requested = self._runs.stop_requested(self._name)
 
 
-def work(link: SuperLink, folder: Path) -> None:
+def work(link: SuperLink, folder: Path, wake: Wake) -> None:
     """Runs whatever the SuperLink has waiting, for ever."""
     runs = Runs(folder / "runs")
     while True:
@@ -46,7 +52,7 @@ def work(link: SuperLink, folder: Path) -> None:
                 time.sleep(_IDLE_S)
                 continue
             grid, context = given
-            signed = SignedGrid(grid, nodes := read_nodes(folder))
+            signed = SignedGrid(grid, nodes := read_nodes(folder), wake)
             _wait_for(signed, len(nodes))
             _run(signed, context, runs)
 
@@ -92,7 +98,20 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     private = words.folder / "gateway"
     authority = (private / "own.crt").read_text()
-    work(SuperLink(words.superlink, authority, (private / "secret").read_bytes()), words.folder)
+    link = SuperLink(words.superlink, authority, (private / "secret").read_bytes())
+    with grpc.insecure_channel(f"unix:{private / SOCKET}") as channel:
+        work(link, words.folder, waker(channel))
+
+
+def waker(channel: grpc.Channel) -> Wake:
+    """Returns what tells the control service to wake sites; they look by themselves too."""
+    inside = InsideStub(channel)
+
+    def wake(sites: Iterable[str]) -> None:
+        with suppress(grpc.RpcError):
+            inside.Wake(Woken(sites=sites), timeout=_WAKE_S)
+
+    return wake
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from lepton_common.errors import ServerFailed
 from lepton_common.identity.certificates import Leaf, check_authority
 from lepton_common.identity.roster import Member, Person, Roster
 from lepton_server.gateway.parts import Part, start_part
+from lepton_server.gateway.serving import SOCKET
 
 SUPERLINK_NAME = "superlink.lepton.internal"
 
@@ -47,6 +48,10 @@ http {{
     default "";
 {people}
   }}
+  # So that nobody takes all the calls that the control service answers at once.
+  limit_conn_zone $lepton_site zone=sites:1m;
+  limit_conn_zone $lepton_person zone=people:1m;
+  limit_conn_status 429;
   upstream superlink {{ server {superlink}; keepalive 32; }}
   server {{
     listen {port} ssl http2;
@@ -72,9 +77,20 @@ http {{
     }}
     location /lepton.control.v1.Control/ {{
       if ($lepton_person = "") {{ return 403; }}
+      limit_conn people 32;
       grpc_set_header x-lepton-person $lepton_person;
-      grpc_pass grpc://unix:{folder}/control.sock;
+      grpc_set_header x-lepton-site "";
+      grpc_pass grpc://unix:{folder}/{socket};
       grpc_read_timeout 1d;
+    }}
+    location /lepton.control.v1.Sites/ {{
+      if ($lepton_site = "") {{ return 403; }}
+      limit_conn sites 16;
+      grpc_set_header x-lepton-site $lepton_site;
+      grpc_set_header x-lepton-person "";
+      grpc_pass grpc://unix:{folder}/{socket};
+      # Who attends hears something every 20 seconds.
+      grpc_read_timeout 120s;
     }}
     location / {{ return 404; }}
   }}
@@ -118,6 +134,7 @@ def configure(folder: Path, roster: Roster, superlink: str, leaf: Leaf) -> Path:
         superlink=superlink,
         superlink_name=SUPERLINK_NAME,
         port=coordinator.port,
+        socket=SOCKET,
     )
     write_atomic(path, text.encode(), mode=0o600)
     return path

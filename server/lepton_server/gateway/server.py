@@ -26,11 +26,13 @@ from lepton_common.flower.superlink import SuperLink
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import read_roster_files
-from lepton_server.gateway.control import Control, serve
+from lepton_server.gateway.control import Control
 from lepton_server.gateway.nodes import KnownNode, write_nodes
 from lepton_server.gateway.parts import Part, start_part, stop_part
 from lepton_server.gateway.proxy import SUPERLINK_NAME, configure, start_proxy
 from lepton_server.gateway.runs import Runs
+from lepton_server.gateway.serving import SOCKET, serve
+from lepton_server.gateway.sites import Inside, Sites
 
 KEY_FILE, ROSTER_FILE, ROOT_FILE, AUDIT_FILE = (
     "signing.pem", "roster.json", "roster.root", "audit.jsonl",
@@ -75,15 +77,16 @@ class Server:
             ServerFailed: a part does not start at all.
         """
         write_atomic(self._private / "secret", self._secret, mode=0o600)
-        control = Control(
-            self.runs, self.roster, self.folder / ROSTER_FILE, self.folder / ROOT_FILE, self.audit
-        )
-        service = serve(control, self._private / "control.sock")
+        sites = Sites(self.runs, self.roster)
+        roster, root = self.folder / ROSTER_FILE, self.folder / ROOT_FILE
+        control = Control(self.runs, sites, self.roster, roster, root, self.audit)
+        service = serve(self._private / SOCKET, Control=control, Sites=sites, Inside=Inside(sites))
         try:
             while not stopped():
                 self._look_after()
                 time.sleep(_LOOK_S)
         finally:
+            sites.close()
             service.stop(1.0).wait()
             self._stop(*list(self._parts))
 

@@ -12,8 +12,10 @@ from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member, Person, Roster, root_of, sign_roster
 from lepton_common.identity.signed import Partners
 from lepton_common.settings import parse_settings
-from lepton_server.gateway.control import Control, serve
+from lepton_server.gateway.control import Control
 from lepton_server.gateway.runs import Runs
+from lepton_server.gateway.serving import serve
+from lepton_server.gateway.sites import Sites
 
 PARTNER = SigningKey.generate()
 ROLES = {"alice": ["administrator"], "bob": ["lead"], "carol": ["auditor"]}
@@ -39,9 +41,14 @@ class Coordinator:
         self.runs = Runs(folder / "runs")
         self.audit = AuditLog(folder / "audit.jsonl", SigningKey.generate(), "coordinator")
         control = Control(
-            self.runs, ROSTER, folder / "roster.json", folder / "roster.root", self.audit
+            self.runs,
+            Sites(self.runs, ROSTER),
+            ROSTER,
+            folder / "roster.json",
+            folder / "roster.root",
+            self.audit,
         )
-        self.server = serve(control, folder / "c.sock")
+        self.server = serve(folder / "c.sock", Control=control)
         self.channel = grpc.insecure_channel(f"unix:{folder / 'c.sock'}")
         self.stub = ControlStub(self.channel)
 
