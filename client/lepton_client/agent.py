@@ -20,7 +20,6 @@ from lepton_client.app import app
 from lepton_client.attendance import Attendance, connector
 from lepton_client.site import Site, open_site
 from lepton_common.durable import write_atomic
-from lepton_common.errors import RosterInvalid
 from lepton_common.flower.fleet import HEARTBEAT_S, FleetNode
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
@@ -47,16 +46,18 @@ def run_agent(
         on_stop: called, in another thread, with the name of a run that someone stopped.
 
     Raises:
-        IdentityError: key or roster are not good, or the roster does not name this site.
+        IdentityError: key or roster are not good, or the roster does not name this site, or does
+            so no more.
+        AuditRolledBack, LedgerRolledBack: the site's logs lack what others have witnessed.
         SettingsError: the site file has faults.
     """
     site = open_site(str(folder))
     wait_s = _FIRST_WAIT_S
     while not stopped():
-        coordinator = _coordinator(site)
+        coordinator = site.coordinator()
         leaf = issue_leaf(site.key, site.file.name, lifetime=LIFETIME + timedelta(hours=1))
         try:
-            with Attendance(connector(coordinator, leaf), on_stop) as attendance:
+            with Attendance(site, connector(coordinator, leaf), on_stop) as attendance:
                 attendance.begin(stopped)
                 node = FleetNode(
                     f"https://{coordinator.hosts[0]}:{coordinator.port}",
@@ -95,6 +96,7 @@ def _serve(
                 attendance.wait(stopped)
             else:
                 _answer(node, message, folder, site)
+                attendance.released()
     finally:
         done.set()
         heart.join(HEARTBEAT_S)
@@ -127,17 +129,6 @@ def _beat(node: FleetNode, done: threading.Event) -> None:
             node.beat()
         except httpx.HTTPError as error:
             _LOG.warning("No heartbeat reaches the coordinator (%s).", _what(error))
-
-
-def _coordinator(site: Site) -> Coordinator:
-    roster = site.roster
-    roster.check_date(datetime.now(UTC).date())
-    named = {member.name: member.public_key for member in roster.members}
-    if named.get(site.file.name) != site.key.public_hex:
-        raise RosterInvalid(f"The roster does not name {site.file.name} with this site's key.")
-    if roster.coordinator is None:
-        raise RosterInvalid("The roster names no coordinator; ask a partner to propose one.")
-    return roster.coordinator
 
 
 def _tls(site: Site, coordinator: Coordinator, leaf: Leaf) -> ssl.SSLContext:

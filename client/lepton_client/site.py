@@ -5,6 +5,7 @@ import re
 import threading
 import time
 import traceback
+from datetime import UTC, datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -20,15 +21,16 @@ from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.records import Dataset, Records, Rows
-from lepton_common.errors import DataInvalid, DataMissing, SettingsError
+from lepton_common.errors import DataInvalid, DataMissing, RosterInvalid, SettingsError
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Roster, read_roster_files
+from lepton_common.identity.roster import Coordinator, Roster, read_roster_files, take_roster
+from lepton_common.identity.study import Study, read_studies, take_study
 from lepton_common.policy import SitePolicy
 from lepton_common.strict import Name, Size, parse, record
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
 ROSTER_FILE, ROOT_FILE, LEDGER_FILE = "roster.json", "roster.root", "ledger.db"
-ERROR_FILE = "errors.log"
+ERROR_FILE, STUDIES = "errors.log", "studies"
 
 
 # The C version of the safe loader, where PyYAML was built with it: ten times faster.
@@ -121,6 +123,48 @@ class Site:
                 joined, or too few of them signed it.
         """
         return read_roster_files(self.folder / ROSTER_FILE, self.folder / ROOT_FILE)
+
+    def coordinator(self) -> Coordinator:
+        """Returns the coordinator that the roster names for this site.
+
+        Raises:
+            RosterInvalid, RosterExpired: the roster is not good, or does not name this site.
+        """
+        roster = self.roster
+        roster.check_date(datetime.now(UTC).date())
+        named = {member.name: member.public_key for member in roster.members}
+        if named.get(self.file.name) != self.key.public_hex:
+            raise RosterInvalid(
+                f"Version {roster.version} of the roster does not name {self.file.name} with this "
+                "site's key; ask a partner, if it should."
+            )
+        if roster.coordinator is None:
+            raise RosterInvalid("The roster names no coordinator; ask a partner to propose one.")
+        return roster.coordinator
+
+    def studies(self) -> list[Study]:
+        """Returns the studies that are known here and good today."""
+        today = datetime.now(UTC).date()
+        return [study for study, _ in read_studies(self.folder / STUDIES, self.roster, today)]
+
+    def take_study(self, text: str) -> Study:
+        """Takes over a study, or a newer version of one.
+
+        Raises:
+            StudyInvalid: it is not good, or older than what is here; the site keeps its own.
+        """
+        today = datetime.now(UTC).date()
+        return take_study(self.folder / STUDIES, text, self.roster, today)
+
+    def take_roster(self, text: str) -> Roster:
+        """Takes over a newer roster of the same partners.
+
+        Raises:
+            RosterInvalid, RosterRolledBack: it is none; the site keeps its own.
+        """
+        roster = take_roster(self.folder / ROSTER_FILE, self.folder / ROOT_FILE, text)
+        self.__dict__["roster"] = roster  # the cached one
+        return roster
 
     def dataset(self) -> Dataset:
         """Returns the data set that the site's records belong to, checked."""

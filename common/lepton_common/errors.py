@@ -51,6 +51,7 @@ LeptonError                     exit code 1
 │   ├── UpdateAlreadySpent
 │   └── RoundLost
 ├── AuditError                  6   what does not verify
+│   └── AuditRolledBack
 ├── IdentityError               8   who someone is, and whether they belong
 │   ├── KeyUnreadable
 │   ├── CertificateInvalid
@@ -58,7 +59,8 @@ LeptonError                     exit code 1
 │   ├── RosterInvalid
 │   ├── RosterRolledBack
 │   ├── RosterExpired
-│   └── StudyInvalid
+│   ├── StudyInvalid
+│   └── HeadsInvalid
 └── Interrupted                 130 Ctrl-C: stopped after a finished round
 ```
 
@@ -291,6 +293,10 @@ class AuditError(LeptonError):
     exit_code = 6
 
 
+class AuditRolledBack(AuditError):
+    """An audit log that lacks records which others have witnessed."""
+
+
 class IdentityError(LeptonError):
     """Someone is not who they should be, or does not belong here."""
 
@@ -323,6 +329,10 @@ class RosterExpired(IdentityError):
 
 class StudyInvalid(IdentityError):
     """A study is damaged, expired, not signed, or about others than the roster's sites."""
+
+
+class HeadsInvalid(IdentityError):
+    """Heads of a site's logs are damaged, or not signed by the site and its witness."""
 
 
 class Interrupted(LeptonError):

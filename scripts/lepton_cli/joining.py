@@ -15,6 +15,7 @@ from lepton_client.site import (
     ROOT_FILE,
     ROSTER_FILE,
     SITE_FILE,
+    STUDIES,
     SiteData,
     parse_site_file,
 )
@@ -32,6 +33,7 @@ from lepton_common.identity.roster import (
     check_newer,
     read_roster,
 )
+from lepton_common.identity.study import read_studies, take_study
 from lepton_common.privacy.plan import public_size_class
 from lepton_common.strict import Digest, parse
 
@@ -109,13 +111,24 @@ def make_person(folder: Path, name: str, roles: list[str], passphrase: str | Non
     return _make(Person, folder, name, {"roles": roles}, passphrase)
 
 
-def join(folder: Path, roster_text: str, root: Digest, today: date) -> Roster:
+def join(
+    folder: Path, roster_text: str, root: Digest, today: date, studies: Path | None = None
+) -> Roster:
     """Puts a roster that names this folder's key into it, and pins its root.
+
+    Args:
+        folder: made by `make_site`, `make_coordinator` or `make_person`.
+        roster_text: of a roster file.
+        root: digest of its first version.
+        today: the date.
+        studies: folder of published ones; a coordinator takes those along that are good today,
+            and hands each site its own.
 
     Raises:
         RosterInvalid: it does not verify, has another root than before, or does not name this key.
         RosterRolledBack: a newer one is here already.
         RosterExpired: it is past its last day.
+        StudyInvalid: a study is older than the one that is here.
     """
     path, pin = folder / ROSTER_FILE, folder / ROOT_FILE
     if pin.exists() and pin.read_text(encoding="utf-8").strip() != root:
@@ -137,6 +150,9 @@ def join(folder: Path, roster_text: str, root: Digest, today: date) -> Roster:
         )
     write_atomic(pin, root.encode())
     write_atomic(path, roster_text.encode())
+    if isinstance(asked, Coordinator) and studies is not None:
+        for _, text in read_studies(studies, roster, today):
+            take_study(folder / STUDIES, text, roster, today)
     return roster
 
 

@@ -36,6 +36,12 @@ from lepton_common.identity.roster import read_roster_files
 pytestmark = pytest.mark.system
 LEPTON = str(Path(sys.executable).with_name("lepton"))
 SITES = ("hospital-a", "hospital-b", "hospital-c", "hospital-d")
+STUDY = {
+    "name": "heart", "federation": "hospitals", "version": 1, "purpose": "Predict a disease.",
+    "legal_basis": "Consent.", "ethics_reference": "EK 12/2026", "until": "2099-12-31",
+    "sites": ["hospital-a", "hospital-b"], "leads": ["dora"], "auditors": [],
+    "tasks": ["breast_cancer"], "data": ["cancer"], "max_epsilon": 3.0, "max_delta": 1e-5,
+}  # fmt: skip
 
 
 class Federation:
@@ -168,9 +174,11 @@ def federation(tmp_path_factory):
         pytest.skip("needs nginx, which this machine does not have")
     made = Federation(tmp_path_factory.mktemp("federation"))
     made.make()
-    made.start_all()
-    yield made
-    made.stop()
+    try:
+        made.start_all()
+        yield made
+    finally:
+        made.stop()
 
 
 def test_a_private_run_ends_with_a_model_and_logs_that_verify(federation):
@@ -317,6 +325,29 @@ def test_a_site_is_who_its_certificate_says_whatever_it_sends(federation):
     assert attend("dora", "hospital-a") is None
 
 
+def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
+    root = (federation.path / "hosp" / "roster.root").read_text()
+    federation.here("person init frank --name frank --role lead")
+    federation.here("federation propose hosp --add frank/join.json")
+    for partner in ("alice", "bob"):
+        federation.here(f"federation sign hosp --key {partner}.pem --yes")
+    federation.here("federation publish hosp")
+    (federation.path / "study.yaml").write_text(json.dumps(STUDY))
+    federation.here("federation study hosp study.yaml")
+    for partner in ("alice", "bob"):
+        federation.here(f"federation sign hosp --key {partner}.pem --yes")
+    federation.here("federation publish hosp")
+    for kind, folder in (("server", "srv"), ("person", "frank")):
+        federation.here(f"{kind} join {folder} hosp --root {root}")
+    federation.until(
+        lambda: all("Version 2 of the roster is taken over" in federation.log(s) for s in SITES)
+    )
+    held = lambda site: (federation.path / site / "studies" / "heart.json").exists()  # noqa: E731
+    federation.until(lambda: held("hospital-a") and held("hospital-b"))
+    assert not held("hospital-c")
+    assert "breast_cancer" in federation.do("run list --as frank --json").stdout
+
+
 def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):
     answer = httpx.post(
         f"https://localhost:{federation.port}/v1/fleet/pull-messages",
@@ -325,3 +356,24 @@ def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):
         headers={"content-type": "application/protobuf"},
     )
     assert answer.status_code in (401, 403)
+
+
+def test_a_site_that_the_partners_removed_is_out_and_says_so(federation):
+    root = (federation.path / "hosp" / "roster.root").read_text()
+    federation.here("federation propose hosp --remove hospital-d")
+    for partner in ("alice", "bob"):
+        federation.here(f"federation sign hosp --key {partner}.pem --yes")
+    federation.here("federation publish hosp")
+    federation.here(f"server join srv hosp --root {root}")
+    assert federation.processes["hospital-d"].wait(60) == 8
+    assert "does not name hospital-d" in federation.log("hospital-d")
+    reach = federation.tls("hospital-d")
+
+    def is_out():
+        try:
+            address = f"https://localhost:{federation.port}/v1/fleet/pull-messages"
+            return httpx.post(address, verify=reach, content=b"x").status_code == 400
+        except httpx.TransportError:
+            return True
+
+    federation.until(is_out)

@@ -288,6 +288,11 @@ class SitesStub(object):
                 request_serializer=lepton__common_dot_control_dot_control__pb2.Attendance.SerializeToString,
                 response_deserializer=lepton__common_dot_control_dot_control__pb2.Notice.FromString,
                 _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/lepton.control.v1.Sites/Report',
+                request_serializer=lepton__common_dot_control_dot_control__pb2.Heads.SerializeToString,
+                response_deserializer=lepton__common_dot_control_dot_control__pb2.Witnessed.FromString,
+                _registered_method=True)
 
 
 class SitesServicer(object):
@@ -300,6 +305,13 @@ class SitesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Report(self, request, context):
+        """Witnesses how far a site's logs went.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SitesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -307,6 +319,11 @@ def add_SitesServicer_to_server(servicer, server):
                     servicer.Attend,
                     request_deserializer=lepton__common_dot_control_dot_control__pb2.Attendance.FromString,
                     response_serializer=lepton__common_dot_control_dot_control__pb2.Notice.SerializeToString,
+            ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=lepton__common_dot_control_dot_control__pb2.Heads.FromString,
+                    response_serializer=lepton__common_dot_control_dot_control__pb2.Witnessed.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -336,6 +353,33 @@ class Sites(object):
             '/lepton.control.v1.Sites/Attend',
             lepton__common_dot_control_dot_control__pb2.Attendance.SerializeToString,
             lepton__common_dot_control_dot_control__pb2.Notice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lepton.control.v1.Sites/Report',
+            lepton__common_dot_control_dot_control__pb2.Heads.SerializeToString,
+            lepton__common_dot_control_dot_control__pb2.Witnessed.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,8 +43,9 @@ def server_start(
 
     _log()
     server = Server(folder, read_passphrase(passphrase_file))
-    where = f"{server.coordinator.hosts[0]}:{server.coordinator.port}"
-    print(f"Coordinator of {server.roster.federation} at {where}; Ctrl-C ends it.", flush=True)
+    coordinator, roster = server.published.coordinator, server.published.roster
+    where = f"{coordinator.hosts[0]}:{coordinator.port}"
+    print(f"Coordinator of {roster.federation} at {where}; Ctrl-C ends it.", flush=True)
     server.run(_stopped())
 
 

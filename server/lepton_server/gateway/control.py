@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import grpc
 
@@ -12,8 +11,9 @@ from lepton_common.audit import AuditLog
 from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import ControlServicer
 from lepton_common.errors import LeptonError, NotAllowed
-from lepton_common.identity.roster import Role, Roster
+from lepton_common.identity.roster import Role
 from lepton_common.settings import parse_settings
+from lepton_server.gateway.published import Published
 from lepton_server.gateway.runs import Runs, RunState, as_fields
 from lepton_server.gateway.serving import refuse
 from lepton_server.gateway.sites import Sites
@@ -25,17 +25,8 @@ _PART_BYTES = 1 << 20
 class Control(ControlServicer):  # type: ignore[misc]
     """Answers calls; every one of them is in the coordinator's audit log first."""
 
-    def __init__(
-        self,
-        runs: Runs,
-        sites: Sites,
-        roster: Roster,
-        roster_file: Path,
-        root_file: Path,
-        audit: AuditLog,
-    ) -> None:
-        self._runs, self._sites, self._roster, self._audit = runs, sites, roster, audit
-        self._roster_file, self._root_file = roster_file, root_file
+    def __init__(self, runs: Runs, sites: Sites, published: Published, audit: AuditLog) -> None:
+        self._runs, self._sites, self._published, self._audit = runs, sites, published, audit
 
     def Submit(self, request: wire.SubmitRequest, context: grpc.ServicerContext) -> wire.Run:
         """Starts a run."""
@@ -43,9 +34,9 @@ class Control(ControlServicer):  # type: ignore[misc]
         try:
             settings = parse_settings(json.loads(request.settings))
             # What only the federation decides.
-            federation = replace(settings.federation, name=self._roster.federation)
+            federation = replace(settings.federation, name=self._published.roster.federation)
             settings = replace(settings, federation=federation)
-            name = self._runs.add(settings, who, self._roster_file, self._root_file)
+            name = self._runs.add(settings, who, self._published.text, self._published.root)
         except (LeptonError, ValueError) as error:
             refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error)
         self._audit.append("submitted", {"by": who, "run": name})
@@ -98,7 +89,7 @@ class Control(ControlServicer):  # type: ignore[misc]
     def _admit(self, context: grpc.ServicerContext, call: str, run: str, roles: set[Role]) -> str:
         """Returns who calls, if they may; the call is on record either way."""
         said = str(dict(context.invocation_metadata()).get("x-lepton-person", ""))
-        person = next((p for p in self._roster.people if p.name == said), None)
+        person = next((p for p in self._published.roster.people if p.name == said), None)
         allowed = person is not None and (not roles or bool(roles & set(person.roles)))
         # A name that is no run's may be anything.
         known = run if run in self._runs.names() else ""

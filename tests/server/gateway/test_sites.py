@@ -1,74 +1,26 @@
 """The sites' half of the control service over its socket, with the agents' own attendance."""
 
 import threading
-import time
+from dataclasses import replace
 
 import grpc
 import pytest
 from attending import connect_as
+from toy_site import PARTNER
 
-from lepton_client.attendance import Attendance
+from lepton_client.witnessing import Witnessing
 from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import SitesStub
-from lepton_common.identity.roster import Member, Roster
-from lepton_common.identity.signed import Partners
+from lepton_common.errors import RosterInvalid
+from lepton_common.identity.certificates import make_authority
+from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import Member, Person, sign_roster
+from lepton_common.identity.signed import Signed, sign
+from lepton_common.identity.study import Study
 from lepton_common.settings import parse_settings
+from lepton_common.strict import to_json
 from lepton_server.gateway.executor import waker
-from lepton_server.gateway.runs import Runs
-from lepton_server.gateway.serving import serve
-from lepton_server.gateway.sites import Inside, Mailbox, Sites
-
-ROSTER = Roster(
-    federation="hospitals",
-    version=1,
-    partners=Partners(keys=["f" * 64], threshold=1),
-    members=[Member(name=f"site-{i}", public_key=f"{i}" * 64) for i in (1, 2)],
-)
-
-
-class Coordinator:
-    """The service, which may be ended and begun again, and those who attend."""
-
-    def __init__(self, folder):
-        self.socket, self.runs = folder / "c.sock", Runs(folder / "runs")
-        self.attending = []
-        self.begin()
-
-    def begin(self):
-        self.sites = Sites(self.runs, ROSTER)
-        self.server = serve(self.socket, Sites=self.sites, Inside=Inside(self.sites))
-
-    def end(self):
-        self.sites.close()
-        self.server.stop(0).wait()
-
-    def attend(self, name="site-1", on_stop=lambda run: None):
-        made = Attendance(connect_as(name, self.socket), on_stop)
-        self.attending.append(made)
-        made.begin(lambda: False)
-        made.wait(lambda: False)  # the first look
-        made.looking()
-        return made
-
-    def close(self):
-        for one in self.attending:
-            one.__exit__()
-        self.end()
-
-
-@pytest.fixture
-def coordinator(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    made = Coordinator(tmp_path)
-    yield made
-    made.close()
-
-
-def until(holds):
-    deadline = time.monotonic() + 10
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+from lepton_server.gateway.sites import Mail, Mailbox
 
 
 def waits(attendance):
@@ -83,93 +35,211 @@ def waits(attendance):
     return len(asked) > 2
 
 
-def test_the_executor_wakes_the_sites_that_it_asked(coordinator):
-    one, two = coordinator.attend("site-1"), coordinator.attend("site-2")
-    assert coordinator.sites.attending() == ["site-1", "site-2"]
-    with grpc.insecure_channel(f"unix:{coordinator.socket}") as channel:
+def test_the_executor_wakes_the_sites_that_it_asked(federation):
+    one, two = federation.attend("site-1"), federation.attend("site-2")
+    assert federation.service.attending() == ["site-1", "site-2"]
+    with grpc.insecure_channel(f"unix:{federation.socket}") as channel:
         waker(channel)(["site-1"])
     assert not waits(one)
     assert waits(two)
 
 
-def test_an_executor_without_a_control_service_goes_on(coordinator):
-    coordinator.end()
-    with grpc.insecure_channel(f"unix:{coordinator.socket}") as channel:
+def test_an_executor_without_a_control_service_goes_on(federation):
+    federation.end()
+    with grpc.insecure_channel(f"unix:{federation.socket}") as channel:
         waker(channel)(["site-1"])
 
 
-def test_whoever_attends_is_told_what_was_stopped_before_and_since(coordinator, setting_values):
+def test_whoever_attends_is_told_what_was_stopped(federation, setting_values, until):
     settings = parse_settings(setting_values({}))
-    before = coordinator.runs.add(settings, "dora", *roster_files(coordinator))
-    coordinator.runs.stop(before)
+    before = federation.runs.add(settings, "dora", "", "")
+    federation.runs.stop(before)
     told = []
-    coordinator.attend(on_stop=told.append)
+    federation.attend(on_stop=told.append)
     assert told == [before]
-    coordinator.sites.stop("another")
+    federation.service.stop("another")
     until(lambda: told == [before, "another"])
 
 
-def roster_files(coordinator):
-    files = [coordinator.socket.with_name(name) for name in ("roster.json", "roster.root")]
-    for file in files:
-        file.touch()
-    return files
-
-
-def test_a_restart_of_the_coordinator_is_looked_into_and_work_goes_on(coordinator):
-    one = coordinator.attend()
-    coordinator.end()
+def test_after_a_restart_a_site_attends_again_and_looks_for_work(federation, until):
+    one = federation.attend()
+    federation.end()
     until(lambda: not one._attending)
-    coordinator.begin()
+    federation.begin()
     assert one._work.wait(10)  # looks once it attends again
     one.looking()
-    coordinator.sites.wake(["site-1"])
+    federation.service.wake(["site-1"])
     assert not waits(one)
 
 
-def test_without_a_coordinator_nobody_begins(coordinator):
-    coordinator.end()
+def test_without_a_coordinator_nobody_begins(federation):
+    federation.end()
     with pytest.raises(OSError, match="does not answer"):
-        coordinator.attend()
+        federation.attend()
 
 
 @pytest.mark.parametrize("name", ["site-3", "", "dora"])
-def test_only_sites_of_the_roster_attend(coordinator, name):
-    with connect_as(name, coordinator.socket)() as channel, pytest.raises(grpc.RpcError) as error:
+def test_only_sites_of_the_roster_attend(federation, name):
+    with connect_as(name, federation.socket)() as channel, pytest.raises(grpc.RpcError) as error:
         next(SitesStub(channel).Attend(wire.Attendance()))
     assert error.value.code() is grpc.StatusCode.PERMISSION_DENIED
-    assert coordinator.sites.attending() == []
+    assert federation.service.attending() == []
 
 
-def test_a_site_holds_one_stream_however_often_it_asks(coordinator):
-    with connect_as("site-1", coordinator.socket)() as channel:
-        first = SitesStub(channel).Attend(wire.Attendance())
+def test_a_site_holds_one_stream_however_often_it_asks(federation, until):
+    with connect_as("site-1", federation.socket)() as channel:
+        heads = Witnessing(federation.sites["site-1"]).report({})
+        held = wire.Attendance(roster=1, heads=heads)
+        first = SitesStub(channel).Attend(held)
         assert next(first).WhichOneof("what") == "alive"
-        second = SitesStub(channel).Attend(wire.Attendance())
-        assert next(second).WhichOneof("what") == "alive"
+        second = SitesStub(channel).Attend(held)
+        assert [next(second).WhichOneof("what") for _ in range(2)] == ["witnessed", "alive"]
         assert list(first) == []
         second.cancel()
-    until(lambda: coordinator.sites.attending() == [])
+    until(lambda: federation.service.attending() == [])
 
 
 def test_a_mailbox_is_bounded_and_tells_each_thing_once():
     box = Mailbox()
     for number in range(200):
-        box.stop(f"run-{number}")
-        box.work()
-    told = box.take(0)
-    assert [notice.stop for notice in told[:-1]] == [f"run-{n}" for n in range(136, 200)]
-    assert told[-1].WhichOneof("what") == "work"
-    assert [notice.WhichOneof("what") for notice in box.take(0)] == ["alive"]
+        box.put(lambda mail, number=number: mail.add_stop(f"run-{number}"))
+    assert list(box.take(0).stops) == [f"run-{number}" for number in range(136, 200)]
+    assert box.take(0) == Mail()
     box.close()
     assert box.take(10) is None
 
 
 def test_a_waiting_mailbox_is_emptied_at_once():
     box, told = Mailbox(), []
-    thread = threading.Thread(target=lambda: told.extend(box.take(10)))
+    thread = threading.Thread(target=lambda: told.append(box.take(10)))
     thread.start()
-    box.work()
+    box.put(lambda mail: mail.add_stop("run"))
     thread.join(5)
-    assert not thread.is_alive()
-    assert told[0].WhichOneof("what") == "work"
+    assert told == [Mail(stops={"run": None})]
+
+
+def test_a_newer_roster_reaches_those_who_attend_and_those_who_come(federation, until):
+    federation.attend("site-1")
+    federation.publish(federation.next_roster(until="2099-01-01"))
+    until(lambda: federation.sites["site-1"].roster.version == 2)
+    assert federation.sites["site-2"].roster.version == 1
+    federation.attend("site-2")
+    for site in federation.sites.values():
+        assert site.roster.until == "2099-01-01"
+        assert (site.folder / "roster.json").read_text() == federation.text
+
+
+def test_a_site_that_is_no_longer_named_stops_and_says_so(federation, until):
+    one, two = federation.attend("site-1"), federation.attend("site-2")
+    federation.publish(federation.next_roster(members=federation.roster.members[:1]))
+    until(lambda: federation.service.attending() == ["site-1"])
+    until(lambda: federation.sites["site-2"].roster.version == 2)
+    with pytest.raises(RosterInvalid, match="Version 2 of the roster does not name site-2"):
+        until(two.looking)
+    one.looking()
+    with pytest.raises(RosterInvalid, match="does not name site-2"):
+        federation.sites["site-2"].coordinator()
+
+
+def test_a_new_address_of_the_coordinator_has_the_agent_connect_anew(federation, until):
+    one = federation.attend("site-1")
+    moved = replace(federation.roster.coordinator, port=2)
+    federation.publish(federation.next_roster(coordinator=moved))
+    with pytest.raises(OSError, match="another coordinator"):
+        until(one.looking)
+
+
+@pytest.mark.parametrize("fault", ["not signed", "another story", "another authority"])
+def test_the_server_takes_no_roster_that_does_not_hold(federation, fault, caplog):
+    known = federation.published.text
+    if fault == "not signed":
+        text = sign_roster(replace(federation.roster, version=2), [], known)
+    elif fault == "another story":
+        text = sign_roster(replace(federation.roster, until="2098-01-01"), [PARTNER])
+    else:
+        one, two = federation.roster.members
+        text = federation.next_roster(members=[replace(one, authority=two.authority), two])
+    federation.publish(text)
+    assert federation.published.text == known
+    assert federation.published.roster.version == 1
+    assert "is not taken over" in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["not signed", "older", "junk"])
+def test_a_site_takes_no_roster_that_does_not_hold(federation, fault):
+    site = federation.sites["site-1"]
+    one = federation.attend("site-1")
+    if fault == "older":
+        old = federation.text
+        site.take_roster(federation.next_roster())
+    known = (site.folder / "roster.json").read_text()
+    unsigned = sign_roster(replace(federation.roster, version=2), [], federation.text)
+    text = {"not signed": unsigned, "older": fault == "older" and old, "junk": "{}"}[fault]
+    one._take(wire.Notice(roster=text))
+    one.looking()
+    assert (site.folder / "roster.json").read_text() == known
+
+
+def study(federation, version=1, partners=(PARTNER,), **changes):
+    made = Study(
+        name="heart", federation="hospitals", version=version, purpose="Predict.",
+        legal_basis="Consent.", ethics_reference="1", until="2099-01-01",
+        **{"sites": ["site-1", "site-2"], "leads": ["dora"], **changes}, auditors=[],
+        tasks=["toy"], data=["toy-data"], max_epsilon=1.0, max_delta=1e-5,
+    )  # fmt: skip
+    text = to_json(made)
+    signed = {key.public_hex: sign(key, "study", text) for key in partners}
+    return to_json(Signed(document=text, signatures=signed))
+
+
+def publish_study(federation, text):
+    folder = federation.folder / "studies"
+    folder.mkdir(exist_ok=True)
+    (folder / "heart.json").write_text(text)
+    if federation.published.look():
+        federation.service.published()
+
+
+@pytest.fixture
+def with_lead(federation):
+    """The federation with a lead, whom studies need."""
+    key = SigningKey.generate()
+    dora = Person(
+        name="dora",
+        public_key=key.public_hex,
+        authority=make_authority(key, "dora"),
+        roles=["lead"],
+    )
+    members = [*federation.roster.members, replace(federation.roster.members[0], name="site-3")]
+    third = SigningKey.generate()
+    members[2] = Member(
+        name="site-3", public_key=third.public_hex, authority=make_authority(third, "site-3")
+    )
+    federation.publish(federation.next_roster(people=[dora], members=members))
+    return federation
+
+
+def test_studies_reach_the_sites_that_they_name_and_those_that_they_drop(with_lead, until):
+    one, two = (with_lead.sites[name] for name in ("site-1", "site-2"))
+    with_lead.attend("site-1")
+    until(lambda: one.roster.version == 2)
+    publish_study(with_lead, study(with_lead))
+    until(lambda: [known.version for known in one.studies()] == [1])
+    with_lead.attend("site-2")
+    assert [known.version for known in two.studies()] == [1]
+    publish_study(with_lead, study(with_lead, 2, sites=["site-1", "site-3"]))
+    until(lambda: [known.version for known in two.studies()] == [2])
+    # One that was never in it hears nothing of it.
+    assert with_lead.published.studies_for("site-2", {}) == []
+    assert len(with_lead.published.studies_for("site-3", {})) == 1
+
+
+def test_a_site_takes_no_study_that_does_not_hold(with_lead):
+    one = with_lead.attend("site-1")
+    site = with_lead.sites["site-1"]
+    one._take(wire.Notice(study=study(with_lead, partners=[])))
+    assert site.studies() == []
+    site.take_study(study(with_lead, 2))
+    for text in (study(with_lead), study(with_lead, 2, leads=["dora", "dora"]), "junk"):
+        one._take(wire.Notice(study=text))
+        assert [(known.version, known.leads) for known in site.studies()] == [(2, ["dora"])]
