@@ -28,6 +28,7 @@ from lepton_server.gateway.signed_grid import SignedGrid, Wake
 from lepton_server.progress import OBSERVER, Observer, RoundReport
 
 _IDLE_S, _GATHER_S, _WAKE_S = 0.2, 60.0, 1.0
+_SAY_S = 10.0  # between signs of life
 _LOG = logging.getLogger("lepton.executor")
 
 
@@ -49,6 +50,7 @@ def work(link: SuperLink, folder: Path, wake: Wake) -> None:
     while True:
         with link.task() as given:
             if given is None:
+                wake([])
                 time.sleep(_IDLE_S)
                 continue
             grid, context = given
@@ -104,12 +106,19 @@ def main() -> None:
 
 
 def waker(channel: grpc.Channel) -> Wake:
-    """Returns what tells the control service to wake sites; they look by themselves too."""
-    inside = InsideStub(channel)
+    """Returns what tells the control service to wake sites, or now and again that we are alive.
+
+    Where it cannot be told, sites look by themselves.
+    """
+    inside, said = InsideStub(channel), -_SAY_S
 
     def wake(sites: Iterable[str]) -> None:
-        with suppress(grpc.RpcError):
-            inside.Wake(Woken(sites=sites), timeout=_WAKE_S)
+        nonlocal said
+        names = list(sites)
+        if names or time.monotonic() >= said + _SAY_S:
+            said = time.monotonic()
+            with suppress(grpc.RpcError):
+                inside.Wake(Woken(sites=names), timeout=_WAKE_S)
 
     return wake
 

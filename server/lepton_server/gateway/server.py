@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -27,6 +28,7 @@ from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member
 from lepton_server.gateway.control import Control
+from lepton_server.gateway.health import Health, SignOfLife, free_bytes, serve_health
 from lepton_server.gateway.nodes import KnownNode, write_nodes
 from lepton_server.gateway.parts import Part, start_part, stop_part
 from lepton_server.gateway.proxy import SUPERLINK_NAME, configure, reload_proxy, start_proxy
@@ -44,8 +46,15 @@ _LOG = logging.getLogger("lepton.server")
 class Server:
     """A coordinator, from its folder."""
 
-    def __init__(self, folder: Path, passphrase: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, passphrase: str | None = None, metrics_port: int | None = None
+    ) -> None:
         """Opens the folder.
+
+        Args:
+            folder: the coordinator's.
+            passphrase: of its key, where that is sealed.
+            metrics_port: loopback port for `/metrics` and `/health`; None for none.
 
         Raises:
             IdentityError: key or roster are not good.
@@ -60,6 +69,8 @@ class Server:
         self.runs = Runs(self.folder / "runs")
         witness = Witness(self.folder, self.key, self.published, self.audit)
         self.sites = Sites(self.runs, self.published, witness)
+        self._executor = SignOfLife()
+        self._metrics_port = metrics_port
         self._secret = secrets.token_bytes(32)
         self._port = _free_port()
         self._link: SuperLink | None = None
@@ -79,16 +90,36 @@ class Server:
             self._private / SOCKET,
             Control=Control(self.runs, self.sites, self.published, self.audit),
             Sites=self.sites,
-            Inside=Inside(self.sites),
+            Inside=Inside(self.sites, self._executor),
         )
+        port = self._metrics_port
+        told = serve_health(port, self.health) if port is not None else None
         try:
             while not stopped():
                 self._look_after()
                 time.sleep(_LOOK_S)
         finally:
+            if told is not None:
+                told.shutdown()
+                told.server_close()
             self.sites.close()
             service.stop(1.0).wait()
             self._stop(*list(self._parts))
+
+    def health(self) -> Health:
+        """Returns how the coordinator is."""
+        parts = {name: self._parts.get(name) for name in ("superlink", "proxy", "executor")}
+        attending = set(self.sites.attending())
+        roster = self.published.roster
+        return Health(
+            parts={name: part is not None and part.poll() is None for name, part in parts.items()},
+            executor_silent_s=self._executor.silent_s(),
+            free_bytes=free_bytes(self.folder),
+            roster_version=roster.version,
+            roster_days_left=self.published.days_left(),
+            sites={member.name: member.name in attending for member in roster.members},
+            runs=Counter(self.runs.state(name).status for name in self.runs.names()),
+        )
 
     def _look_after(self) -> None:
         if self.published.look():

@@ -74,6 +74,7 @@ class SignedGrid(Grid):
         # Whoever asks at once again would keep the SuperLink from its work.
         time.sleep(max(0.0, self._next_look - time.monotonic()))
         self._next_look = time.monotonic() + _LOOK_S
+        self._wake(())  # nobody; but we are alive
         return [self._checked(reply) for reply in self._grid.pull_messages(list(message_ids))]
 
     def send_and_receive(

@@ -14,6 +14,7 @@ from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import InsideServicer, SitesServicer
 from lepton_common.errors import AuditRolledBack, HeadsInvalid, NotAllowed
 from lepton_common.identity.roster import Member
+from lepton_server.gateway.health import SignOfLife
 from lepton_server.gateway.published import Published
 from lepton_server.gateway.runs import Runs
 from lepton_server.gateway.serving import refuse
@@ -218,10 +219,11 @@ class Held:
 class Inside(InsideServicer):  # type: ignore[misc]
     """Answers the coordinator's own executor."""
 
-    def __init__(self, sites: Sites) -> None:
-        self._sites = sites
+    def __init__(self, sites: Sites, executor: SignOfLife) -> None:
+        self._sites, self._executor = sites, executor
 
     def Wake(self, request: wire.Woken, context: grpc.ServicerContext) -> wire.Nothing:
         """Tells sites that something waits for them."""
+        self._executor.give()
         self._sites.wake(request.sites)
         return wire.Nothing()

@@ -13,6 +13,7 @@ from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator, Member, Roster, root_of, sign_roster
 from lepton_common.identity.signed import Partners
+from lepton_server.gateway.health import SignOfLife
 from lepton_server.gateway.published import Published
 from lepton_server.gateway.runs import Runs
 from lepton_server.gateway.serving import serve
@@ -50,7 +51,7 @@ class Federation:
             (place / "roster.root").write_text(root_of(self.text))
         self.socket, self.runs = self.folder / "c.sock", Runs(self.folder / "runs")
         self.audit = AuditLog(self.folder / "audit.jsonl", self.key, "coordinator")
-        self.attending = []
+        self.attending, self.executor = [], SignOfLife()
         self.begin()
 
     def member(self, name):
@@ -73,7 +74,9 @@ class Federation:
         self.published = Published(self.folder, self.key.public_hex)
         self.witness = Witness(self.folder, self.key, self.published, self.audit)
         self.service = Sites(self.runs, self.published, self.witness)
-        self.server = serve(self.socket, Sites=self.service, Inside=Inside(self.service))
+        self.server = serve(
+            self.socket, Sites=self.service, Inside=Inside(self.service, self.executor)
+        )
 
     def end(self):
         self.service.close()

@@ -44,6 +44,17 @@ def test_the_executor_wakes_the_sites_that_it_asked(federation):
     assert waits(two)
 
 
+def test_the_executor_gives_signs_of_life_now_and_again(federation):
+    assert federation.executor.silent_s() is None
+    with grpc.insecure_channel(f"unix:{federation.socket}") as channel:
+        wake = waker(channel)
+        wake([])
+        assert federation.executor.silent_s() < 10
+        federation.executor._at -= 100
+        wake([])
+    assert federation.executor.silent_s() >= 100
+
+
 def test_an_executor_without_a_control_service_goes_on(federation):
     federation.end()
     with grpc.insecure_channel(f"unix:{federation.socket}") as channel:
