@@ -84,6 +84,7 @@ class Attendance:
             self._check()
             if self._error is not None or time.monotonic() > deadline:
                 raise ConnectionError("The control service does not answer.") from self._error
+        self._check()
 
     def looking(self) -> None:
         """To be called before each look for work: what comes from now on ends the next wait.

@@ -21,6 +21,7 @@ import grpc
 import httpx
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from lepton_cli.main import app
@@ -30,6 +31,7 @@ from lepton_common.audit import read_records
 from lepton_common.control.control_pb2 import Attendance
 from lepton_common.control.control_pb2_grpc import SitesStub
 from lepton_common.identity.certificates import issue_leaf
+from lepton_common.identity.heads import read_witnessed
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import read_roster_files
 
@@ -52,6 +54,9 @@ class Federation:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.metrics_port = probe.getsockname()[1]
 
     def do(self, line, code=0, timeout=120):
         ended = subprocess.run(
@@ -96,9 +101,10 @@ class Federation:
             self.here(f"{kind} join {folder} hosp --root {root}")
 
     def start(self, kind, folder):
+        more = ["--metrics-port", str(self.metrics_port)] if kind == "server" else []
         with (self.path / f"{folder}.log").open("a") as log:
             self.processes[folder] = subprocess.Popen(
-                [LEPTON, kind, "start", folder],
+                [LEPTON, kind, "start", folder, *more],
                 cwd=self.path,
                 stdout=log,
                 stderr=log,
@@ -318,11 +324,23 @@ def test_a_site_is_who_its_certificate_says_whatever_it_sends(federation):
             call = SitesStub(channel).Attend(
                 Attendance(), metadata=[("x-lepton-site", said)], timeout=10
             )
-            return next(call).WhichOneof("what")
+            return read_witnessed(next(call).witnessed, roster)[0].site
 
-    # Were what it sends believed, nobody or another would attend.
-    assert attend("hospital-a", "nobody") == "alive"
+    # The first thing that a site is told is how far its own logs went.
+    assert attend("hospital-a", "nobody") == "hospital-a"
+    assert attend("hospital-b", "hospital-a") == "hospital-b"
     assert attend("dora", "hospital-a") is None
+
+
+def test_health_tells_of_every_part_and_site(federation):
+    address = f"http://127.0.0.1:{federation.metrics_port}"
+    federation.until(lambda: httpx.get(f"{address}/health", trust_env=False).json()["ok"])
+
+    def attends(site):
+        metrics = httpx.get(f"{address}/metrics", trust_env=False).text.splitlines()
+        return f'lepton_site_attending{{site="{site}"}} 1.0' in metrics
+
+    federation.until(lambda: all(attends(site) for site in SITES))
 
 
 def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
@@ -332,7 +350,7 @@ def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
     for partner in ("alice", "bob"):
         federation.here(f"federation sign hosp --key {partner}.pem --yes")
     federation.here("federation publish hosp")
-    (federation.path / "study.yaml").write_text(json.dumps(STUDY))
+    (federation.path / "study.yaml").write_text(yaml.safe_dump(STUDY))
     federation.here("federation study hosp study.yaml")
     for partner in ("alice", "bob"):
         federation.here(f"federation sign hosp --key {partner}.pem --yes")
@@ -356,6 +374,24 @@ def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):
         headers={"content-type": "application/protobuf"},
     )
     assert answer.status_code in (401, 403)
+
+
+def test_a_site_whose_log_was_put_back_refuses_to_work(federation):
+    site = federation.path / "hospital-c"
+    log = site / "audit.jsonl"
+    federation.processes["hospital-c"].terminate()
+    federation.processes["hospital-c"].wait(30)
+    whole = log.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    seen = next(i for i, line in enumerate(lines) if b'"kind":"heads"' in line)
+    log.write_bytes(b"".join(lines[:seen]))
+    federation.start("site", "hospital-c")
+    assert federation.processes["hospital-c"].wait(60) == 6
+    assert "AuditRolledBack" in federation.log("hospital-c")
+    before = federation.log("hospital-c").count("Connected")
+    log.write_bytes(whole)
+    federation.start("site", "hospital-c")
+    federation.until(lambda: federation.log("hospital-c").count("Connected") > before)
 
 
 def test_a_site_that_the_partners_removed_is_out_and_says_so(federation):
