@@ -9,6 +9,7 @@ from pathlib import Path
 from lepton_common.audit import AuditLog
 from lepton_common.errors import AuditRolledBack, HeadsInvalid
 from lepton_common.identity.heads import (
+    Heads,
     WitnessFile,
     brief,
     counter_sign,
@@ -35,7 +36,7 @@ class Witness:
         self._file, self._key = WitnessFile(folder / _FILE), key
         self._published, self._audit = published, audit
         self._lock = threading.Lock()
-        self._logged: dict[str, float] = {}
+        self._logged: dict[tuple[str, str], float] = {}
 
     def sites(self) -> set[str]:
         """Returns the sites of which something was seen."""
@@ -62,12 +63,17 @@ class Witness:
                 new = self._file.keep(counter_sign(self._key, text, now), roster)
             except AuditRolledBack as error:
                 _LOG.warning("%s", error)
-                self._audit.append("rolled back", brief(heads, now))
+                self._note("rolled back", heads, now)
                 raise
-            if new and now - self._logged.get(site, 0.0) >= _HOUR_S:
-                self._logged[site] = now
-                self._audit.append("witnessed", brief(heads, now))
+            if new:
+                self._note("witnessed", heads, now)
             return self.statement(site), new
+
+    def _note(self, kind: str, heads: Heads, now: float) -> None:
+        """Puts on record what was seen: of each site once an hour, whatever it sends."""
+        if now - self._logged.get((kind, heads.site), 0.0) >= _HOUR_S:
+            self._logged[kind, heads.site] = now
+            self._audit.append(kind, brief(heads, now))
 
     def recall(self, statements: Iterable[str]) -> None:
         """Takes back statements that sites have kept: an older copy may have been put back here."""

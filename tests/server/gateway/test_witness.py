@@ -101,10 +101,12 @@ def test_another_s_shorter_log_is_put_on_record_and_its_longer_one_kept(federati
     federation.witness.see("site-1", first)
     kept = federation.witness.statement("site-1")
     two.take(kept)
-    with pytest.raises(AuditRolledBack):
-        federation.witness.see("site-1", heads_of(federation, "site-1", audit=4))
+    for _ in range(3):
+        with pytest.raises(AuditRolledBack):
+            federation.witness.see("site-1", heads_of(federation, "site-1", audit=4))
     assert federation.witness.statement("site-1") == kept
-    assert federation.audit.records[-1].kind == "rolled back"
+    # However often it sends them.
+    assert [r.kind for r in federation.audit.records].count("rolled back") == 1
     # Of a server that counter-signs it all the same.
     (federation.folder / KEPT).unlink()
     federation.end()
