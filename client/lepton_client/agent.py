@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -16,19 +17,18 @@ import httpx
 from flwr.app import Message
 
 from lepton_client.app import app
+from lepton_client.attendance import Attendance, connector
 from lepton_client.site import Site, open_site
 from lepton_common.durable import write_atomic
-from lepton_common.errors import RosterInvalid, SettingsError, TokenGone
+from lepton_common.errors import SettingsError, TokenGone
 from lepton_common.flower.fleet import HEARTBEAT_S, FleetNode
 from lepton_common.flower.task_identity import speak_for
-from lepton_common.identity.certificates import LIFETIME, issue_leaf
+from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.roster import Coordinator
 from lepton_common.identity.sealed import sign_reply
 
 NODE_KEY_FILE, _NODE_ID_FILE = "node.pem", "node.id"
 _LOG = logging.getLogger("lepton.agent")
-# Between looks: short while messages come, long when none has come for a while.
-_BUSY_S, _IDLE_S, _BUSY_FOR_S = 0.1, 1.0, 30.0
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 
 
@@ -37,62 +37,64 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
 
     Args:
         folder: the site's.
-        stopped: tells whether to stop.
+        stopped: whether to stop.
         passphrase: of the site's sealed key, or the PIN of its token.
 
     Raises:
-        IdentityError: key or roster are not good, or the roster does not name this site.
+        IdentityError: key or roster are not good, or the roster does not name this site, or does
+            so no more.
         TokenGone: the token with the site's key was pulled out.
+        AuditRolledBack, LedgerRolledBack: the site's logs lack what others have witnessed.
         SettingsError: the site file has faults.
     """
     site = open_site(str(folder), passphrase)
     if site.file.trainer is None:
         raise SettingsError("site.yaml has no section 'trainer'; docs/deployment.md shows it.")
-    coordinator = _coordinator(site)
     wait_s = _FIRST_WAIT_S
     while not stopped():
+        coordinator = site.coordinator()
+        leaf = issue_leaf(site.key, site.file.name, lifetime=LIFETIME + timedelta(hours=1))
         try:
-            node = FleetNode(
-                f"https://{coordinator.hosts[0]}:{coordinator.port}",
-                _tls(site, coordinator),
-                folder / NODE_KEY_FILE,
-                _last_id(folder),
-            )
-        except (httpx.HTTPError, OSError) as error:
+            with Attendance(site, connector(coordinator, leaf), site.stop_training) as attendance:
+                attendance.begin(stopped)
+                node = FleetNode(
+                    f"https://{coordinator.hosts[0]}:{coordinator.port}",
+                    _tls(site, coordinator, leaf),
+                    folder / NODE_KEY_FILE,
+                    _last_id(folder),
+                )
+                with closing(node):
+                    _LOG.info("Connected to %s as node %d.", coordinator.name, node.node_id)
+                    wait_s = _FIRST_WAIT_S
+                    write_atomic(folder / _NODE_ID_FILE, str(node.node_id).encode())
+                    _serve(node, folder, site, attendance, stopped)
+        except (httpx.HTTPError, OSError, ValueError) as error:
             _LOG.warning(
-                "The coordinator cannot be reached (%s); next try in %.1f s.",
+                "There is no connection to the coordinator (%s); next try in %.1f s.",
                 _what(error),
                 wait_s,
             )
             _sleep(wait_s, stopped)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
-            continue
-        _LOG.info("Connected to %s as node %d.", coordinator.name, node.node_id)
-        wait_s = _FIRST_WAIT_S
-        write_atomic(folder / _NODE_ID_FILE, str(node.node_id).encode())
-        try:
-            _serve(node, folder, site, stopped)
-        except (httpx.HTTPError, OSError, ValueError) as error:
-            _LOG.warning("The connection is lost (%s).", _what(error))
-        finally:
-            node.close()
 
 
-def _serve(node: FleetNode, folder: Path, site: Site, stopped: Callable[[], bool]) -> None:
+def _serve(
+    node: FleetNode, folder: Path, site: Site, attendance: Attendance, stopped: Callable[[], bool]
+) -> None:
     """Answers messages until the certificate is due for renewal."""
     until = datetime.now(UTC) + LIFETIME / 2
-    last = time.monotonic()
     done = threading.Event()
     heart = threading.Thread(target=_beat, args=(node, done), daemon=True)
     heart.start()
     try:
         while not stopped() and datetime.now(UTC) < until:
+            attendance.looking()
             message = node.receive()
             if message is None:
-                time.sleep(_BUSY_S if time.monotonic() - last < _BUSY_FOR_S else _IDLE_S)
-                continue
-            _answer(node, message, folder, site)
-            last = time.monotonic()
+                attendance.wait(stopped)
+            else:
+                _answer(node, message, folder, site)
+                attendance.released()
     finally:
         done.set()
         heart.join(HEARTBEAT_S)
@@ -129,20 +131,8 @@ def _beat(node: FleetNode, done: threading.Event) -> None:
             _LOG.warning("No heartbeat reaches the coordinator (%s).", _what(error))
 
 
-def _coordinator(site: Site) -> Coordinator:
-    roster = site.roster
-    roster.check_date(datetime.now(UTC).date())
-    named = {member.name: member.public_key for member in roster.members}
-    if named.get(site.file.name) != site.key.public_hex:
-        raise RosterInvalid(f"The roster does not name {site.file.name} with this site's key.")
-    if roster.coordinator is None:
-        raise RosterInvalid("The roster names no coordinator; ask a partner to propose one.")
-    return roster.coordinator
-
-
-def _tls(site: Site, coordinator: Coordinator) -> ssl.SSLContext:
-    """Returns a context with a fresh certificate, which trusts the coordinator alone."""
-    leaf = issue_leaf(site.key, site.file.name, lifetime=LIFETIME + timedelta(hours=1))
+def _tls(site: Site, coordinator: Coordinator, leaf: Leaf) -> ssl.SSLContext:
+    """Returns a context with the site's certificate, which trusts the coordinator alone."""
     path = site.folder / "tls.pem"
     write_atomic(path, leaf.certificate + leaf.private_key, mode=0o600)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -7,6 +7,7 @@ item computed from records must be covered by the event that was charged for thi
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
@@ -14,7 +15,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 from lepton_client.ledger import Charge, Ledger
 from lepton_common.arrays import Vector, digest_of, pack
 from lepton_common.audit import AuditLog
+from lepton_common.chain import head_of
 from lepton_common.errors import DoorRefused, TokenGone
+from lepton_common.identity.heads import Head, Heads, sign_heads
+from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import Receipt, SiteFacts
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.provenance import Protection, Provenance
@@ -100,6 +104,25 @@ class Door:
         )
         stamped = [replace(item, value=self._stamp(item.value, record.hash)) for item in items]
         return Message(_records(stamped, contents, record.hash), reply_to=message)
+
+    def report(self, key: SigningKey, federation: str, site: str, about: Mapping[str, Any]) -> str:
+        """Logs and signs how far audit log and ledger went, for others to witness.
+
+        Args:
+            key: the site's.
+            federation: its name.
+            site: the site's name.
+            about: what leaves beside it, for the log.
+        """
+        entries = self._ledger.records
+        ledger = Head(hash=head_of(entries), length=len(entries))
+        body = {**about, "ledger": ledger.hash, "ledger_length": ledger.length}
+        record = self._audit.records[-1]
+        # A report that was just made is made again without a further record.
+        if (record.kind, record.body) != ("heads", body):
+            record = self._audit.append("heads", body)
+        audit = Head(hash=record.hash, length=record.sequence + 1)
+        return sign_heads(key, Heads(federation=federation, site=site, audit=audit, ledger=ledger))
 
     def refuse(self, message: Message, error: BaseException) -> Message:
         """Logs a failure and answers with its name; its text stays at the site."""

@@ -96,6 +96,11 @@ class Ledger:
         """The hash of the newest entry."""
         return self._file.contents.head
 
+    @property
+    def records(self) -> list[ChainRecord]:
+        """All entries, the oldest first."""
+        return self._file.contents.records
+
     def check_head(self, seen: str | None) -> None:
         """Checks that the ledger still has the newest entry that a server has seen.
 

@@ -5,6 +5,8 @@ import re
 import threading
 import time
 import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from lepton_client.data import SiteData
 from lepton_client.door import Door
 from lepton_client.ledger import Ledger
 from lepton_client.people import people_secret
-from lepton_client.proposals import Proposals
+from lepton_client.proposals import STUDIES, Proposals
 from lepton_client.residual import Residuals
 from lepton_client.rules import LaunchRules, TrainerRules
 from lepton_client.spent import SpentRounds
@@ -23,9 +25,10 @@ from lepton_client.trainer_process import TrainerProcess
 from lepton_client.training.conformance import Conformance
 from lepton_client.vault import Vault
 from lepton_common.audit import AuditLog
-from lepton_common.errors import SettingsError
+from lepton_common.errors import RosterInvalid, SettingsError
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Roster, read_roster_files
+from lepton_common.identity.roster import Coordinator, Roster, read_roster_files, take_roster
+from lepton_common.identity.study import Study, read_studies, take_study
 from lepton_common.policy import SitePolicy
 from lepton_common.strict import Name, Size, parse, record
 
@@ -95,6 +98,7 @@ class Site:
         self.vault = Vault(folder / "rounds", self.key)
         self.residuals = Residuals(folder / "residuals")
         self.lock = threading.Lock()
+        self._trains_for: str | None = None
 
     def refresh(self) -> None:
         """Reads the site file again where the operator has changed it.
@@ -125,6 +129,20 @@ class Site:
             else TrainerProcess(file.name, file.data, self.folder, secret, file.trainer)
         )
 
+    @contextlib.contextmanager
+    def training(self, run: str) -> Iterator[Trainer]:
+        """Gives the trainer for the work of one run, which `stop_training` may end meanwhile."""
+        self._trains_for = run
+        try:
+            yield self.trainer
+        finally:
+            self._trains_for = None
+
+    def stop_training(self, run: str) -> None:
+        """Ends what the trainer does if that is for ``run``; from any thread."""
+        if self._trains_for == run and isinstance(self.trainer, TrainerProcess):
+            self.trainer.stop()
+
     def keep_trace(self, error: BaseException) -> None:
         """Writes an error's full text to the site's own ``errors.log``, which never leaves it."""
         with contextlib.suppress(OSError), (self.folder / ERROR_FILE).open("a") as file:
@@ -140,6 +158,48 @@ class Site:
                 joined, or too few of them signed it.
         """
         return read_roster_files(self.folder / ROSTER_FILE, self.folder / ROOT_FILE)
+
+    def coordinator(self) -> Coordinator:
+        """Returns the coordinator that the roster names for this site.
+
+        Raises:
+            RosterInvalid, RosterExpired: the roster is not good, or does not name this site.
+        """
+        roster = self.roster
+        roster.check_date(datetime.now(UTC).date())
+        named = {member.name: member.public_key for member in roster.members}
+        if named.get(self.file.name) != self.key.public_hex:
+            raise RosterInvalid(
+                f"Version {roster.version} of the roster does not name {self.file.name} with this "
+                "site's key; ask a partner, if it should."
+            )
+        if roster.coordinator is None:
+            raise RosterInvalid("The roster names no coordinator; ask a partner to propose one.")
+        return roster.coordinator
+
+    def studies(self) -> list[Study]:
+        """Returns the studies that are known here and good today."""
+        today = datetime.now(UTC).date()
+        return [study for study, _ in read_studies(self.folder / STUDIES, self.roster, today)]
+
+    def take_study(self, text: str) -> Study:
+        """Takes over a study, or a newer version of one.
+
+        Raises:
+            StudyInvalid: it is not good, or older than what is here; the site keeps its own.
+        """
+        today = datetime.now(UTC).date()
+        return take_study(self.folder / STUDIES, text, self.roster, today)
+
+    def take_roster(self, text: str) -> Roster:
+        """Takes over a newer roster of the same partners.
+
+        Raises:
+            RosterInvalid, RosterRolledBack: it is none; the site keeps its own.
+        """
+        roster = take_roster(self.folder / ROSTER_FILE, self.folder / ROOT_FILE, text)
+        self.__dict__["roster"] = roster  # the cached one
+        return roster
 
     def note_engine(self, run: str, found: Conformance) -> None:
         """Puts on record, once a run, what computes its private gradients, and how it conforms."""

@@ -159,22 +159,23 @@ def _train(
     request: TrainRequest, received: Vector, site: Site, plan: PrivacyPlan | None
 ) -> _Result:
     if plan is None:
-        trained = site.trainer.train(request, received)
+        with site.training(request.run) as trainer:
+            trained = trainer.train(request, received)
         return _Result(trained.update, trained.loss, trained.records)
     consent.check_model(received)
     site.ledger.check_head(request.ledger_heads.get(site.file.name))
     study = site.proposals.budget(request.run, site.roster) if site.file.launch else None
     site.ledger.check(plan, request, site.file.policy, study)  # before any record is read
-    with _one_name(site):
+    with _one_name(site), site.training(request.run) as trainer:
         # A refusal from here on tells whether people are in earlier data too.
-        site.ledger.use_data(site.file.data.unit, site.trainer.people())
+        site.ledger.use_data(site.file.data.unit, trainer.people())
         charge = site.ledger.reserve(plan, request, site.file.policy, study)
         if plan.unit != WHOLE_SITE:
-            site.note_engine(request.run, site.trainer.conformance(request))
+            site.note_engine(request.run, trainer.conformance(request))
         if plan.shared is None:
-            update = site.trainer.train_privately(request, received, plan)
+            update = trainer.train_privately(request, received, plan)
             return _Result(update, charge=charge)
-        noised = site.trainer.noised_sum(request, received, plan)
+        noised = trainer.noised_sum(request, received, plan)
         return _Result(received, charge=charge, noised=noised)
 
 

@@ -57,7 +57,8 @@ LeptonError                     exit code 1
 │   ├── EvidenceUnreadable
 │   ├── EvidenceAltered
 │   ├── EvidenceForeign
-│   └── EvidenceContradicts
+│   ├── EvidenceContradicts
+│   └── AuditRolledBack
 ├── IdentityError               8   who someone is, and whether they belong
 │   ├── KeyUnreadable
 │   ├── TokenGone
@@ -67,7 +68,8 @@ LeptonError                     exit code 1
 │   ├── RosterRolledBack
 │   ├── RosterExpired
 │   ├── StudyInvalid
-│   └── ProposalInvalid
+│   ├── ProposalInvalid
+│   └── HeadsInvalid
 ├── BundleError                 9   an offline installation that cannot be made or trusted
 │   ├── WheelMissing
 │   ├── BundleForged
@@ -333,6 +335,10 @@ class EvidenceContradicts(AuditError):
     """Members of an evidence pack, or several packs of one run, contradict each other."""
 
 
+class AuditRolledBack(AuditError):
+    """An audit log that lacks records which others have witnessed."""
+
+
 class IdentityError(LeptonError):
     """Someone is not who they should be, or does not belong here."""
 
@@ -373,6 +379,10 @@ class StudyInvalid(IdentityError):
 
 class ProposalInvalid(IdentityError):
     """A proposed run that is damaged, or that nobody who may has signed."""
+
+
+class HeadsInvalid(IdentityError):
+    """Heads of a site's logs are damaged, or not signed by the site and its witness."""
 
 
 class BundleError(LeptonError):

@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader
 from lepton_cli.keys import KeyPlace
 from lepton_client.agent import NODE_KEY_FILE
 from lepton_client.data import SiteData
+from lepton_client.proposals import STUDIES
 from lepton_client.site import (
     KEY_FILE,
     ROOT_FILE,
@@ -35,6 +36,7 @@ from lepton_common.identity.roster import (
     check_newer,
     read_roster,
 )
+from lepton_common.identity.study import read_studies, take_study
 from lepton_common.privacy.plan import public_size_class
 from lepton_common.strict import Digest, parse
 
@@ -151,13 +153,24 @@ def make_person(folder: Path, name: str, roles: list[str], place: KeyPlace) -> P
     return _make(Person, folder, name, {"roles": roles}, place)
 
 
-def join(folder: Path, roster_text: str, root: Digest, today: date) -> Roster:
+def join(
+    folder: Path, roster_text: str, root: Digest, today: date, studies: Path | None = None
+) -> Roster:
     """Puts a roster that names this folder's key into it, and pins its root.
+
+    Args:
+        folder: made by `make_site`, `make_coordinator` or `make_person`.
+        roster_text: of a roster file.
+        root: digest of its first version.
+        today: the date.
+        studies: folder of published ones; a coordinator takes those along that are good today,
+            and hands each site its own.
 
     Raises:
         RosterInvalid: it does not verify, has another root than before, or does not name this key.
         RosterRolledBack: a newer one is here already.
         RosterExpired: it is past its last day.
+        StudyInvalid: a study is older than the one that is here.
     """
     path, pin = folder / ROSTER_FILE, folder / ROOT_FILE
     if pin.exists() and pin.read_text(encoding="utf-8").strip() != root:
@@ -176,6 +189,9 @@ def join(folder: Path, roster_text: str, root: Digest, today: date) -> Roster:
         )
     write_atomic(pin, root.encode())
     write_atomic(path, roster_text.encode())
+    if isinstance(asked, Coordinator) and studies is not None:
+        for _, text in read_studies(studies, roster, today):
+            take_study(folder / STUDIES, text, roster, today)
     return roster
 
 

@@ -199,6 +199,19 @@ def test_a_study_is_signed_and_published(do, lepton, hospitals, tmp_path):
     assert "names x, who is no site" in said
 
 
+def test_a_server_takes_the_published_studies_along(do, hospitals, tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    do("federation study hosp study.yaml")
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    do("federation publish hosp")
+    for kind, folder in (("server", "srv"), ("person", "dora")):
+        do(f"{kind} join {folder} hosp --root {hospitals}")
+    taken = (tmp_path / "srv" / "studies" / "heart.json").read_text()
+    assert taken == (tmp_path / "hosp" / "studies" / "heart.json").read_text()
+    assert not (tmp_path / "dora" / "studies").exists()
+
+
 def test_a_sealed_key_needs_its_passphrase(do, lepton, tmp_path):
     (tmp_path / "secret").write_text("correct horse\n")
     do("person init dora --name dora --role auditor --passphrase-file secret")

@@ -18,16 +18,22 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+import yaml
 from safetensors.numpy import load_file
 
 from lepton_cli.main import app
+from lepton_client.attendance import connector
 from lepton_client.proposals import Proposals
 from lepton_client.site import Site
 from lepton_common.audit import read_records
+from lepton_common.control.control_pb2 import Attendance
+from lepton_common.control.control_pb2_grpc import SitesStub
 from lepton_common.identity.certificates import issue_leaf
+from lepton_common.identity.heads import read_witnessed
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import read_roster_files
 
@@ -35,6 +41,12 @@ pytestmark = pytest.mark.system
 LEPTON = str(Path(sys.executable).with_name("lepton"))
 SITES = ("site-1", "site-2", "site-3", "site-4")
 PLAIN = "task=breast_cancer sites=4 rounds=10 privacy=none secagg=sa1 seed=11"
+STUDY = {
+    "name": "heart", "federation": "hospitals", "version": 1, "purpose": "Predict a disease.",
+    "legal_basis": "Consent.", "ethics_reference": "EK 12/2026", "until": "2099-12-31",
+    "sites": ["site-1", "site-2"], "leads": ["dora"], "auditors": [],
+    "tasks": ["breast_cancer"], "data": ["cancer"], "max_epsilon": 3.0, "max_delta": 1e-5,
+}  # fmt: skip
 
 
 class Federation:
@@ -45,6 +57,9 @@ class Federation:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.metrics_port = probe.getsockname()[1]
 
     def do(self, line, code=0, timeout=120):
         ended = subprocess.run(
@@ -104,9 +119,10 @@ class Federation:
         path.write_text(before)
 
     def start(self, kind, folder):
+        more = ["--metrics-port", str(self.metrics_port)] if kind == "server" else []
         with (self.path / f"{folder}.log").open("a") as log:
             self.processes[folder] = subprocess.Popen(
-                [LEPTON, kind, "start", folder],
+                [LEPTON, kind, "start", folder, *more],
                 cwd=self.path,
                 stdout=log,
                 stderr=log,
@@ -182,9 +198,11 @@ def federation(tmp_path_factory):
         pytest.skip("needs nginx, which this machine does not have")
     made = Federation(tmp_path_factory.mktemp("federation"))
     made.make()
-    made.start_all()
-    yield made
-    made.stop()
+    try:
+        made.start_all()
+        yield made
+    finally:
+        made.stop()
 
 
 def test_a_private_run_ends_with_a_model_and_logs_that_verify(federation):
@@ -329,6 +347,8 @@ def test_a_run_is_stopped_by_whoever_may(federation):
     last = json.loads(federation.watch(name).stdout.splitlines()[-1])
     assert last["status"] == "stopped"
     assert 1 <= last["rounds"] < 50
+    said = f"Someone stopped the run {name}."
+    federation.until(lambda: all(said in federation.log(site) for site in SITES))
 
 
 def test_an_auditor_lists_runs_and_starts_none(federation):
@@ -370,6 +390,9 @@ def test_without_a_certificate_of_the_roster_there_is_no_way_in(federation, who,
         ("site-1", "/v1/fleet/%2e%2e/control/start-run", 404),
         ("site-1", "/lepton.control.v1.Control/Submit", 403),
         ("site-1", "/docs", 404),
+        ("dora", "/lepton.control.v1.Sites/Attend", 403),
+        ("site-1", "/lepton.control.v1.Inside/Wake", 404),
+        ("dora", "/lepton.control.v1.Inside/Wake", 404),
     ],
 )
 def test_everyone_reaches_only_what_is_theirs(federation, who, path, code):
@@ -377,6 +400,59 @@ def test_everyone_reaches_only_what_is_theirs(federation, who, path, code):
         f"https://localhost:{federation.port}{path}", verify=federation.tls(who), content=b"x"
     )
     assert answer.status_code == code
+
+
+def test_a_site_is_who_its_certificate_says_whatever_it_sends(federation):
+    def attend(name, said):
+        leaf = issue_leaf(SigningKey.load(federation.path / name / "signing.pem"), name)
+        roster = read_roster_files(
+            federation.path / "hosp" / "roster.json", federation.path / "hosp" / "roster.root"
+        )
+        channel = connector(roster.coordinator, leaf)()
+        with channel, contextlib.suppress(grpc.RpcError):
+            call = SitesStub(channel).Attend(
+                Attendance(), metadata=[("x-lepton-site", said)], timeout=10
+            )
+            return read_witnessed(next(call).witnessed, roster)[0].site
+
+    # The first thing that a site is told is how far its own logs went.
+    assert attend("site-1", "nobody") == "site-1"
+    assert attend("site-2", "site-1") == "site-2"
+    assert attend("dora", "site-1") is None
+
+
+def test_health_tells_of_every_part_and_site(federation):
+    address = f"http://127.0.0.1:{federation.metrics_port}"
+    federation.until(lambda: httpx.get(f"{address}/health", trust_env=False).json()["ok"])
+
+    def attends(site):
+        metrics = httpx.get(f"{address}/metrics", trust_env=False).text.splitlines()
+        return f'lepton_site_attending{{site="{site}"}} 1.0' in metrics
+
+    federation.until(lambda: all(attends(site) for site in SITES))
+
+
+def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
+    root = (federation.path / "hosp" / "roster.root").read_text()
+    federation.here("person init frank --name frank --role lead")
+    federation.here("federation propose hosp --add frank/join.json")
+    for partner in ("alice", "bob"):
+        federation.here(f"federation sign hosp --key {partner}.pem --yes")
+    federation.here("federation publish hosp")
+    (federation.path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    federation.here("federation study hosp study.yaml")
+    for partner in ("alice", "bob"):
+        federation.here(f"federation sign hosp --key {partner}.pem --yes")
+    federation.here("federation publish hosp")
+    for kind, folder in (("server", "srv"), ("person", "frank")):
+        federation.here(f"{kind} join {folder} hosp --root {root}")
+    federation.until(
+        lambda: all("Version 2 of the roster is taken over" in federation.log(s) for s in SITES)
+    )
+    held = lambda site: (federation.path / site / "studies" / "heart.json").exists()  # noqa: E731
+    federation.until(lambda: held("site-1") and held("site-2"))
+    assert not held("site-3")
+    assert isinstance(json.loads(federation.do("run list --as frank --json").stdout), list)
 
 
 def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):
@@ -387,3 +463,42 @@ def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):
         headers={"content-type": "application/protobuf"},
     )
     assert answer.status_code in (401, 403)
+
+
+def test_a_site_whose_log_was_put_back_refuses_to_work(federation):
+    site = federation.path / "site-3"
+    log = site / "audit.jsonl"
+    federation.processes["site-3"].terminate()
+    federation.processes["site-3"].wait(30)
+    whole = log.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    seen = next(i for i, line in enumerate(lines) if b'"kind":"heads"' in line)
+    log.write_bytes(b"".join(lines[:seen]))
+    federation.start("site", "site-3")
+    assert federation.processes["site-3"].wait(60) == 6
+    assert "AuditRolledBack" in federation.log("site-3")
+    before = federation.log("site-3").count("Connected")
+    log.write_bytes(whole)
+    federation.start("site", "site-3")
+    federation.until(lambda: federation.log("site-3").count("Connected") > before)
+
+
+def test_a_site_that_the_partners_removed_is_out_and_says_so(federation):
+    root = (federation.path / "hosp" / "roster.root").read_text()
+    federation.here("federation propose hosp --remove site-4")
+    for partner in ("alice", "bob"):
+        federation.here(f"federation sign hosp --key {partner}.pem --yes")
+    federation.here("federation publish hosp")
+    federation.here(f"server join srv hosp --root {root}")
+    assert federation.processes["site-4"].wait(60) == 8
+    assert "does not name site-4" in federation.log("site-4")
+    reach = federation.tls("site-4")
+
+    def is_out():
+        try:
+            address = f"https://localhost:{federation.port}/v1/fleet/pull-messages"
+            return httpx.post(address, verify=reach, content=b"x").status_code == 400
+        except httpx.TransportError:
+            return True
+
+    federation.until(is_out)

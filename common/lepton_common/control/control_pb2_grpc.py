@@ -272,3 +272,196 @@ class Control(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class SitesStub(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Attend = channel.unary_stream(
+                '/lepton.control.v1.Sites/Attend',
+                request_serializer=lepton__common_dot_control_dot_control__pb2.Attendance.SerializeToString,
+                response_deserializer=lepton__common_dot_control_dot_control__pb2.Notice.FromString,
+                _registered_method=True)
+        self.Report = channel.unary_unary(
+                '/lepton.control.v1.Sites/Report',
+                request_serializer=lepton__common_dot_control_dot_control__pb2.Heads.SerializeToString,
+                response_deserializer=lepton__common_dot_control_dot_control__pb2.Witnessed.FromString,
+                _registered_method=True)
+
+
+class SitesServicer(object):
+    """Missing associated documentation comment in .proto file."""
+
+    def Attend(self, request, context):
+        """Tells a site's agent what it must know at once, for as long as it stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Report(self, request, context):
+        """Witnesses how far a site's logs went.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SitesServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Attend': grpc.unary_stream_rpc_method_handler(
+                    servicer.Attend,
+                    request_deserializer=lepton__common_dot_control_dot_control__pb2.Attendance.FromString,
+                    response_serializer=lepton__common_dot_control_dot_control__pb2.Notice.SerializeToString,
+            ),
+            'Report': grpc.unary_unary_rpc_method_handler(
+                    servicer.Report,
+                    request_deserializer=lepton__common_dot_control_dot_control__pb2.Heads.FromString,
+                    response_serializer=lepton__common_dot_control_dot_control__pb2.Witnessed.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'lepton.control.v1.Sites', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('lepton.control.v1.Sites', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Sites(object):
+    """Missing associated documentation comment in .proto file."""
+
+    @staticmethod
+    def Attend(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lepton.control.v1.Sites/Attend',
+            lepton__common_dot_control_dot_control__pb2.Attendance.SerializeToString,
+            lepton__common_dot_control_dot_control__pb2.Notice.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Report(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lepton.control.v1.Sites/Report',
+            lepton__common_dot_control_dot_control__pb2.Heads.SerializeToString,
+            lepton__common_dot_control_dot_control__pb2.Witnessed.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class InsideStub(object):
+    """For the coordinator's own executor; the proxy passes nobody here.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Wake = channel.unary_unary(
+                '/lepton.control.v1.Inside/Wake',
+                request_serializer=lepton__common_dot_control_dot_control__pb2.Woken.SerializeToString,
+                response_deserializer=lepton__common_dot_control_dot_control__pb2.Nothing.FromString,
+                _registered_method=True)
+
+
+class InsideServicer(object):
+    """For the coordinator's own executor; the proxy passes nobody here.
+    """
+
+    def Wake(self, request, context):
+        """Tells sites that something waits for them; naming none says that the executor is alive.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_InsideServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Wake': grpc.unary_unary_rpc_method_handler(
+                    servicer.Wake,
+                    request_deserializer=lepton__common_dot_control_dot_control__pb2.Woken.FromString,
+                    response_serializer=lepton__common_dot_control_dot_control__pb2.Nothing.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'lepton.control.v1.Inside', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('lepton.control.v1.Inside', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Inside(object):
+    """For the coordinator's own executor; the proxy passes nobody here.
+    """
+
+    @staticmethod
+    def Wake(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lepton.control.v1.Inside/Wake',
+            lepton__common_dot_control_dot_control__pb2.Woken.SerializeToString,
+            lepton__common_dot_control_dot_control__pb2.Nothing.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

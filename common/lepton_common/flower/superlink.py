@@ -66,6 +66,12 @@ class SuperLink:
             self._control.RegisterNode(RegisterNodeRequest(public_key=public, name=name)).node_id
         )
 
+    def unregister(self, node: int) -> None:
+        """Lets a node out, by Flower's number for it."""
+        from flwr.proto.control_pb2 import UnregisterNodeRequest
+
+        self._control.UnregisterNode(UnregisterNodeRequest(node_id=node))
+
     def start_run(self, config: Mapping[str, str]) -> int:
         """Starts a run of the apps that are installed here; returns Flower's number for it."""
         from flwr.common.serde import fab_to_proto, user_config_to_proto

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from lepton_common.durable import write_atomic
 from lepton_common.errors import RosterExpired, RosterInvalid, RosterRolledBack
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.signed import Kind, Partners, Signed, sign
@@ -183,6 +184,24 @@ def read_roster_files(path: Path, root: Path) -> Roster:
         return read_roster(path.read_text(encoding="utf-8"), root.read_text().strip())
     except (OSError, UnicodeDecodeError):
         raise RosterInvalid(f"Cannot read {path} and {root.name} beside it.") from None
+
+
+def take_roster(path: Path, root: Path, text: str) -> Roster:
+    """Puts a roster file in the place of one that it goes on from; returns its newest version.
+
+    Args:
+        path: the roster file here.
+        root: the file of the root that is pinned.
+        text: of the roster file that is offered.
+
+    Raises:
+        RosterInvalid: see `read_roster`.
+        RosterRolledBack: see `check_newer`.
+    """
+    roster = read_roster(text, root.read_text(encoding="utf-8").strip())
+    check_newer(path.read_text(encoding="utf-8"), text)
+    write_atomic(path, text.encode())
+    return roster
 
 
 def check_newer(known: str, text: str) -> None:

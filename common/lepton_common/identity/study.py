@@ -1,10 +1,14 @@
 """A study: some sites of the roster, for one purpose, until a day, signed by k of n partners."""
 
+import contextlib
+from collections.abc import Iterator
 from datetime import date
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
+from lepton_common.durable import write_atomic
 from lepton_common.errors import StudyInvalid
 from lepton_common.identity.roster import Roster
 from lepton_common.identity.signed import Signed
@@ -105,4 +109,36 @@ def read_study(text: str, roster: Roster, today: date) -> Study:
     check_study(study, roster)
     if today.isoformat() > study.until:
         raise StudyInvalid(f"The study {study.name} ended on {study.until}.")
+    return study
+
+
+def read_studies(folder: Path, roster: Roster, today: date) -> Iterator[tuple[Study, str]]:
+    """Yields the studies in a folder that are good today, by name, each with its file's text."""
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(StudyInvalid, OSError, UnicodeDecodeError):
+            text = path.read_text(encoding="utf-8")
+            study = read_study(text, roster, today)
+            if path.stem == study.name:
+                yield study, text
+
+
+def take_study(folder: Path, text: str, roster: Roster, today: date) -> Study:
+    """Puts a study into a folder, in the place of an older version of it.
+
+    Raises:
+        StudyInvalid: see `read_study`; or the folder holds a newer version, or another story.
+    """
+    study = read_study(text, roster, today)
+    path = folder / f"{study.name}.json"
+    folder.mkdir(exist_ok=True)
+    if path.exists():
+        known = parse_json(Signed, path.read_text(encoding="utf-8")).document
+        version = parse_json(Study, known).version
+        same = known == parse_json(Signed, text).document
+        if study.version < version or (study.version == version and not same):
+            raise StudyInvalid(
+                f"Version {version} of the study {study.name} is here already, and what came is "
+                "older or another; ask the partners which is theirs."
+            )
+    write_atomic(path, text.encode())
     return study

@@ -36,15 +36,20 @@ run_app = typer.Typer(help="Runs at a coordinator.", no_args_is_help=True)
 def server_start(
     folder: Annotated[Path, typer.Argument(help="The coordinator's folder, joined.")],
     passphrase_file: _PASSPHRASE = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option("--metrics-port", help="Loopback port for /metrics and /health; off."),
+    ] = None,
 ) -> None:
     """Start the coordinator and keep it up; Ctrl-C ends it, and starting again goes on."""
     from lepton_cli.keys import read_passphrase
     from lepton_server.gateway.server import Server
 
     _log()
-    server = Server(folder, read_passphrase(passphrase_file))
-    where = f"{server.coordinator.hosts[0]}:{server.coordinator.port}"
-    print(f"Coordinator of {server.roster.federation} at {where}; Ctrl-C ends it.", flush=True)
+    server = Server(folder, read_passphrase(passphrase_file), metrics_port)
+    coordinator, roster = server.published.coordinator, server.published.roster
+    where = f"{coordinator.hosts[0]}:{coordinator.port}"
+    print(f"Coordinator of {roster.federation} at {where}; Ctrl-C ends it.", flush=True)
     server.run(_stopped())
 
 

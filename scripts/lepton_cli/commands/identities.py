@@ -146,7 +146,8 @@ def join_command(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise RosterInvalid(f"Cannot read the roster {path}.") from None
-    found = join(folder, text, root, datetime.now(UTC).date())
+    studies = roster / "studies" if roster.is_dir() else None
+    found = join(folder, text, root, datetime.now(UTC).date(), studies)
     print(
         f"Joined {found.federation}, version {found.version} of its roster: "
         f"{len(found.members)} sites, good until {found.until or 'always'}."

@@ -1,52 +1,47 @@
-"""The control service: people of the roster submit, watch, stop and fetch runs, as roles allow.
-
-It listens on a Unix socket; only the proxy reaches it, and says who calls from the certificate.
-"""
+"""The control service: people of the roster submit, watch, stop and fetch runs, as roles allow."""
 
 import time
 from collections.abc import Iterator
-from concurrent import futures
-from pathlib import Path
-from typing import Any, NoReturn
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from lepton_common.audit import AuditLog
 from lepton_common.control import control_pb2 as wire
-from lepton_common.control.control_pb2_grpc import ControlServicer, add_ControlServicer_to_server
+from lepton_common.control.control_pb2_grpc import ControlServicer
 from lepton_common.errors import LeptonError, NotAllowed
-from lepton_common.identity.roster import Role, Roster
+from lepton_common.identity.roster import Role
 from lepton_common.proposal import read_proposal
+from lepton_server.gateway.published import Published
 from lepton_server.gateway.runs import Runs, RunState, as_fields
+from lepton_server.gateway.serving import refuse
+from lepton_server.gateway.sites import Sites
 
 _LOOK_S = 0.1
 _PART_BYTES = 1 << 20
-_MOST_BYTES = 1 << 20  # of one request
 
 
 class Control(ControlServicer):  # type: ignore[misc]
     """Answers calls; every one of them is in the coordinator's audit log first."""
 
-    def __init__(
-        self, runs: Runs, roster: Roster, roster_file: Path, root_file: Path, audit: AuditLog
-    ) -> None:
-        self._runs, self._roster, self._audit = runs, roster, audit
-        self._roster_file, self._root_file = roster_file, root_file
+    def __init__(self, runs: Runs, sites: Sites, published: Published, audit: AuditLog) -> None:
+        self._runs, self._sites, self._published, self._audit = runs, sites, published, audit
 
     def Submit(self, request: wire.SubmitRequest, context: grpc.ServicerContext) -> wire.Run:
         """Starts a run."""
         who = self._admit(context, "Submit", "", {"lead"})
         try:
-            proposal = read_proposal(request.proposal, self._roster)
+            proposal = read_proposal(request.proposal, self._published.roster)
             if proposal.by != who:
                 raise NotAllowed(f"{who} submits what {proposal.by} has signed.")
             name = self._runs.add(
-                proposal.parsed(), request.proposal, who, self._roster_file, self._root_file
+                proposal.parsed(),
+                request.proposal,
+                who,
+                self._published.text,
+                self._published.root,
             )
         except (LeptonError, ValueError) as error:
-            _refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error)
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error)
         self._audit.append("submitted", {"by": who, "run": name})
         return wire.Run(**as_fields(self._runs.state(name)))
 
@@ -74,6 +69,7 @@ class Control(ControlServicer):  # type: ignore[misc]
         self._admit(context, "Stop", request.name, {"lead", "administrator"})
         state = self._state(request.name, context)
         self._runs.stop(request.name)
+        self._sites.stop(request.name)
         return wire.Run(**as_fields(state))
 
     def Fetch(self, request: wire.RunName, context: grpc.ServicerContext) -> Iterator[wire.Part]:
@@ -91,12 +87,12 @@ class Control(ControlServicer):  # type: ignore[misc]
         try:
             return self._runs.state(name)
         except LeptonError as error:
-            _refuse(context, grpc.StatusCode.NOT_FOUND, error)
+            refuse(context, grpc.StatusCode.NOT_FOUND, error)
 
     def _admit(self, context: grpc.ServicerContext, call: str, run: str, roles: set[Role]) -> str:
         """Returns who calls, if they may; the call is on record either way."""
         said = str(dict(context.invocation_metadata()).get("x-lepton-person", ""))
-        person = next((p for p in self._roster.people if p.name == said), None)
+        person = next((p for p in self._published.roster.people if p.name == said), None)
         allowed = person is not None and (not roles or bool(roles & set(person.roles)))
         # A name that is no run's may be anything.
         known = run if run in self._runs.names() else ""
@@ -104,28 +100,5 @@ class Control(ControlServicer):  # type: ignore[misc]
         if not allowed:
             needed = " or ".join(sorted(roles)) or "any role"
             error = NotAllowed(f"{call} needs {needed}; the roster gives {said or 'nobody'} less.")
-            _refuse(context, grpc.StatusCode.PERMISSION_DENIED, error)
+            refuse(context, grpc.StatusCode.PERMISSION_DENIED, error)
         return said
-
-
-def serve(control: Control, socket: Path) -> grpc.Server:
-    """Starts the service on a Unix socket, with health checking and reflection."""
-    server = grpc.server(
-        futures.ThreadPoolExecutor(32),
-        options=[("grpc.max_receive_message_length", _MOST_BYTES)],
-    )
-    add_ControlServicer_to_server(control, server)
-    healthy = health.HealthServicer()
-    name = wire.DESCRIPTOR.services_by_name["Control"].full_name
-    for service in ("", name):
-        healthy.set(service, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection((name, reflection.SERVICE_NAME), server)
-    server.add_insecure_port(f"unix:{socket.resolve()}")
-    server.start()
-    return server
-
-
-def _refuse(context: grpc.ServicerContext, code: Any, error: BaseException) -> NoReturn:  # noqa: ANN401
-    context.abort(code, f"{type(error).__name__}: {error}")
-    raise AssertionError("abort raises")

@@ -7,21 +7,28 @@ import argparse
 import logging
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+import grpc
 import httpx
 from flwr.app import Context
 from flwr.serverapp import Grid
 
+from lepton_common.control.control_pb2 import Woken
+from lepton_common.control.control_pb2_grpc import InsideStub
 from lepton_common.errors import LeptonError, RunError
 from lepton_common.flower.superlink import SuperLink
 from lepton_server.app import app
 from lepton_server.gateway.nodes import read_nodes
 from lepton_server.gateway.runs import Runs
-from lepton_server.gateway.signed_grid import SignedGrid
-from lepton_server.progress import OBSERVER, Observer, RoundReport
+from lepton_server.gateway.serving import SOCKET
+from lepton_server.gateway.signed_grid import SignedGrid, Wake
+from lepton_server.progress import OBSERVER, Observer
 
-_IDLE_S, _GATHER_S = 0.2, 60.0
+_IDLE_S, _GATHER_S, _WAKE_S = 0.2, 60.0, 1.0
+_SAY_S = 10.0  # between signs of life
 _LOG = logging.getLogger("lepton.executor")
 
 
@@ -29,33 +36,33 @@ class _Stoppable(Observer):
     """Tells the loop when someone has asked the run to stop."""
 
     def __init__(self, runs: Runs, name: str) -> None:
-        super().__init__(runs.stop_requested(name))
         self._runs, self._name = runs, name
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        """Whether someone has; asked anew each time."""
+        return self._runs.stop_requested(self._name)
 
     def on_start(self, first_round: int, rounds: int, sites: list[str]) -> None:
         """Notes that nobody is waited for."""
         self._runs.wait(self._name, 0)
 
     def on_waiting(self, sites: int) -> None:
-        """Notes who is waited for, and looks."""
+        """Notes who is waited for."""
         self._runs.wait(self._name, sites)
-        self.stop_requested = self._runs.stop_requested(self._name)
-
-    def on_round(self, report: RoundReport) -> None:
-        """Looks after each round."""
-        self.stop_requested = self._runs.stop_requested(self._name)
 
 
-def work(link: SuperLink, folder: Path) -> None:
+def work(link: SuperLink, folder: Path, wake: Wake) -> None:
     """Runs whatever the SuperLink has waiting, for ever."""
     runs = Runs(folder / "runs")
     while True:
         with link.task() as given:
             if given is None:
+                wake([])
                 time.sleep(_IDLE_S)
                 continue
             grid, context = given
-            signed = SignedGrid(grid, nodes := read_nodes(folder))
+            signed = SignedGrid(grid, nodes := read_nodes(folder), wake)
             _wait_for(signed, len(nodes))
             _run(signed, context, runs)
 
@@ -80,8 +87,8 @@ def _run(grid: Grid, context: Context, runs: Runs) -> None:
     except httpx.HTTPError:
         raise  # the SuperLink is gone: the run goes on once it is back
     except Exception as error:
-        if runs.stop_requested(name) and not runs.state(name).rounds:
-            runs.end(name, "stopped")  # while it waited for sites
+        if runs.stop_requested(name):
+            runs.end(name, "stopped")  # in the midst of a round, or while it waited for sites
             return
         _LOG.exception("The run %s failed.", name)
         known = isinstance(error, LeptonError)
@@ -104,7 +111,27 @@ def main() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     private = words.folder / "gateway"
     authority = (private / "own.crt").read_text()
-    work(SuperLink(words.superlink, authority, (private / "secret").read_bytes()), words.folder)
+    link = SuperLink(words.superlink, authority, (private / "secret").read_bytes())
+    with grpc.insecure_channel(f"unix:{private / SOCKET}") as channel:
+        work(link, words.folder, waker(channel))
+
+
+def waker(channel: grpc.Channel) -> Wake:
+    """Returns what tells the control service to wake sites, or now and again that we are alive.
+
+    Where it cannot be told, sites look by themselves.
+    """
+    inside, said = InsideStub(channel), -_SAY_S
+
+    def wake(sites: Iterable[str]) -> None:
+        nonlocal said
+        names = list(sites)
+        if names or time.monotonic() >= said + _SAY_S:
+            said = time.monotonic()
+            with suppress(grpc.RpcError):
+                inside.Wake(Woken(sites=names), timeout=_WAKE_S)
+
+    return wake
 
 
 if __name__ == "__main__":

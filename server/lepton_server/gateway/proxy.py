@@ -6,6 +6,7 @@ them; here nobody does.
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from lepton_common.errors import ServerFailed
 from lepton_common.identity.certificates import Leaf, check_authority
 from lepton_common.identity.roster import Member, Person, Roster
 from lepton_server.gateway.parts import Part, start_part
+from lepton_server.gateway.serving import SOCKET
 
 SUPERLINK_NAME = "superlink.lepton.internal"
 
@@ -23,6 +25,8 @@ _CONFIG = """# Made by `lepton server start` from version {version} of the roste
 pid {folder}/nginx.pid;
 error_log stderr warn;
 worker_processes auto;
+# So long may calls go on that began before a newer roster.
+worker_shutdown_timeout 30s;
 events {{ worker_connections 4096; }}
 http {{
   access_log off;
@@ -47,6 +51,10 @@ http {{
     default "";
 {people}
   }}
+  # So that nobody takes all the calls that the control service answers at once.
+  limit_conn_zone $lepton_site zone=sites:1m;
+  limit_conn_zone $lepton_person zone=people:1m;
+  limit_conn_status 429;
   upstream superlink {{ server {superlink}; keepalive 32; }}
   server {{
     listen {port} ssl http2;
@@ -72,9 +80,20 @@ http {{
     }}
     location /lepton.control.v1.Control/ {{
       if ($lepton_person = "") {{ return 403; }}
+      limit_conn people 32;
       grpc_set_header x-lepton-person $lepton_person;
-      grpc_pass grpc://unix:{folder}/control.sock;
+      grpc_set_header x-lepton-site "";
+      grpc_pass grpc://unix:{folder}/{socket};
       grpc_read_timeout 1d;
+    }}
+    location /lepton.control.v1.Sites/ {{
+      if ($lepton_site = "") {{ return 403; }}
+      limit_conn sites 16;
+      grpc_set_header x-lepton-site $lepton_site;
+      grpc_set_header x-lepton-person "";
+      grpc_pass grpc://unix:{folder}/{socket};
+      # Who attends hears something every 20 seconds.
+      grpc_read_timeout 120s;
     }}
     location / {{ return 404; }}
   }}
@@ -98,11 +117,8 @@ def configure(folder: Path, roster: Roster, superlink: str, leaf: Leaf) -> Path:
     coordinator = roster.coordinator
     if coordinator is None:
         raise ServerFailed("The roster names no coordinator; have one proposed and signed.")
-    admitted: list[Member | Person] = [*roster.members, *roster.people]
-    for entry in admitted:
-        check_authority(entry.authority, entry.name, entry.public_key)
+    authorities = [entry.authority for entry in admitted(roster)]
     folder.mkdir(mode=0o700, exist_ok=True)
-    authorities = [entry.authority for entry in admitted]
     write_atomic(folder / "clients.crt", "".join(authorities).encode(), mode=0o600)
     write_atomic(folder / "own.crt", coordinator.authority.encode(), mode=0o600)
     write_atomic(folder / "tls.crt", leaf.certificate, mode=0o600)
@@ -118,9 +134,22 @@ def configure(folder: Path, roster: Roster, superlink: str, leaf: Leaf) -> Path:
         superlink=superlink,
         superlink_name=SUPERLINK_NAME,
         port=coordinator.port,
+        socket=SOCKET,
     )
     write_atomic(path, text.encode(), mode=0o600)
     return path
+
+
+def admitted(roster: Roster) -> list[Member | Person]:
+    """Returns whom a roster lets in.
+
+    Raises:
+        CertificateInvalid: a certificate in it is not that of its name and key.
+    """
+    entries: list[Member | Person] = [*roster.members, *roster.people]
+    for entry in entries:
+        check_authority(entry.authority, entry.name, entry.public_key)
+    return entries
 
 
 def start_proxy(config: Path) -> Part:
@@ -129,6 +158,21 @@ def start_proxy(config: Path) -> Part:
     Raises:
         ServerFailed: it is not installed, or refuses its configuration.
     """
+    return start_part(_checked(config), at_death="TERM")
+
+
+def reload_proxy(part: Part, config: Path) -> None:
+    """Has nginx take a changed configuration, without leaving its port.
+
+    Raises:
+        ServerFailed: it refuses the configuration.
+    """
+    _checked(config)
+    part.send_signal(signal.SIGHUP)
+
+
+def _checked(config: Path) -> list[str]:
+    """Returns the command that starts nginx, which takes the configuration."""
     nginx = shutil.which("nginx", path="/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin")
     if nginx is None:
         raise ServerFailed("There is no nginx here; install it (Debian: apt-get install nginx).")
@@ -136,7 +180,7 @@ def start_proxy(config: Path) -> Part:
     tried = subprocess.run([*words, "-t", "-q"], capture_output=True, text=True, check=False)  # noqa: S603
     if tried.returncode:
         raise ServerFailed(f"nginx refuses its configuration: {tried.stderr.strip()[-500:]}")
-    return start_part(words, at_death="TERM")
+    return words
 
 
 def _names(names: Iterable[str]) -> str:

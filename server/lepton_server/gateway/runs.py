@@ -59,7 +59,7 @@ class Runs:
         self.path = path
         path.mkdir(exist_ok=True)
 
-    def add(self, settings: Settings, proposal: str, by: str, roster: Path, root: Path) -> str:
+    def add(self, settings: Settings, proposal: str, by: str, roster: str, root: str) -> str:
         """Keeps a run, on disk when this returns, and returns its name."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.task}-{settings.privacy.mode}"
         count = 1
@@ -69,8 +69,8 @@ class Runs:
         folder = RunFolder(self.path / name)
         folder.roster.parent.mkdir(parents=True)
         # The roster of a run is the one it began with.
-        write_atomic(folder.roster, roster.read_bytes())
-        write_atomic(folder.roster_root, root.read_bytes())
+        write_atomic(folder.roster, roster.encode())
+        write_atomic(folder.roster_root, root.encode())
         write_atomic(folder.proposal, proposal.encode())
         submitted = Submitted(by=by, settings=to_json(settings))
         write_atomic(folder.path / _SUBMITTED, to_json(submitted).encode())

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -25,16 +26,19 @@ from lepton_common.errors import ServerFailed
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import read_roster_files
-from lepton_server.gateway.control import Control, serve
+from lepton_common.identity.roster import Member
+from lepton_server.gateway.control import Control
+from lepton_server.gateway.health import Health, SignOfLife, free_bytes, serve_health
 from lepton_server.gateway.nodes import KnownNode, write_nodes
 from lepton_server.gateway.parts import Part, start_part, stop_part
-from lepton_server.gateway.proxy import SUPERLINK_NAME, configure, start_proxy
+from lepton_server.gateway.proxy import SUPERLINK_NAME, configure, reload_proxy, start_proxy
+from lepton_server.gateway.published import Published
 from lepton_server.gateway.runs import Runs
+from lepton_server.gateway.serving import SOCKET, serve
+from lepton_server.gateway.sites import Inside, Sites
+from lepton_server.gateway.witness import Witness
 
-KEY_FILE, ROSTER_FILE, ROOT_FILE, AUDIT_FILE = (
-    "signing.pem", "roster.json", "roster.root", "audit.jsonl",
-)  # fmt: skip
+KEY_FILE, AUDIT_FILE = "signing.pem", "audit.jsonl"
 _START_S, _LOOK_S = 30.0, 0.2
 _LOG = logging.getLogger("lepton.server")
 
@@ -42,8 +46,15 @@ _LOG = logging.getLogger("lepton.server")
 class Server:
     """A coordinator, from its folder."""
 
-    def __init__(self, folder: Path, passphrase: str | None = None) -> None:
+    def __init__(
+        self, folder: Path, passphrase: str | None = None, metrics_port: int | None = None
+    ) -> None:
         """Opens the folder.
+
+        Args:
+            folder: the coordinator's.
+            passphrase: of its key, where that is sealed.
+            metrics_port: loopback port for `/metrics` and `/health`; None for none.
 
         Raises:
             IdentityError: key or roster are not good.
@@ -51,21 +62,21 @@ class Server:
         """
         self.folder = folder.resolve()
         self.key = SigningKey.load(folder / KEY_FILE, passphrase)
-        self.roster = read_roster_files(folder / ROSTER_FILE, folder / ROOT_FILE)
-        self.roster.check_date(datetime.now(UTC).date())
-        coordinator = self.roster.coordinator
-        if coordinator is None or coordinator.public_key != self.key.public_hex:
-            raise ServerFailed("The roster names another coordinator than this one.")
-        self.coordinator = coordinator
+        self.published = Published(self.folder, self.key.public_hex)
         self._private = self.folder / "gateway"
         self._private.mkdir(mode=0o700, exist_ok=True)
-        self.audit = AuditLog(folder / AUDIT_FILE, self.key, coordinator.name)
+        self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.published.coordinator.name)
         self.runs = Runs(self.folder / "runs")
+        witness = Witness(self.folder, self.key, self.published, self.audit)
+        self.sites = Sites(self.runs, self.published, witness)
+        self._executor = SignOfLife()
+        self._metrics_port = metrics_port
         self._secret = secrets.token_bytes(32)
         self._port = _free_port()
         self._link: SuperLink | None = None
         self._started: dict[str, int] = {}
         self._parts: dict[str, Part] = {}
+        self._nodes: dict[Member, KnownNode] = {}
         self._renew_at = datetime.now(UTC)
 
     def run(self, stopped: Callable[[], bool]) -> None:
@@ -75,19 +86,44 @@ class Server:
             ServerFailed: a part does not start at all.
         """
         write_atomic(self._private / "secret", self._secret, mode=0o600)
-        control = Control(
-            self.runs, self.roster, self.folder / ROSTER_FILE, self.folder / ROOT_FILE, self.audit
+        service = serve(
+            self._private / SOCKET,
+            Control=Control(self.runs, self.sites, self.published, self.audit),
+            Sites=self.sites,
+            Inside=Inside(self.sites, self._executor),
         )
-        service = serve(control, self._private / "control.sock")
+        port = self._metrics_port
+        told = serve_health(port, self.health) if port is not None else None
         try:
             while not stopped():
                 self._look_after()
                 time.sleep(_LOOK_S)
         finally:
+            if told is not None:
+                told.shutdown()
+                told.server_close()
+            self.sites.close()
             service.stop(1.0).wait()
             self._stop(*list(self._parts))
 
+    def health(self) -> Health:
+        """Returns how the coordinator is."""
+        parts = {name: self._parts.get(name) for name in ("superlink", "proxy", "executor")}
+        attending = set(self.sites.attending())
+        roster = self.published.roster
+        return Health(
+            parts={name: part is not None and part.poll() is None for name, part in parts.items()},
+            executor_silent_s=self._executor.silent_s(),
+            free_bytes=free_bytes(self.folder),
+            roster_version=roster.version,
+            roster_days_left=self.published.days_left(),
+            sites={member.name: member.name in attending for member in roster.members},
+            runs=Counter(self.runs.state(name).status for name in self.runs.names()),
+        )
+
     def _look_after(self) -> None:
+        if self.published.look():
+            self._follow()
         if datetime.now(UTC) >= self._renew_at:
             self._renew()
         if self._gone("superlink"):
@@ -107,15 +143,38 @@ class Server:
             return True
         return part is None
 
+    def _follow(self) -> None:
+        """Lets in whom a newer roster names, and out whom it does not; and tells all sites."""
+        roster = self.published.roster
+        _LOG.info("Version %d of the roster and the studies beside it hold.", roster.version)
+        self.audit.append("published", {
+            "roster": roster.version,
+            "studies": {study.name: study.version for study, _ in self.published.studies.values()},
+        })  # fmt: skip
+        self._configure()
+        if "proxy" in self._parts:
+            reload_proxy(self._parts["proxy"], self._private / "nginx.conf")
+        if self._link is not None:
+            try:
+                self._admit(self._link)
+            except httpx.HTTPStatusError:
+                # Flower takes no node back that it has let out.
+                self._stop("superlink")
+        self.sites.published()
+
     def _renew(self) -> None:
         """Issues certificates anew, long before they end."""
-        leaf = issue_leaf(self.key, self.coordinator.name, self.coordinator.hosts)
-        own = issue_leaf(self.key, self.coordinator.name, ["127.0.0.1", SUPERLINK_NAME])
-        configure(self._private, self.roster, f"127.0.0.1:{self._port}", leaf)
-        self._write(own)
+        name = self.published.coordinator.name
+        self._configure()
+        self._write(issue_leaf(self.key, name, ["127.0.0.1", SUPERLINK_NAME]))
         if "proxy" in self._parts:
             self._stop("proxy", "superlink")
         self._renew_at = datetime.now(UTC) + LIFETIME / 2 - timedelta(minutes=5)
+
+    def _configure(self) -> None:
+        coordinator = self.published.coordinator
+        leaf = issue_leaf(self.key, coordinator.name, coordinator.hosts)
+        configure(self._private, self.published.roster, f"127.0.0.1:{self._port}", leaf)
 
     def _write(self, own: Leaf) -> None:
         write_atomic(self._private / "superlink.crt", own.certificate, mode=0o600)
@@ -143,7 +202,7 @@ class Server:
         self._parts["superlink"] = start_part(
             words, at_death="KILL", environment=environment, output=subprocess.DEVNULL
         )
-        authority = self.coordinator.authority
+        authority = self.published.coordinator.authority
         self._link = self._when_up(lambda: self._connect(authority))
         self._started.clear()
         if "executor" in self._parts:
@@ -151,20 +210,27 @@ class Server:
 
     def _connect(self, authority: str) -> SuperLink:
         link = SuperLink(f"127.0.0.1:{self._port}", authority, self._secret)
+        self._nodes = {}
         try:
-            nodes = [
-                KnownNode(
+            self._admit(link)
+        except BaseException:
+            link.close()
+            raise
+        return link
+
+    def _admit(self, link: SuperLink) -> None:
+        """Lets nodes in and out until they are the roster's."""
+        members = self.published.roster.members
+        for gone in set(self._nodes) - set(members):
+            link.unregister(self._nodes.pop(gone).node)
+        for member in members:
+            if member not in self._nodes:
+                self._nodes[member] = KnownNode(
                     node=link.register(member.name, member.node_key),
                     name=member.name,
                     public_key=member.public_key,
                 )
-                for member in self.roster.members
-            ]
-        except BaseException:
-            link.close()
-            raise
-        write_nodes(self.folder, nodes)
-        return link
+        write_nodes(self.folder, list(self._nodes.values()))
 
     def _when_up(self, connect: Callable[[], SuperLink]) -> SuperLink:
         deadline = time.monotonic() + _START_S

@@ -1,7 +1,7 @@
-"""A grid that passes on only replies which the asked site has signed."""
+"""A grid that passes on only replies which the asked site has signed, and wakes whom it asks."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from flwr.app import Error, Message, RecordDict
@@ -15,21 +15,23 @@ from lepton_server.gateway.nodes import KnownNode
 if TYPE_CHECKING:
     from flwr.supercore.run import Run
 
+Wake = Callable[[Iterable[str]], None]
 _REFUSED = 100
 _LOOK_S = 0.05
 
 
 class SignedGrid(Grid):
-    """Flower's grid, with the roster's keys held against each reply."""
+    """Flower's grid, with the roster's keys held against each reply, and sites woken up."""
 
-    def __init__(self, grid: Grid, nodes: Mapping[int, KnownNode]) -> None:
+    def __init__(self, grid: Grid, nodes: Mapping[int, KnownNode], wake: Wake) -> None:
         """Wraps a grid.
 
         Args:
             grid: Flower's.
             nodes: the sites that may answer, by Flower's number.
+            wake: told the names of the sites for which messages wait.
         """
-        self._grid, self._nodes = grid, nodes
+        self._grid, self._nodes, self._wake = grid, nodes, wake
         self._asked: dict[str, int] = {}
         self._next_look = 0.0
 
@@ -63,6 +65,8 @@ class SignedGrid(Grid):
         ids = list(self._grid.push_messages(batch))
         for message_id, message in zip(ids, batch, strict=True):
             self._asked[message_id] = message.metadata.dst_node_id
+        asked = {message.metadata.dst_node_id for message in batch}
+        self._wake(self._nodes[node].name for node in asked & set(self._nodes))
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -70,6 +74,7 @@ class SignedGrid(Grid):
         # Whoever asks at once again would keep the SuperLink from its work.
         time.sleep(max(0.0, self._next_look - time.monotonic()))
         self._next_look = time.monotonic() + _LOOK_S
+        self._wake(())  # nobody; but we are alive
         return [self._checked(reply) for reply in self._grid.pull_messages(list(message_ids))]
 
     def send_and_receive(

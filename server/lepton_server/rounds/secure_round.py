@@ -25,6 +25,7 @@ from lepton_common.summing import (
     summed_as,
     weight_share,
 )
+from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.conversation import Conversation
 from lepton_server.rounds.gathered import Gathered, SecureMean, check_receipt
 from lepton_server.rounds.journal import SumJournal
@@ -90,7 +91,8 @@ class SecureRound:
                 result = yield from exchange.stages(self._journal)
             except TooFewSites as error:
                 failed = exchange.named(exchange.failed)
-                if attempt == self._settings.secagg.attempts:
+                stopped = OBSERVER.get(Observer()).stop_requested
+                if stopped or attempt == self._settings.secagg.attempts:
                     raise self._given_up(error, failed) from error
             else:
                 return self._gathered(exchange, result)

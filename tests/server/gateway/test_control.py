@@ -5,46 +5,34 @@ import json
 import grpc
 import pytest
 
-from lepton_common.audit import AuditLog
 from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import ControlStub
+from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Member, Person, Roster, root_of, sign_roster
-from lepton_common.identity.signed import Partners
+from lepton_common.identity.roster import Person, read_roster_files
 from lepton_common.proposal import make_proposal
 from lepton_common.settings import parse_settings
-from lepton_server.gateway.control import Control, serve
-from lepton_server.gateway.runs import Runs
+from lepton_server.gateway.control import Control
+from lepton_server.gateway.serving import serve
 
-PARTNER = SigningKey.generate()
 ROLES = {"alice": ["administrator"], "bob": ["lead"], "carol": ["auditor"]}
 KEYS = {name: SigningKey.generate() for name in ROLES}
-ROSTER = Roster(
-    federation="hospitals",
-    version=1,
-    partners=Partners(keys=[PARTNER.public_hex], threshold=1),
-    members=[Member(name="site-1", public_key="a" * 64)],
-    people=[
-        Person(name=name, public_key=KEYS[name].public_hex, authority="", roles=roles)
-        for name, roles in ROLES.items()
-    ],
-)
 
 
 class Coordinator:
     """A control service, and the calls to it."""
 
-    def __init__(self, folder):
-        signed = sign_roster(ROSTER, [PARTNER])
-        (folder / "roster.json").write_text(signed)
-        (folder / "roster.root").write_text(root_of(signed))
-        self.runs = Runs(folder / "runs")
-        self.audit = AuditLog(folder / "audit.jsonl", SigningKey.generate(), "coordinator")
-        control = Control(
-            self.runs, ROSTER, folder / "roster.json", folder / "roster.root", self.audit
-        )
-        self.server = serve(control, folder / "c.sock")
-        self.channel = grpc.insecure_channel(f"unix:{folder / 'c.sock'}")
+    def __init__(self, federation):
+        people = [
+            Person(name=n, public_key=k.public_hex, authority=make_authority(k, n), roles=ROLES[n])
+            for n, k in KEYS.items()
+        ]
+        federation.publish(federation.next_roster(people=people))
+        self.runs, self.audit = federation.runs, federation.audit
+        control = Control(self.runs, federation.service, federation.published, self.audit)
+        socket = federation.folder / "control.sock"
+        self.server = serve(socket, Control=control)
+        self.channel = grpc.insecure_channel(f"unix:{socket}")
         self.stub = ControlStub(self.channel)
 
     def call(self, name, request, who="bob"):
@@ -53,9 +41,8 @@ class Coordinator:
 
 
 @pytest.fixture
-def coordinator(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    made = Coordinator(tmp_path)
+def coordinator(federation):
+    made = Coordinator(federation)
     yield made
     made.channel.close()
     made.server.stop(None).wait()
@@ -85,6 +72,9 @@ def test_a_run_is_on_disk_once_it_is_submitted(coordinator, text):
     assert coordinator.runs.unfinished() == [run.name]
     kept = parse_settings(json.loads(coordinator.runs.submitted(run.name).settings))
     assert kept.federation.name == "hospitals"
+    # The roster of a run is the one that held when it began.
+    folder = coordinator.runs.folder(run.name)
+    assert read_roster_files(folder.roster, folder.roster_root).version == 2
     assert coordinator.runs.folder(run.name).proposal.read_text() == text
     again = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     assert again.name != run.name

@@ -47,6 +47,15 @@ def test_the_roster_s_keys_are_the_anchors(tmp_path):
     assert text.index('"CN=site-2"') < text.index("$lepton_person {")
 
 
+def test_the_proxy_alone_says_who_calls_and_passes_nobody_inside(tmp_path):
+    text = configure(tmp_path / "gateway", ROSTER, "127.0.0.1:18998", LEAF).read_text()
+    for service, known in (("Control", "person"), ("Sites", "site")):
+        block = text.split(f"location /lepton.control.v1.{service}/ {{")[1].split("\n    }")[0]
+        assert f'if ($lepton_{known} = "") {{ return 403; }}' in block
+        assert f"grpc_set_header x-lepton-{known} $lepton_{known};" in block
+    assert "Inside" not in text
+
+
 def test_secrets_are_their_owner_s_alone(tmp_path):
     path = configure(tmp_path / "gateway", ROSTER, "127.0.0.1:18998", LEAF)
     assert path.parent.stat().st_mode & 0o77 == 0

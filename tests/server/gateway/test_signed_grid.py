@@ -78,14 +78,20 @@ def replayed(message, context):
 
 
 @pytest.fixture
-def ask():
+def woken():
+    """The names of the sites that were woken up, in order."""
+    return []
+
+
+@pytest.fixture
+def ask(woken):
     """Returns what comes of asking both nodes, once."""
     grids = []
 
     def call(app, nodes=NODES, times=1):
         inner = InProcessGrid(app, {2: {}, 3: {}})
         grids.append(inner)
-        grid = SignedGrid(inner, nodes)
+        grid = SignedGrid(inner, nodes, lambda sites: woken.extend(sorted(sites)))
         for _ in range(times):
             messages = [Message(content(), node, "train") for node in grid.get_node_ids()]
             replies = list(grid.send_and_receive(messages, timeout=5.0))
@@ -119,6 +125,11 @@ def test_a_reply_to_an_earlier_message_is_none_to_a_later_one(ask):
 def test_nodes_that_the_roster_does_not_know_are_not_asked(ask):
     replies = ask(honest, nodes={2: NODES[2]})
     assert len(replies) == 1
+
+
+def test_whoever_is_asked_is_woken_up(ask, woken):
+    ask(honest, times=2)
+    assert woken == 2 * sorted(node.name for node in NODES.values())
 
 
 def test_nodes_are_kept_on_disk(tmp_path):
