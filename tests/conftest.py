@@ -119,6 +119,7 @@ _SETTINGS = {
         "min_cohort": 1,
         "max_weight_share": 1.0,
         "tasks": None,
+        "models": None,
     },
 }
 _PRIVATE = {

@@ -10,7 +10,7 @@ from lepton_common.datasets.preparation import PER_RECORD
 from lepton_common.errors import ConsentRefused, PolicyViolation, RosterMismatch
 from lepton_common.identity.roster import Roster
 from lepton_common.messages import PrivacyRequest, TrainRequest
-from lepton_common.models.catalog import MODELS
+from lepton_common.models.catalog import model_fault
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import LARGEST_WEIGHT, PrivacyPlan
 from lepton_common.secagg.spec import WEIGHT_BITS, RosterEntry, RoundSpec, default_colluders
@@ -54,8 +54,10 @@ def check(
         raise ConsentRefused(f"This site holds no data for the task '{request.task}'.")
     if request.prepare != site.data.prepare:
         raise ConsentRefused(f"This site's data is prepared by {site.data.prepare}.")
-    if request.model not in MODELS:
+    if model_fault(request.model) is not None:
         raise ConsentRefused(f"No model '{request.model}' is installed at this site.")
+    if policy.models is not None and request.model not in policy.models:
+        raise ConsentRefused(f"This site does not train the model '{request.model}'.")
     if request.cohort < policy.min_cohort:
         raise ConsentRefused(
             f"A cohort of {request.cohort} is below this site's floor of {policy.min_cohort}."

@@ -256,6 +256,7 @@ def _check_policy(settings: Settings, policy: SitePolicy) -> None:
     faults = {
         "without differential privacy": not settings.private and not policy.allow_without_dp,
         "without secure aggregation": not settings.secure and not policy.allow_without_secagg,
+        "of this model": policy.models is not None and settings.model not in policy.models,
         "of this task": policy.tasks is not None and settings.task not in policy.tasks,
         "with this delta": settings.private and (privacy.delta or 1.0) > policy.max_delta,
         "with this clipping norm": (

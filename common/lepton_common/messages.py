@@ -20,6 +20,7 @@ from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan, SharedNoise
 from lepton_common.strict import (
     Count,
     Digest,
+    ModelName,
     Name,
     Natural,
     Noise,
@@ -183,7 +184,7 @@ class TrainRequest:
         run: name of the run.
         round: from 1.
         task: a name in the site's catalog.
-        model: a name in the site's catalog.
+        model: a name in the site's catalog, or a list of layers.
         prepare: how the data must have been prepared.
         cohort: how many sites this round asks.
         layout: digest of the model's layout.
@@ -197,7 +198,7 @@ class TrainRequest:
     run: Name
     round: Count
     task: Name
-    model: Name
+    model: ModelName
     prepare: Preparation
     cohort: Count
     layout: Digest

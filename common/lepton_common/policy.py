@@ -3,6 +3,7 @@
 from lepton_common.strict import (
     Count,
     Fraction,
+    ModelName,
     Name,
     Natural,
     NotNegative,
@@ -37,6 +38,7 @@ class SitePolicy:
         max_weight_share: largest share of a masked sum's public weight that may be the site's
             own, once the heaviest others, as many as may collude, are left out.
         tasks: tasks the site serves; None: all in its catalog.
+        models: models the site trains, by name, or by their whole list of layers; None: all.
     """
 
     allow_without_dp: bool
@@ -54,3 +56,4 @@ class SitePolicy:
     min_cohort: Count
     max_weight_share: Fraction
     tasks: list[Name] | None
+    models: list[ModelName] | None

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lepton_common.datasets.preparation import PER_RECORD, Preparation
 from lepton_common.device import DEVICE
 from lepton_common.errors import SettingsError
-from lepton_common.models.catalog import MODELS
+from lepton_common.models.catalog import model_fault
 from lepton_common.names import unknown
 from lepton_common.policy import SitePolicy
 from lepton_common.secagg.ring import Ring
@@ -365,7 +365,7 @@ def _contradictions(settings: Settings) -> list[str]:
     survivors = _fewest_in_a_sum(settings)
     rules = {
         unknown("task", settings.task, TASKS): settings.task not in TASKS,
-        unknown("model", settings.model, MODELS): settings.model not in MODELS,
+        model_fault(settings.model) or "": model_fault(settings.model) is not None,
         unknown("strategy", strategy.name, LINEAR + ROBUST): (strategy.name not in LINEAR + ROBUST),
         "Set exactly one of train.local_epochs and train.local_steps, the other to null.": (
             (train.local_epochs is None) == (train.local_steps is None)

@@ -22,6 +22,7 @@ Noise = Annotated[float, Field(ge=0.1, le=1e9)]
 Norm = Annotated[float, Field(ge=1e-6, le=1e6)]
 Natural = Annotated[int, Field(ge=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,1023}$")]
 Day = Annotated[str, Field(pattern=r"^20[0-9]{2}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 

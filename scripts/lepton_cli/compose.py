@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lepton_cli.groups import groups
 from lepton_common.errors import SettingsError
+from lepton_common.models.layers import PREFIX
 from lepton_common.names import did_you_mean, unknown
 from lepton_common.settings import Settings, parse_settings
 from lepton_common.strict import field_names
@@ -38,6 +39,10 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
         raise SettingsError(f"Cannot compose the configuration: {error}") from error
     assert isinstance(values, dict)
     values.pop("experiment", None)
+    if layers := values.pop("layers", None):
+        if values["model"] != "layers" or not isinstance(layers, list):
+            raise SettingsError("layers is a list, such as [linear64,relu], for model=layers.")
+        values["model"] = PREFIX + "-".join(map(str, layers))
     return {str(name): value for name, value in values.items()}
 
 
@@ -102,7 +107,7 @@ def _name_faults(override: str) -> list[str]:
         if value in groups()[name]:
             return []
         return [unknown(name, value, groups()[name])]
-    names = [known for known in field_names(Settings) if known not in groups()]
+    names = ["layers", *(known for known in field_names(Settings) if known not in groups())]
     if name in names and not hasattr(Settings.__annotations__.get(name), "__pydantic_fields__"):
         return []
     return [f"Unknown setting '{name}'{did_you_mean(name, [*names, *groups()]) or '.'}"]

@@ -98,3 +98,13 @@ def test_paths_with_odd_characters_survive():
     for path in ("/a b/c", "/a=b", "C:\\data", "/ü,x"):
         settings = compose_settings(as_overrides({"data": {"root": path}}))
         assert settings.data.root == path
+
+
+def test_a_model_is_listed_layer_by_layer():
+    listed = compose_settings(["task=digits", "model=layers", "layers=[conv8k3p1,pool2,relu]"])
+    assert listed.model == "layers.conv8k3p1-pool2-relu"
+    assert compose_settings(["task=digits", "model=layers"]).model == "layers.linear64-tanh"
+    with pytest.raises(SettingsError, match="'lstm8' is no layer"):
+        compose_settings(["task=digits", "model=layers", "layers=[lstm8]"])
+    with pytest.raises(SettingsError, match="for model=layers"):
+        compose_settings(["task=digits", "model=cnn", "layers=[relu]"])

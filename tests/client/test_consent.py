@@ -88,3 +88,14 @@ def test_a_model_that_would_magnify_rounding_is_refused(weight):
     with pytest.raises(ConsentRefused, match="not finite or beyond 100"):
         consent.check_model(spoiled)
     consent.check_model(VECTOR)
+
+
+def test_a_policy_names_the_models_that_it_trains(make_site):
+    listed = "layers.linear8-tanh"
+    site = make_site(replace(PERMISSIVE, models=[listed])).file
+    consent.check(request(model=listed), site)
+    for model in ("mlp", "layers.linear9-tanh"):
+        with pytest.raises(ConsentRefused, match="does not train the model"):
+            consent.check(request(model=model), site)
+    with pytest.raises(ConsentRefused, match="No model"):
+        consent.check(request(model="layers.exec"), site)

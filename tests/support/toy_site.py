@@ -39,6 +39,7 @@ PERMISSIVE = SitePolicy(
     min_cohort=1,
     max_weight_share=1.0,
     tasks=None,
+    models=None,
 )
 RECIPE = Recipe(
     optimizer="sgd",

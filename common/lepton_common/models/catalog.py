@@ -7,8 +7,9 @@ from torch import nn
 
 from lepton_common.errors import SettingsError
 from lepton_common.models import cnn, linear, mlp
+from lepton_common.models.layers import PREFIX, build_layers, fault_in
 from lepton_common.models.replacements import replace_batch_norms
-from lepton_common.names import look_up
+from lepton_common.names import look_up, unknown
 
 Shape = tuple[int, ...]
 Builder = Callable[[Shape, int], nn.Module]
@@ -22,20 +23,32 @@ MODELS: dict[str, Builder] = {
 }
 
 
+def model_fault(name: str) -> str | None:
+    """Returns why there is no such model; None where there is one."""
+    if name.startswith(PREFIX):
+        return fault_in(name)
+    if name == "layers":
+        return "model=layers needs layers, such as layers=[linear64,relu]."
+    return None if name in MODELS else unknown("model", name, MODELS)
+
+
 def build_model(name: str, input_shape: Shape, outputs: int) -> nn.Module:
     """Returns an uninitialised-by-us model: PyTorch's own initialisation, global generator.
 
     Batch normalisation, where a builder has it, is replaced; see `replacements`.
 
     Args:
-        name: a name in the catalog.
+        name: a name in the catalog, or a list of layers; see `layers`.
         input_shape: shape of one record, channels first for images.
         outputs: number of logits.
 
     Raises:
         UnknownName: no such model.
-        SettingsError: a network for images was named for records that are none.
+        SettingsError: a network for images was named for records that are none, or the layers
+            do not fit.
     """
+    if name.startswith(PREFIX):
+        return build_layers(name, input_shape, outputs)
     build = look_up(MODELS, name, "model")
     if name.startswith("cnn") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
         raise SettingsError(
