@@ -1,7 +1,6 @@
 """A site as its folder: site file, signing key, audit log and ledger, and its data."""
 
 import contextlib
-import re
 import threading
 import time
 import traceback
@@ -31,22 +30,11 @@ from lepton_common.identity.roster import Coordinator, Roster, read_roster_files
 from lepton_common.identity.study import Study, read_studies, take_study
 from lepton_common.policy import SitePolicy
 from lepton_common.strict import Name, Size, parse, record
+from lepton_common.yaml_text import load_yaml
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
 ROSTER_FILE, ROOT_FILE, LEDGER_FILE = "roster.json", "roster.root", "ledger.db"
 ERROR_FILE = "errors.log"
-
-
-# The C version of the safe loader, where PyYAML was built with it: ten times faster.
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Takes 1e-5 for a number, as everybody but YAML 1.1 does."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+e[-+]?[0-9]+$", re.IGNORECASE),
-    [*"-+0123456789"],
-)
 
 
 @record
@@ -262,7 +250,7 @@ def parse_site_file(text: str, path: Path) -> SiteFile:
         SettingsError: all its faults at once.
     """
     try:
-        values = yaml.load(text, Loader=_Loader)  # noqa: S506
+        values = load_yaml(text)
     except yaml.YAMLError as error:
         raise SettingsError(f"Cannot read the site file {path}; create the site again.") from error
     file, faults = parse(SiteFile, values)

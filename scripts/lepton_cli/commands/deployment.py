@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 _PASSPHRASE = Annotated[
     Path | None,
@@ -108,7 +108,7 @@ def list_command(
     if as_json:
         print(json.dumps([_fields(run) for run in runs]))
         return
-    table = Table("run", "status", "rounds", "by", "metrics")
+    table = Table(Column("run", no_wrap=True), "status", "rounds", "by", "metrics")
     for run in runs:
         table.add_row(run.name, run.status, f"{run.rounds}/{run.of_rounds}", run.by, _short(run))
     Console(highlight=False).print(table)

@@ -149,9 +149,10 @@ def study_command(
     from lepton_common.errors import StudyInvalid
     from lepton_common.identity.study import Study
     from lepton_common.strict import parse
+    from lepton_common.yaml_text import load_yaml
 
     try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+        values = load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise StudyInvalid(f"Cannot read the study {file}: {error}") from None
     study, faults = parse(Study, values)
