@@ -223,9 +223,9 @@ class ClippedGradients:
         for form in forms:
             parts = form.weighted(weights.to(form.dtype))
             for parameter, part in zip(form.parameters, parts, strict=True):
-                # Adding float32 to float64 is slower than copying, and few parameters are shared.
+                # Copied, unless several uses of one parameter add up, which is rare.
                 if id(parameter) in begun:
-                    part = part.to(total.dtype) + places[id(parameter)].view_as(part)
+                    part = part + places[id(parameter)].view_as(part)
                 begun.add(id(parameter))
                 places[id(parameter)].copy_(part.reshape(-1))
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lepton_client.training.layer_norms import Form, square_sums
+from lepton_client.training.layer_norms import Form, pieces, precision_on, square_sums
 
 Signals = tuple[torch.Tensor, ...]
 # Per-record gradients of a layer without a rule, this many records at a time.
@@ -36,7 +36,13 @@ class Held(Form):
 
     def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Returns the weighted sum of the gradients."""
-        return [weights @ part for part in self.parts]
+        precision = precision_on(self.device)
+        totals = [part.new_zeros(part.shape[1], dtype=precision) for part in self.parts]
+        weights = weights.to(precision)
+        for total, part in zip(totals, self.parts, strict=True):
+            for piece in pieces(self.rows, precision.itemsize * part.shape[1]):
+                total += weights[piece] @ part[piece].to(precision)
+        return totals
 
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""
@@ -75,9 +81,10 @@ class Lookup(Form):
 
     def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Returns the weighted sum of the gradients."""
-        table = self.signal.new_zeros(self.parameters[0].shape)
+        precision = precision_on(self.device)
+        table = self.signal.new_zeros(self.parameters[0].shape, dtype=precision)
         row, word, sums = self._sums()
-        return [table.index_add_(0, word, sums * weights[row].unsqueeze(1))]
+        return [table.index_add_(0, word, (sums * weights[row].unsqueeze(1)).to(precision))]
 
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""

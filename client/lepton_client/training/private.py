@@ -29,8 +29,7 @@ from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import LARGEST_WEIGHT, SHARE_VARIANCE, PrivacyPlan
 from lepton_common.tasks.catalog import Task
 
-# A chunk is summed in float32, and chunks in float64: over 20,000 like records the former would let
-# one of them count for 1.00005 clipping norms.
+# More rows at once take memory and are not faster. Sums are float64, within a chunk and beyond.
 _MOST_ROWS = 1024
 # Of a CPU's matrix products: at all multiples of it, every row is computed alike.
 _HEIGHT = 64
