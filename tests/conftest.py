@@ -113,6 +113,7 @@ _SETTINGS = {
         "max_delta": 0.001,
         "min_noise_multiplier": 0.0,
         "min_own_noise_multiplier": 0.0,
+        "min_clipping_norm": 0.001,
         "max_clipping_norm": 1000.0,
         "max_batch_size": 1024,
         "min_cohort": 1,

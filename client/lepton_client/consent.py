@@ -85,6 +85,11 @@ def check(
             f"A noise multiplier of {asked.noise_multiplier:.4g} is below this site's floor of "
             f"{policy.min_noise_multiplier}."
         )
+    if asked.clipping_norm < policy.min_clipping_norm:
+        raise ConsentRefused(
+            f"A clipping norm of {asked.clipping_norm:g} is below this site's floor of "
+            f"{policy.min_clipping_norm:g}."
+        )
     if asked.clipping_norm > policy.max_clipping_norm:
         raise ConsentRefused(
             f"A clipping norm of {asked.clipping_norm} exceeds this site's "

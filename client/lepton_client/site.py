@@ -5,6 +5,7 @@ import re
 import threading
 import time
 import traceback
+from dataclasses import asdict
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -139,9 +140,10 @@ class Site:
 
     def note_engine(self, run: str, found: Conformance) -> None:
         """Puts on record, once a run, what computes its private gradients, and how it conforms."""
-        known = (r for r in self.audit.records if r.kind == "engine")
-        if all((r.body["run"], r.body["engine"]) != (run, found.engine) for r in known):
-            body = {"run": run, "engine": found.engine, "difference": found.difference}
+        body = {"run": run, **asdict(found)}
+        known = (record.body for record in self.audit.records if record.kind == "engine")
+        named = ("run", "engine", "precision")
+        if all(any(one.get(name) != body[name] for name in named) for one in known):
             self.audit.append("engine", body)
 
 

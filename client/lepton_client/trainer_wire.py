@@ -60,6 +60,7 @@ class Answer:
         records: of `Trained`.
         engine: of `Conformance`.
         difference: of `Conformance`.
+        precision: of `Conformance`.
     """
 
     error: Name | None = None
@@ -67,6 +68,7 @@ class Answer:
     records: Natural = 0
     engine: Name = "none"
     difference: float | None = None
+    precision: Name = "none"
 
 
 def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING) -> None:

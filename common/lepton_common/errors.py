@@ -21,6 +21,7 @@ LeptonError                     exit code 1
 │   ├── BuffersNotAllowed
 │   ├── DoorRefused
 │   ├── IsolationUnavailable
+│   ├── PrecisionUnavailable
 │   └── AuditFailed
 ├── RunError                    5   what went wrong in a round
 │   ├── MalformedMessage
@@ -165,6 +166,10 @@ class DoorRefused(PrivacyError):
 
 class IsolationUnavailable(PrivacyError):
     """This system cannot cut the trainer off as the site's operator asks."""
+
+
+class PrecisionUnavailable(PrivacyError):
+    """A device on which rounding would tell too much, and which cannot round more finely."""
 
 
 class AuditFailed(PrivacyError):

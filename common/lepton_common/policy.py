@@ -30,6 +30,8 @@ class SitePolicy:
         min_noise_multiplier: smallest noise multiplier.
         min_own_noise_multiplier: smallest noise that the site adds itself, over the clipping norm;
             where noise is shared, it is what is left if secure aggregation were broken.
+        min_clipping_norm: smallest clipping norm: the shorter a gradient is clipped, the more a
+            rounding error counts.
         max_clipping_norm: largest clipping norm.
         max_batch_size: most records held in memory at once in private training, so that running
             out of memory cannot tell how many were sampled.
@@ -49,6 +51,7 @@ class SitePolicy:
     max_delta: OpenFraction
     min_noise_multiplier: NotNegative
     min_own_noise_multiplier: NotNegative
+    min_clipping_norm: Positive
     max_clipping_norm: Positive
     max_batch_size: Count
     min_cohort: Count

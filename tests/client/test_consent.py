@@ -44,6 +44,7 @@ STRICT = replace(
         ({"privacy": replace(PRIVACY, delta=1e-4)}, "delta"),
         ({"privacy": replace(PRIVACY, noise_multiplier=0.4)}, "noise multiplier"),
         ({"privacy": replace(PRIVACY, clipping_norm=3.0)}, "clipping norm"),
+        ({"privacy": replace(PRIVACY, clipping_norm=9e-4)}, "below this site's floor of 0.001"),
         ({"recipe": replace(RECIPE, batch_size=2000)}, "batch of 2000"),
     ],
 )

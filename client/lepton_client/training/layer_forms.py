@@ -1,5 +1,6 @@
 """Forms of layers whose gradients are held, looked up, or asked of the layer itself."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -44,6 +45,12 @@ class Held(Form):
                 total += weights[piece] @ part[piece].to(precision)
         return totals
 
+    def kept(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the gradients and their norms."""
+        for number, part in enumerate(self.parts):
+            yield f"part {number}", part
+            yield f"norm {number}", square_sums(part)
+
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""
         return torch.stack([square_sums(part) for part in self.parts]).sum(0)
@@ -85,6 +92,11 @@ class Lookup(Form):
         table = self.signal.new_zeros(self.parameters[0].shape, dtype=precision)
         row, word, sums = self._sums()
         return [table.index_add_(0, word, (sums * weights[row].unsqueeze(1)).to(precision))]
+
+    def kept(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields tokens, signal and norm; a table written out would show no more."""
+        yield from (("tokens", self.tokens), ("signal", self.signal))
+        yield "norm", self.squared_norms()
 
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""

@@ -121,6 +121,13 @@ class Form(ABC):
             ]
         )
 
+    def kept(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields all that the form uses of each row, by name, some rows after others."""
+        for _, parts in self.in_pieces():
+            for number, part in enumerate(parts):
+                yield f"part {number}", part
+                yield f"norm {number}", square_sums(part)
+
     def in_pieces(self) -> Iterator[tuple[slice, list[torch.Tensor]]]:
         """Yields some records after others, and what `instantiate` returns for them.
 
@@ -210,6 +217,14 @@ class Product(Form):
                 total.addmm_(scaled[piece].t(), self.inputs[piece].to(precision))
             out.append(total)
         return out + ([scaled.sum(0)] if self.has_bias else [])
+
+    def kept(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields inputs, signal and norm, and what is written out of several positions."""
+        yield from (("inputs", self.inputs), ("signal", self.signal))
+        if self.signal.dim() > 2:
+            yield from super().kept()
+        else:
+            yield "norm", self.squared_norms()
 
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.conformance import Conformance
 from lepton_client.training.layer_norms import precision_on
+from lepton_client.training.likeness import SMALLEST
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.plain import pull_towards
 from lepton_client.training.resident import ResidentModel, new_optimizer
@@ -31,8 +32,6 @@ from lepton_common.tasks.catalog import Task
 
 # More rows at once take memory and are not faster. Sums are float64, within a chunk and beyond.
 _MOST_ROWS = 1024
-# Of a CPU's matrix products: at all multiples of it, every row is computed alike.
-_HEIGHT = 64
 
 
 class Engine(NamedTuple):
@@ -147,7 +146,7 @@ def clipped_sum(
 
     Matrix products of other heights take other kernels, which round in other ways, and by that a
     record could change what the others' gradients are. So what goes through the model is filled
-    up to a height at which they are all the same.
+    up to one of `heights`, at which `conform` has seen that all rows are computed alike.
     """
     model, count_of = engine.model, views.count if views else 1
     most = _rows_at_once(batch_size)
@@ -160,11 +159,13 @@ def clipped_sum(
     for rows, unit_of_row, count in _chunks(units, max(1, most // count_of)):
         index = torch.from_numpy(rows)
         features = records.features[index].to(model.device)
+        if features.is_floating_point():
+            features = features.to(model.dtype)
         if views is not None and count_of > 1:
             features = views.of(features)
             index, unit_of_row = index.repeat_interleave(count_of), unit_of_row.repeat(count_of)
         # On a GPU kernels may differ at any height, so there it is always the same one.
-        height = -(-len(index) // _HEIGHT) * _HEIGHT
+        height = _filled_up(len(index))
         if model.device.type != "cpu":
             height = max(height, most)
         single, missing = count == len(index), height - len(index)
@@ -208,8 +209,19 @@ def _sample(
     return units
 
 
+def heights(recipe: Recipe, device: torch.device) -> tuple[int, ...]:
+    """Returns the heights that a batch may have under a recipe, whatever the records are."""
+    # A record's views go through together, however many.
+    most = max(_rows_at_once(recipe.batch_size), _filled_up(recipe.augmentations))
+    return tuple(range(SMALLEST, most + 1, SMALLEST)) if device.type == "cpu" else (most,)
+
+
 def _rows_at_once(batch_size: int) -> int:
-    return -(-min(batch_size, _MOST_ROWS) // _HEIGHT) * _HEIGHT
+    return _filled_up(min(batch_size, _MOST_ROWS))
+
+
+def _filled_up(rows: int) -> int:
+    return -(-rows // SMALLEST) * SMALLEST
 
 
 def _filled(values: torch.Tensor, missing: int) -> torch.Tensor:
