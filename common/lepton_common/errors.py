@@ -15,6 +15,7 @@ LeptonError                     exit code 1
 │   ├── BudgetSpent
 │   ├── LedgerInvalid
 │   ├── LedgerRolledBack
+│   ├── PeopleKnown
 │   ├── ConsentRefused
 │   ├── ApprovalPending
 │   ├── PrivateWorkFailed
@@ -142,6 +143,10 @@ class LedgerInvalid(PrivacyError):
 
 class LedgerRolledBack(PrivacyError):
     """A privacy ledger that lacks an entry which others have seen."""
+
+
+class PeopleKnown(PrivacyError):
+    """Data whose people were said to be new holds somebody who is on record already."""
 
 
 class ConsentRefused(PrivacyError):

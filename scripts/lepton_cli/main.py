@@ -17,6 +17,7 @@ from lepton_cli.commands import (
     privacy,
     reports,
     simulate,
+    site_data,
 )
 from lepton_common.errors import LeptonError, SettingsError
 
@@ -43,6 +44,7 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(federation.app, name="federation")
 identities.site_app.command("start")(deployment.site_start)
+identities.site_app.command("data", help=site_data.HELP)(site_data.command)
 identities.server_app.command("start")(deployment.server_start)
 app.command("submit", help=deployment.SUBMIT_HELP)(deployment.submit)
 app.add_typer(deployment.run_app, name="run")
