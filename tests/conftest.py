@@ -118,6 +118,7 @@ _SETTINGS = {
         "max_batch_size": 1024,
         "min_cohort": 1,
         "max_weight_share": 1.0,
+        "devices": ["cpu", "cuda"],
         "tasks": None,
     },
 }

@@ -31,6 +31,20 @@ def check_model(received: Vector) -> None:
         raise ConsentRefused(f"A weight is not finite or beyond {LARGEST_WEIGHT:g}.")
 
 
+def check_device(device: str, policy: SitePolicy) -> None:
+    """Refuses private work on a kind of device that the policy does not name.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``mps``: what a request's device comes to at this site.
+        policy: the site's.
+
+    Raises:
+        ConsentRefused: it is not among them.
+    """
+    if device not in policy.devices:
+        raise ConsentRefused(f"This site does no private work on {device}.")
+
+
 def check(
     request: TrainRequest, site: SiteFile, spec: RoundSpec | None = None
 ) -> PrivacyPlan | None:

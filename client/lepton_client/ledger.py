@@ -15,6 +15,7 @@ from lepton_client.budgets import check_budget
 from lepton_common.chain import GENESIS, ChainRecord
 from lepton_common.errors import (
     BudgetSpent,
+    ClockBehind,
     ConsentRefused,
     DoorRefused,
     LedgerRolledBack,
@@ -178,6 +179,7 @@ class Ledger:
         Raises:
             ConsentRefused: the run changed its plan.
             BudgetSpent: the plan's steps or one of the policy's budgets would be exceeded.
+            ClockBehind: there is a budget for a period, and the clock was set back.
         """
         event = plan.event()
         if any(c.run == request.run and c.plan != plan.digest for c in self._charges):
@@ -188,7 +190,7 @@ class Ledger:
                 f"The plan covers {plan.max_steps} steps and {taken} are taken; "
                 f"another {event.steps} would not be accounted for."
             )
-        since = time.time() - policy.period_days * _DAY_S
+        since = self._now(policy) - policy.period_days * _DAY_S
         counted = self._counted()
         budgets = {
             "in all": (policy.max_epsilon, counted),
@@ -276,6 +278,16 @@ class Ledger:
                 "hold: it was removed, or an older copy was put back. Restore the newest one, or "
                 "retire this site's data."
             )
+
+    def _now(self, policy: SitePolicy) -> float:
+        now = time.time()
+        latest = max((record.time for record in self._file.contents.records), default=now)
+        if policy.max_epsilon_per_period is not None and now < latest - _DAY_S:
+            raise ClockBehind(
+                "The clock is more than a day behind the newest entry of the privacy ledger, and "
+                "the policy has a budget for a period. Set the clock right."
+            )
+        return now
 
     def _counted(self) -> list[Charge]:
         """The charges since the last fresh start that holds, and all to the whole site."""

@@ -61,6 +61,13 @@ class Trainer(Protocol):
                 under another name its people would not be known again.
         """
 
+    def device(self, request: TrainRequest) -> str:
+        """Returns the kind of device that a request's work would be done on: what ``auto`` is here.
+
+        Raises:
+            SettingsError: this machine has no such device.
+        """
+
     def conformance(self, request: TrainRequest) -> Conformance:
         """Returns what computes the private gradients of a request's model, and in which precision.
 
@@ -119,6 +126,10 @@ class LocalTrainer:
             raise DataInvalid(f"The data's privacy unit is {unit}; say so in site.yaml.")
         self._records = records
         return unit_hashes(records, unit, self._secret)
+
+    def device(self, request: TrainRequest) -> str:
+        """Looks for the device; see `Trainer`."""
+        return pick_device(request.recipe.device).type
 
     def conformance(self, request: TrainRequest) -> Conformance:
         """Compares the engine with Opacus; see `Trainer`."""

@@ -83,6 +83,10 @@ class TrainerProcess:
         data = found.tobytes()
         return frozenset(data[i : i + _HASH_BYTES] for i in range(0, len(data), _HASH_BYTES))
 
+    def device(self, request: TrainRequest) -> str:
+        """Looks for the device; see `Trainer`."""
+        return self._call(Call(what="device", request=request))[0].device
+
     def conformance(self, request: TrainRequest) -> Conformance:
         """Compares the engine with Opacus; see `Trainer`."""
         answer, _ = self._call(Call(what="conformance", request=request))
@@ -229,6 +233,8 @@ def _answer(
     if call.what == "people":
         return Answer(), np.frombuffer(b"".join(sorted(trainer.people())), np.uint8)
     assert call.request is not None
+    if call.what == "device":
+        return Answer(device=trainer.device(call.request)), NOTHING
     if call.what == "conformance":
         found = trainer.conformance(call.request)
         return Answer(**asdict(found)), NOTHING

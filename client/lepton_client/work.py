@@ -162,6 +162,7 @@ def _train(
         trained = site.trainer.train(request, received)
         return _Result(trained.update, trained.loss, trained.records)
     consent.check_model(received)
+    consent.check_device(site.trainer.device(request), site.file.policy)
     site.ledger.refresh()
     site.ledger.check_head(request.ledger_heads.get(site.file.name))
     study = site.proposals.budget(request.run, site.roster) if site.file.launch else None

@@ -16,6 +16,7 @@ LeptonError                     exit code 1
 │   ├── LedgerInvalid
 │   ├── LedgerRolledBack
 │   ├── PeopleKnown
+│   ├── ClockBehind
 │   ├── ConsentRefused
 │   ├── ApprovalPending
 │   ├── PrivateWorkFailed
@@ -147,6 +148,10 @@ class LedgerRolledBack(PrivacyError):
 
 class PeopleKnown(PrivacyError):
     """Data whose people were said to be new holds somebody who is on record already."""
+
+
+class ClockBehind(PrivacyError):
+    """The site's clock is behind its own ledger, so that no period can be told."""
 
 
 class ConsentRefused(PrivacyError):

@@ -1,5 +1,7 @@
 """The bounds a site sets on what may be asked of it."""
 
+from typing import Literal
+
 from lepton_common.strict import (
     Count,
     Fraction,
@@ -38,6 +40,8 @@ class SitePolicy:
         min_cohort: smallest cohort the site takes part in, and fewest sites in a masked sum.
         max_weight_share: largest share of a masked sum's public weight that may be the site's
             own, once the heaviest others, as many as may collude, are left out.
+        devices: kinds of device that private work may use; on ``mps`` there is no float64, so what
+            is proven of rounding does not hold there.
         tasks: tasks the site serves; None: all in its catalog.
     """
 
@@ -56,4 +60,5 @@ class SitePolicy:
     max_batch_size: Count
     min_cohort: Count
     max_weight_share: Fraction
+    devices: list[Literal["cpu", "cuda", "mps"]]
     tasks: list[Name] | None

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from toy_site import (
     PERMISSIVE,
     PRIVACY,
@@ -89,3 +90,15 @@ def test_a_model_that_would_magnify_rounding_is_refused(weight):
     with pytest.raises(ConsentRefused, match="not finite or beyond 100"):
         consent.check_model(spoiled)
     consent.check_model(VECTOR)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "mps", "cuda:0"])
+def test_private_work_is_done_on_devices_that_the_policy_names(make_site, monkeypatch, wanted):
+    found = torch.device("mps" if wanted == "auto" else wanted)
+    site = make_site(replace(PERMISSIVE, devices=["cpu"]))
+    monkeypatch.setattr("lepton_client.trainer.pick_device", lambda asked: found)
+    recipe = replace(RECIPE, device=wanted)
+    reply = app(train_message(privacy=PRIVACY, recipe=recipe), context(site.folder))
+    assert reply.error.reason == "ConsentRefused"
+    assert not any(r.kind == "charge" for r in site.ledger._file.contents.records)
+    consent.check_device(found.type, replace(PERMISSIVE, devices=["cuda", "mps"]))

@@ -17,7 +17,13 @@ from lepton_client.ledger import Ledger
 from lepton_client.people import people_secret, unit_hashes
 from lepton_client.site import forget_sites
 from lepton_common.datasets.catalog import load_dataset
-from lepton_common.errors import BudgetSpent, ConsentRefused, LedgerInvalid, PeopleKnown
+from lepton_common.errors import (
+    BudgetSpent,
+    ClockBehind,
+    ConsentRefused,
+    LedgerInvalid,
+    PeopleKnown,
+)
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import read_update
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
@@ -113,6 +119,36 @@ def test_a_refusal_says_what_is_left_and_what_would_fit(make_site):
     sigma = float(re.search(r"would fit with a noise multiplier of (\S+) instead of 1;", said)[1])
     quieter = (GaussianEvent(0.5, 1.0, 2), GaussianEvent(0.5, sigma, 2))
     assert epsilon(quieter, 1e-5) <= once * 1.2
+
+
+def test_a_clock_that_was_set_back_hides_no_charge(make_site, monkeypatch):
+    once = epsilon((GaussianEvent(0.5, 1.0, 2),), 1e-5)
+    policy = replace(PERMISSIVE, max_epsilon_per_period=once * 1.2, period_days=30)
+    site, now = make_site(policy), time.time()
+
+    def at(days):
+        monkeypatch.setattr("lepton_common.chain.time.time", lambda: now + days * 86400)
+
+    at(0)
+    reserve(site)
+    at(-0.9)
+    with pytest.raises(BudgetSpent):
+        reserve(site, run="run-2")
+    at(-40)
+    with pytest.raises(ClockBehind, match="more than a day"):
+        reserve(site, run="run-2")
+    # Without a budget for a period it is charged, at a time that is not before the others'.
+    quiet = replace(policy, max_epsilon_per_period=None)
+    asked = request(run="run-2", privacy=PRIVACY)
+    site.ledger.reserve(consent.check(asked, site.file), asked, quiet)
+    at(1)
+    with pytest.raises(BudgetSpent):
+        reserve(site, run="run-3")
+    times = [record.time for record in site.ledger._file.contents.records]
+    assert times == sorted(times)
+    assert times[-1] == pytest.approx(now, abs=1)
+    at(31)
+    reserve(site, run="run-3")
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ PERMISSIVE = SitePolicy(
     max_batch_size=1024,
     min_cohort=1,
     max_weight_share=1.0,
+    devices=["cpu", "cuda"],
     tasks=None,
 )
 RECIPE = Recipe(

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.conformance import Conformance
-from lepton_client.training.layer_norms import precision_on
 from lepton_client.training.likeness import SMALLEST
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.plain import pull_towards
@@ -137,7 +136,7 @@ def clipped_sum(
     plan: PrivacyPlan,
     views: Views | None = None,
 ) -> torch.Tensor:
-    """Returns the sum over units of their clipped gradients, float64 where there is, shape [d].
+    """Returns the sum over units of their clipped gradients, float64, shape [d].
 
     A unit's gradient is the sum over its records (of each the mean over its views), scaled to an
     L2 norm of at most ``plan.clipping_norm``. Records and their views go through the model up to
@@ -154,8 +153,9 @@ def clipped_sum(
     def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return task.losses(outputs, labels) / count_of
 
-    # Apple's GPUs have no float64.
-    total = torch.zeros(model.layout.size, dtype=precision_on(model.device), device=model.device)
+    # Apple's GPUs have no float64: there batches are added up on the CPU, which adds noise too.
+    home = torch.device("cpu") if model.device.type == "mps" else model.device
+    total = torch.zeros(model.layout.size, dtype=torch.float64, device=home)
     for rows, unit_of_row, count in _chunks(units, max(1, most // count_of)):
         index = torch.from_numpy(rows)
         features = records.features[index].to(model.device)
@@ -170,7 +170,7 @@ def clipped_sum(
             height = max(height, most)
         single, missing = count == len(index), height - len(index)
         of_row = torch.from_numpy(unit_of_row).to(model.device)
-        total += engine.gradients.sum(
+        part = engine.gradients.sum(
             losses,
             _filled(features, missing),
             _filled(records.labels[index].to(model.device), missing),
@@ -179,6 +179,7 @@ def clipped_sum(
             units=height if single else count,
             mask=torch.arange(height, device=model.device) < len(index),
         )
+        total += part.to(home)
     return total
 
 
@@ -256,5 +257,7 @@ def _assign(model: ResidentModel, gradient: torch.Tensor) -> None:
     offset = 0
     for parameter in model.module.parameters():
         stop = offset + parameter.numel()
-        parameter.grad = gradient[offset:stop].view(parameter.shape).to(parameter.dtype)
+        # To its dtype first: not every device has the other.
+        piece = gradient[offset:stop].to(parameter.dtype).to(parameter.device)
+        parameter.grad = piece.view(parameter.shape)
         offset = stop

@@ -130,7 +130,9 @@ class LedgerFile:
             )
             records.append(opening)
             lines.append(line)
-        record, line = next_record(records, kind, body, self._key, _DOMAIN)
+        # A clock that was set back must not put a charge before a period that is still running.
+        latest = records[-1].time
+        record, line = next_record(records, kind, body, self._key, _DOMAIN, latest)
         lines.append(line)
         before = len(self.contents.records)
         try:
