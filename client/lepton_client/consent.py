@@ -31,6 +31,20 @@ def check_model(received: Vector) -> None:
         raise ConsentRefused(f"A weight is not finite or beyond {LARGEST_WEIGHT:g}.")
 
 
+def check_device(device: str, policy: SitePolicy) -> None:
+    """Refuses private work on a kind of device that the policy does not name.
+
+    Args:
+        device: ``cpu``, ``cuda`` or ``mps``: what a request's device comes to at this site.
+        policy: the site's.
+
+    Raises:
+        ConsentRefused: it is not among them.
+    """
+    if device not in policy.devices:
+        raise ConsentRefused(f"This site does no private work on {device}.")
+
+
 def check(
     request: TrainRequest, site: SiteFile, spec: RoundSpec | None = None
 ) -> PrivacyPlan | None:
@@ -86,6 +100,11 @@ def check(
         raise ConsentRefused(
             f"A noise multiplier of {asked.noise_multiplier:.4g} is below this site's floor of "
             f"{policy.min_noise_multiplier}."
+        )
+    if asked.clipping_norm < policy.min_clipping_norm:
+        raise ConsentRefused(
+            f"A clipping norm of {asked.clipping_norm:g} is below this site's floor of "
+            f"{policy.min_clipping_norm:g}."
         )
     if asked.clipping_norm > policy.max_clipping_norm:
         raise ConsentRefused(

@@ -1,25 +1,32 @@
 """What the people in a site's data have spent: reserve before compute, commit, never refund.
 
 Charges are signed entries in the site's ledger file, on disk before any record is read for them.
-A charge without a release (a crash in between) stays spent. Charges follow the people: data under
-another name, or with others added, inherits all that was charged to any data that shares one of
-them.
+A charge without a release (a crash in between) stays spent. All charges count, whoever is in the
+data: what is left must not tell whether somebody was in earlier data too. Only the operator makes a
+fresh start, for data that shares nobody with all that was used before.
 """
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from lepton_client.budgets import check_budget
 from lepton_common.chain import GENESIS, ChainRecord
-from lepton_common.errors import BudgetSpent, ConsentRefused, DoorRefused, LedgerRolledBack
+from lepton_common.errors import (
+    BudgetSpent,
+    ClockBehind,
+    ConsentRefused,
+    DoorRefused,
+    LedgerRolledBack,
+    PeopleKnown,
+)
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import TrainRequest
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.accounting import epsilon
 from lepton_common.privacy.events import Event, merge, read_event
-from lepton_common.privacy.ledger_file import CARRIED, LedgerContents, LedgerFile
-from lepton_common.privacy.plan import PrivacyPlan, for_people
+from lepton_common.privacy.ledger_file import CARRIED, LedgerContents, LedgerFile, version_of
+from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan, for_people
 
 SUCCESSION = "succession"  # the audit log's word on an earlier key's charges
 _DAY_S = 86400
@@ -80,6 +87,9 @@ class Ledger:
             LedgerInvalid: the file does not verify.
         """
         self._file, self._dataset = LedgerFile(path, key), dataset
+        self._read()
+
+    def _read(self) -> None:
         records = self._file.contents.records
         self._charges = [_charge(record) for record in self._file.contents.charges]
         self._released = {str(r.body["charge"]) for r in records if r.kind == "release"}
@@ -87,7 +97,7 @@ class Ledger:
         versions = [
             str(record.body["version"])
             for record in records
-            if record.kind == "data" and record.body["dataset"] == dataset
+            if record.kind == "data" and record.body["dataset"] == self._dataset
         ]
         self._version = versions[-1] if versions else ""
 
@@ -114,8 +124,54 @@ class Ledger:
                 "was put back. Restore the newest one, or retire this site's data."
             )
 
+    def refresh(self) -> None:
+        """Reads what the operator's commands have appended since.
+
+        Raises:
+            LedgerInvalid: the file does not verify any more.
+        """
+        if self._file.refresh():
+            self._read()
+
     def use_data(self, unit: str, units: frozenset[bytes]) -> None:
-        """Puts the data that a round is about to use on record; charges go to its people."""
+        """Puts the data that a round is about to use on record.
+
+        Raises:
+            PeopleKnown: it holds somebody of before the last fresh start, which is void from here
+                on; may be told to the operator alone.
+        """
+        self._version = self._file.add_version(self._dataset, unit, units)
+        fresh = self._last_fresh()
+        if fresh is not None and self._meets_earlier(fresh):
+            self._file.append("void", {"fresh": fresh.hash, "version": self._version})
+            raise PeopleKnown(
+                "The data holds somebody of before the last fresh start, or protects another unit. "
+                "That start is void: all that was ever charged counts again."
+            )
+
+    def known(self, units: frozenset[bytes]) -> int:
+        """Returns how many units were in data that is on record; for the operator alone."""
+        return len(units & self._file.known_units())
+
+    def start_afresh(self, unit: str, units: frozenset[bytes]) -> None:
+        """Lets what was charged until now count no more, for data of new people.
+
+        Raises:
+            PeopleKnown: somebody is on record already, or earlier data protects another unit, by
+                which nobody would be known again.
+        """
+        if known := self.known(units):
+            raise PeopleKnown(
+                f"{known} of the data's {len(units)} units ({unit}) are on record: what was spent "
+                "on them stays spent."
+            )
+        if others := {one for one, _ in self._versions().values()} - {unit}:
+            raise PeopleKnown(
+                f"Earlier data protects {', '.join(sorted(others))} and this one {unit}, so its "
+                "people would not be known again."
+            )
+        body = {"dataset": self._dataset, "unit": unit, "version": version_of(units)}
+        self._file.append("fresh", body)
         self._version = self._file.add_version(self._dataset, unit, units)
 
     def check(
@@ -130,6 +186,7 @@ class Ledger:
         Raises:
             ConsentRefused: the run changed its plan.
             BudgetSpent: the plan's steps or one of the policy's budgets would be exceeded.
+            ClockBehind: there is a budget for a period, and the clock was set back.
         """
         event = plan.event()
         if any(c.run == request.run and c.plan != plan.digest for c in self._charges):
@@ -140,24 +197,25 @@ class Ledger:
                 f"The plan covers {plan.max_steps} steps and {taken} are taken; "
                 f"another {event.steps} would not be accounted for."
             )
-        since = time.time() - policy.period_days * _DAY_S
+        since = self._now(policy) - policy.period_days * _DAY_S
+        counted = self._counted()
         budgets = {
-            "in all": (policy.max_epsilon, self._inherited()),
+            "in all": (policy.max_epsilon, counted),
             "in this run": (
                 policy.max_epsilon_per_run,
-                [charge for charge in self._inherited() if charge.run == request.run],
+                [charge for charge in counted if charge.run == request.run],
             ),
             f"in {policy.period_days} days": (
                 policy.max_epsilon_per_period,
-                [charge for charge in self._inherited() if charge.time > since],
+                [charge for charge in counted if charge.time > since],
             ),
         }
         if study is not None:
-            of_study = [charge for charge in self._inherited() if charge.run in study.runs]
+            of_study = [charge for charge in counted if charge.run in study.runs]
             budgets[f"in the study {study.name}"] = (study.max_epsilon, of_study)
         for what, (most, charges) in budgets.items():
             if most is not None:
-                _check_budget(what, most, charges, plan)
+                check_budget(what, most, _events(charges), plan)
 
     def reserve(
         self,
@@ -207,11 +265,8 @@ class Ledger:
         return sum(charge.event.steps for charge in self._charges if charge.run == run)
 
     def epsilon(self, delta: float) -> float:
-        """Returns what the people in the data have spent at ``delta``, over all runs.
-
-        It may tell whether they were in other data too, so it stays at the site.
-        """
-        return epsilon(_events(self._inherited()), delta)
+        """Returns what counts against the budgets at ``delta``, over all runs."""
+        return epsilon(_events(self._counted()), delta)
 
     def epsilon_of_run(self, run: str, delta: float) -> float:
         """Returns what a run has spent at ``delta``, whoever is in the data: public."""
@@ -226,10 +281,52 @@ class Ledger:
         """
         check_all_held(said, self._file.contents)
 
-    def _inherited(self) -> list[Charge]:
-        """The charges that count for the data in use."""
-        counted = {record.hash for record in self._file.contents.charges_to(self._version)}
-        return [charge for charge in self._charges if charge.id in counted]
+    def _now(self, policy: SitePolicy) -> float:
+        now = time.time()
+        latest = max((record.time for record in self._file.contents.records), default=now)
+        if policy.max_epsilon_per_period is not None and now < latest - _DAY_S:
+            raise ClockBehind(
+                "The clock is more than a day behind the newest entry of the privacy ledger, and "
+                "the policy has a budget for a period. Set the clock right."
+            )
+        return now
+
+    def _counted(self) -> list[Charge]:
+        """The charges since the last fresh start that holds, and all to anybody and everybody."""
+        records = self._file.contents.records
+        fresh = self._last_fresh()
+        if fresh is None or self._meets_earlier(fresh):
+            return self._charges
+        since = {record.hash for record in records[fresh.sequence :]}
+        # Nobody can tell any more whom an earlier key's charges were for.
+        return [c for c in self._charges if c.id in since or c.carried or c.unit == WHOLE_SITE]
+
+    def _last_fresh(self) -> ChainRecord | None:
+        """The last fresh start; None where one is void, for whoever was wrong once may be again."""
+        starts = [r for r in self._file.contents.records if r.kind in ("fresh", "void")]
+        return starts[-1] if starts and starts[-1].kind == "fresh" else None
+
+    def _meets_earlier(self, fresh: ChainRecord) -> bool:
+        """Whether data on record since a fresh start shares anybody with data before it."""
+        versions = self._versions()
+        earlier = {version for version, (_, at) in versions.items() if at < fresh.sequence}
+        units = {versions[version][0] for version in earlier}
+        return (
+            any(
+                (earlier & self._file.contents.overlaps[version]) or units - {unit}
+                for version, (unit, at) in versions.items()
+                if at > fresh.sequence
+            )
+            or self._version in earlier
+        )
+
+    def _versions(self) -> dict[str, tuple[str, int]]:
+        """The versions of the data: what one unit of each is, and the number of its entry."""
+        return {
+            str(record.body["version"]): (str(record.body["unit"]), record.sequence)
+            for record in self._file.contents.records
+            if record.kind == "data"
+        }
 
 
 def check_all_held(said: list[ChainRecord], held: LedgerContents) -> None:
@@ -250,38 +347,6 @@ def check_all_held(said: list[ChainRecord], held: LedgerContents) -> None:
         )
 
 
-def _check_budget(what: str, most: float, charges: list[Charge], plan: PrivacyPlan) -> None:
-    events = _events(charges)
-
-    def after(next_plan: PrivacyPlan) -> float:
-        return epsilon((*events, for_people(plan.unit, next_plan.event())), plan.delta)
-
-    if after(plan) <= most:  # NaN must not pass
-        return
-    spent = epsilon(events, plan.delta)
-    raise BudgetSpent(
-        f"This round would bring the data to epsilon {after(plan):.3f} of at most {most} {what}; "
-        f"{spent:.3f} is spent, {max(most - spent, 0):.3f} is left. {_what_fits(plan, most, after)}"
-    )
-
-
-def _what_fits(plan: PrivacyPlan, most: float, after: Callable[[PrivacyPlan], float]) -> str:
-    """Returns which noise would let one more such round in."""
-    sigma = plan.noise_multiplier
-    for factor in (1.5, 2, 3, 5, 10, 20, 50, 100):
-        if after(replace(plan, noise_multiplier=sigma * factor)) <= most:
-            return (
-                f"This round would fit with a noise multiplier of {sigma * factor:.3g} instead of "
-                f"{sigma:.3g}; ask 'lepton privacy plan' about a whole run."
-            )
-    return "No such round fits any more."
-
-
-def _events(charges: list[Charge]) -> tuple[Event, ...]:
-    # Merged, so that the accountant's memory of past answers is hit by every site and round.
-    return tuple(merge([for_people(charge.unit, charge.event) for charge in charges]))
-
-
 def _charge(record: ChainRecord) -> Charge:
     body = record.body
     return Charge(
@@ -294,3 +359,8 @@ def _charge(record: ChainRecord) -> Charge:
         time=float(body["charged_at"]) if record.kind == CARRIED else record.time,
         event=read_event(body["event"]),
     )
+
+
+def _events(charges: list[Charge]) -> tuple[Event, ...]:
+    # Merged, so that the accountant's memory of past answers is hit by every site and round.
+    return tuple(merge([for_people(charge.unit, charge.event) for charge in charges]))

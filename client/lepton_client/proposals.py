@@ -260,7 +260,8 @@ def _check_policy(settings: Settings, policy: SitePolicy) -> None:
         "of this task": policy.tasks is not None and settings.task not in policy.tasks,
         "with this delta": settings.private and (privacy.delta or 1.0) > policy.max_delta,
         "with this clipping norm": (
-            settings.private and privacy.clipping_norm > policy.max_clipping_norm
+            settings.private
+            and not policy.min_clipping_norm <= privacy.clipping_norm <= policy.max_clipping_norm
         ),
         "with this epsilon": settings.private
         and (privacy.epsilon or math.inf) > (policy.max_epsilon_per_run or policy.max_epsilon),

@@ -5,6 +5,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -191,9 +192,10 @@ class Site:
 
     def note_engine(self, run: str, found: Conformance) -> None:
         """Puts on record, once a run, what computes its private gradients, and how it conforms."""
-        known = (r for r in self.audit.records if r.kind == "engine")
-        if all((r.body["run"], r.body["engine"]) != (run, found.engine) for r in known):
-            body = {"run": run, "engine": found.engine, "difference": found.difference}
+        body = {"run": run, **asdict(found)}
+        known = (record.body for record in self.audit.records if record.kind == "engine")
+        named = ("run", "engine", "precision")
+        if all(any(one.get(name) != body[name] for name in named) for one in known):
             self.audit.append("engine", body)
 
 

@@ -15,7 +15,13 @@ from lepton_client.data import SiteData, SiteRecords
 from lepton_client.people import unit_hashes
 from lepton_client.training.conformance import Conformance, conform
 from lepton_client.training.plain import train_plain
-from lepton_client.training.private import clip_update, noised, noisy_sum, train_private
+from lepton_client.training.private import (
+    clip_update,
+    heights,
+    noised,
+    noisy_sum,
+    train_private,
+)
 from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records
@@ -55,11 +61,19 @@ class Trainer(Protocol):
                 under another name its people would not be known again.
         """
 
+    def device(self, request: TrainRequest) -> str:
+        """Returns the kind of device that a request's work would be done on: what ``auto`` is here.
+
+        Raises:
+            SettingsError: this machine has no such device.
+        """
+
     def conformance(self, request: TrainRequest) -> Conformance:
-        """Returns what computes the private gradients of a request's model, compared with Opacus.
+        """Returns what computes the private gradients of a request's model, and in which precision.
 
         Raises:
             DataError, ModelMismatch: the model cannot be built for the data.
+            PrecisionUnavailable: the device cannot compute it finely enough.
         """
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:
@@ -113,11 +127,21 @@ class LocalTrainer:
         self._records = records
         return unit_hashes(records, unit, self._secret)
 
+    def device(self, request: TrainRequest) -> str:
+        """Looks for the device; see `Trainer`."""
+        return pick_device(request.recipe.device).type
+
     def conformance(self, request: TrainRequest) -> Conformance:
         """Compares the engine with Opacus; see `Trainer`."""
         dataset = self._source.dataset()
         model = self._model(request, None, channels_last=False)
-        return conform(model, find_task(request.task), dataset.input_shape, dataset.classes)
+        return conform(
+            model,
+            find_task(request.task),
+            dataset.input_shape,
+            dataset.classes,
+            heights(request.recipe, model.device),
+        )
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:
         """Trains without differential privacy; see `Trainer`."""

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO
 
@@ -23,7 +24,7 @@ from lepton_client.isolation import bound, cut_off
 from lepton_client.rules import TrainerRules
 from lepton_client.trainer import LocalTrainer, Trained
 from lepton_client.trainer_wire import NOTHING, Answer, Call, Setup, receive, send
-from lepton_client.training.conformance import OPACUS, OURS, Conformance
+from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Conformance
 from lepton_common import errors
 from lepton_common.arrays import Vector
 from lepton_common.errors import LeptonError, TrainerFailed
@@ -82,12 +83,16 @@ class TrainerProcess:
         data = found.tobytes()
         return frozenset(data[i : i + _HASH_BYTES] for i in range(0, len(data), _HASH_BYTES))
 
+    def device(self, request: TrainRequest) -> str:
+        """Looks for the device; see `Trainer`."""
+        return self._call(Call(what="device", request=request))[0].device
+
     def conformance(self, request: TrainRequest) -> Conformance:
         """Compares the engine with Opacus; see `Trainer`."""
         answer, _ = self._call(Call(what="conformance", request=request))
-        if answer.engine not in (OURS, OPACUS):
-            raise TrainerFailed("The trainer names an engine that there is not.")
-        return Conformance(answer.engine, answer.difference)
+        if answer.engine not in (OURS, OPACUS) or answer.precision not in (SINGLE, DOUBLE):
+            raise TrainerFailed("The trainer names an engine or a precision that there is not.")
+        return Conformance(answer.engine, answer.difference, answer.precision)
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:
         """Trains without differential privacy; see `Trainer`."""
@@ -228,9 +233,11 @@ def _answer(
     if call.what == "people":
         return Answer(), np.frombuffer(b"".join(sorted(trainer.people())), np.uint8)
     assert call.request is not None
+    if call.what == "device":
+        return Answer(device=trainer.device(call.request)), NOTHING
     if call.what == "conformance":
         found = trainer.conformance(call.request)
-        return Answer(engine=found.engine, difference=found.difference), NOTHING
+        return Answer(**asdict(found)), NOTHING
     if call.what == "train":
         trained = trainer.train(call.request, received)
         return Answer(loss=trained.loss.hex(), records=trained.records), trained.update

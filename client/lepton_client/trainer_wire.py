@@ -45,7 +45,7 @@ class Setup:
 class Call:
     """One method of `lepton_client.trainer.Trainer`; the model comes behind it, as float32."""
 
-    what: Literal["people", "conformance", "train", "train_privately", "noised_sum"]
+    what: Literal["people", "device", "conformance", "train", "train_privately", "noised_sum"]
     request: TrainRequest | None = None
     plan: PrivacyPlan | None = None
 
@@ -58,15 +58,19 @@ class Answer:
         error: name of what was raised.
         loss: of `Trained`, as `float.hex` writes it: it need not be finite.
         records: of `Trained`.
+        device: kind of device that would be used.
         engine: of `Conformance`.
         difference: of `Conformance`.
+        precision: of `Conformance`.
     """
 
     error: Name | None = None
     loss: str = "0x0p+0"
     records: Natural = 0
+    device: Name = "none"
     engine: Name = "none"
     difference: float | None = None
+    precision: Name = "none"
 
 
 def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING) -> None:

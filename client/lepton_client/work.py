@@ -163,11 +163,13 @@ def _train(
             trained = trainer.train(request, received)
         return _Result(trained.update, trained.loss, trained.records)
     consent.check_model(received)
+    consent.check_device(site.trainer.device(request), site.file.policy)
+    site.ledger.refresh()
     site.ledger.check_head(request.ledger_heads.get(site.file.name))
     study = site.proposals.budget(request.run, site.roster) if site.file.launch else None
     site.ledger.check(plan, request, site.file.policy, study)  # before any record is read
     with _one_name(site), site.training(request.run) as trainer:
-        # A refusal from here on tells whether people are in earlier data too.
+        # From here on a failure may tell whether people are in earlier data too.
         site.ledger.use_data(site.file.data.unit, trainer.people())
         charge = site.ledger.reserve(plan, request, site.file.policy, study)
         if plan.unit != WHOLE_SITE:

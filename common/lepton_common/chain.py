@@ -58,13 +58,21 @@ def head_of(records: list[ChainRecord]) -> str:
 
 
 def next_record(
-    records: list[ChainRecord], kind: str, body: Mapping[str, Any], key: SigningKey, domain: bytes
+    records: list[ChainRecord],
+    kind: str,
+    body: Mapping[str, Any],
+    key: SigningKey,
+    domain: bytes,
+    not_before: float = 0.0,
 ) -> tuple[ChainRecord, bytes]:
-    """Returns the record that follows a chain, and its signed line."""
+    """Returns the record that follows a chain, and its signed line.
+
+    Its time is the clock's, or ``not_before`` where the clock is behind that.
+    """
     fields = {
         "sequence": len(records),
         "previous": head_of(records),
-        "time": round(time.time(), 3),
+        "time": max(round(time.time(), 3), not_before),
         "kind": kind,
         "body": dict(body),
     }

@@ -15,12 +15,15 @@ LeptonError                     exit code 1
 │   ├── BudgetSpent
 │   ├── LedgerInvalid
 │   ├── LedgerRolledBack
+│   ├── PeopleKnown
+│   ├── ClockBehind
 │   ├── ConsentRefused
 │   ├── ApprovalPending
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
 │   ├── DoorRefused
 │   ├── IsolationUnavailable
+│   ├── PrecisionUnavailable
 │   └── AuditFailed
 ├── RunError                    5   what went wrong in a round
 │   ├── MalformedMessage
@@ -155,6 +158,14 @@ class LedgerRolledBack(PrivacyError):
     """A privacy ledger that lacks an entry which others have seen."""
 
 
+class PeopleKnown(PrivacyError):
+    """Data whose people were said to be new holds somebody who is on record already."""
+
+
+class ClockBehind(PrivacyError):
+    """The site's clock is behind its own ledger, so that no period can be told."""
+
+
 class ConsentRefused(PrivacyError):
     """The site's policy does not allow what was asked."""
 
@@ -177,6 +188,10 @@ class DoorRefused(PrivacyError):
 
 class IsolationUnavailable(PrivacyError):
     """This system cannot cut the trainer off as the site's operator asks."""
+
+
+class PrecisionUnavailable(PrivacyError):
+    """A device on which rounding would tell too much, and which cannot round more finely."""
 
 
 class AuditFailed(PrivacyError):

@@ -1,5 +1,7 @@
 """The bounds a site sets on what may be asked of it."""
 
+from typing import Literal
+
 from lepton_common.strict import (
     Count,
     Fraction,
@@ -31,12 +33,16 @@ class SitePolicy:
         min_noise_multiplier: smallest noise multiplier.
         min_own_noise_multiplier: smallest noise that the site adds itself, over the clipping norm;
             where noise is shared, it is what is left if secure aggregation were broken.
+        min_clipping_norm: smallest clipping norm: the shorter a gradient is clipped, the more a
+            rounding error counts.
         max_clipping_norm: largest clipping norm.
         max_batch_size: most records held in memory at once in private training, so that running
             out of memory cannot tell how many were sampled.
         min_cohort: smallest cohort the site takes part in, and fewest sites in a masked sum.
         max_weight_share: largest share of a masked sum's public weight that may be the site's
             own, once the heaviest others, as many as may collude, are left out.
+        devices: kinds of device that private work may use; on ``mps`` there is no float64, so what
+            is proven of rounding does not hold there.
         tasks: tasks the site serves; None: all in its catalog.
         models: models the site trains, by name, or by their whole list of layers; None: all.
     """
@@ -51,9 +57,11 @@ class SitePolicy:
     max_delta: OpenFraction
     min_noise_multiplier: NotNegative
     min_own_noise_multiplier: NotNegative
+    min_clipping_norm: Positive
     max_clipping_norm: Positive
     max_batch_size: Count
     min_cohort: Count
     max_weight_share: Fraction
+    devices: list[Literal["cpu", "cuda", "mps"]]
     tasks: list[Name] | None
     models: list[ModelName] | None

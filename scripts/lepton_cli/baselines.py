@@ -16,7 +16,7 @@ import torch
 from lepton_cli.compose import compose_settings
 from lepton_client.training.conformance import conform
 from lepton_client.training.plain import train_plain
-from lepton_client.training.private import train_private
+from lepton_client.training.private import heights, train_private
 from lepton_client.training.resident import resident_model
 from lepton_common.arrays import Vector, read_parameters
 from lepton_common.asking import privacy_request, recipe
@@ -109,10 +109,12 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
             update, _ = train_plain(model, task, records, vector, how, seed)
         else:
             plan = asked.plan(dataset.unit, public_size_class(records.unit_count))
-            engine = conform(model, task, dataset.input_shape, dataset.classes)
+            used = heights(how, device)
+            engine = conform(model, task, dataset.input_shape, dataset.classes, used)
             update = train_private(model, task, records, vector, how, plan, engine)
         vector = strategy.step(round_, vector, SecureMean([update], 1))
     model.load(strategy.snapshot().get(AVERAGE, vector).astype(np.float32))
     test = dataset.test
-    metrics = task.evaluate(model.module, test.features.to(device), test.labels.to(device))
+    features = test.features.to(device, model.dtype)
+    metrics = task.evaluate(model.module, features, test.labels.to(device))
     return metrics["accuracy"]

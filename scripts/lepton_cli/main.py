@@ -19,6 +19,7 @@ from lepton_cli.commands import (
     privacy,
     reports,
     simulate,
+    site_data,
 )
 from lepton_common.errors import LeptonError, SettingsError
 
@@ -47,6 +48,7 @@ app.add_typer(evidence.app, name="evidence")
 app.add_typer(privacy.app, name="privacy")
 app.add_typer(federation.app, name="federation")
 identities.site_app.command("start")(deployment.site_start)
+identities.site_app.command("data", help=site_data.HELP)(site_data.command)
 identities.server_app.command("start")(deployment.server_start)
 identities.site_app.command("bundle", help=installing.BUNDLE_HELP)(installing.bundle)
 identities.site_app.command("unbundle", help=installing.UNBUNDLE_HELP)(installing.unbundle)

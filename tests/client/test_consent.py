@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 from toy_site import (
     PERMISSIVE,
     PRIVACY,
@@ -44,6 +45,7 @@ STRICT = replace(
         ({"privacy": replace(PRIVACY, delta=1e-4)}, "delta"),
         ({"privacy": replace(PRIVACY, noise_multiplier=0.4)}, "noise multiplier"),
         ({"privacy": replace(PRIVACY, clipping_norm=3.0)}, "clipping norm"),
+        ({"privacy": replace(PRIVACY, clipping_norm=9e-4)}, "below this site's floor of 0.001"),
         ({"recipe": replace(RECIPE, batch_size=2000)}, "batch of 2000"),
     ],
 )
@@ -99,3 +101,15 @@ def test_a_policy_names_the_models_that_it_trains(make_site):
             consent.check(request(model=model), site)
     with pytest.raises(ConsentRefused, match="No model"):
         consent.check(request(model="layers.exec"), site)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "mps", "cuda:0"])
+def test_private_work_is_done_on_devices_that_the_policy_names(make_site, monkeypatch, wanted):
+    found = torch.device("mps" if wanted == "auto" else wanted)
+    site = make_site(replace(PERMISSIVE, devices=["cpu"]))
+    monkeypatch.setattr("lepton_client.trainer.pick_device", lambda asked: found)
+    recipe = replace(RECIPE, device=wanted)
+    reply = app(train_message(privacy=PRIVACY, recipe=recipe), context(site.folder))
+    assert reply.error.reason == "ConsentRefused"
+    assert not any(r.kind == "charge" for r in site.ledger._file.contents.records)
+    consent.check_device(found.type, replace(PERMISSIVE, devices=["cuda", "mps"]))

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from toy_site import PERMISSIVE, PRIVACY, VECTOR, context, request, synthetic, train_message
+from typer.testing import CliRunner
 
+from lepton_cli.main import app as lepton
 from lepton_client import consent
 from lepton_client.app import app
 from lepton_client.data import SiteRecords
@@ -15,11 +17,18 @@ from lepton_client.ledger import Ledger
 from lepton_client.people import people_secret, unit_hashes
 from lepton_client.site import forget_sites
 from lepton_common.datasets.catalog import load_dataset
-from lepton_common.errors import BudgetSpent, ConsentRefused, LedgerInvalid
+from lepton_common.errors import (
+    BudgetSpent,
+    ClockBehind,
+    ConsentRefused,
+    LedgerInvalid,
+    PeopleKnown,
+)
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import read_update
 from lepton_common.privacy.accounting import GaussianEvent, epsilon
 from lepton_common.privacy.events import RoundedSkellam
+from lepton_common.privacy.ledger_file import LedgerFile
 from lepton_common.privacy.plan import WHOLE_SITE, for_people
 
 
@@ -112,6 +121,36 @@ def test_a_refusal_says_what_is_left_and_what_would_fit(make_site):
     assert epsilon(quieter, 1e-5) <= once * 1.2
 
 
+def test_a_clock_that_was_set_back_hides_no_charge(make_site, monkeypatch):
+    once = epsilon((GaussianEvent(0.5, 1.0, 2),), 1e-5)
+    policy = replace(PERMISSIVE, max_epsilon_per_period=once * 1.2, period_days=30)
+    site, now = make_site(policy), time.time()
+
+    def at(days):
+        monkeypatch.setattr("lepton_common.chain.time.time", lambda: now + days * 86400)
+
+    at(0)
+    reserve(site)
+    at(-0.9)
+    with pytest.raises(BudgetSpent):
+        reserve(site, run="run-2")
+    at(-40)
+    with pytest.raises(ClockBehind, match="more than a day"):
+        reserve(site, run="run-2")
+    # Without a budget for a period it is charged, at a time that is not before the others'.
+    quiet = replace(policy, max_epsilon_per_period=None)
+    asked = request(run="run-2", privacy=PRIVACY)
+    site.ledger.reserve(consent.check(asked, site.file), asked, quiet)
+    at(1)
+    with pytest.raises(BudgetSpent):
+        reserve(site, run="run-3")
+    times = [record.time for record in site.ledger._file.contents.records]
+    assert times == sorted(times)
+    assert times[-1] == pytest.approx(now, abs=1)
+    at(31)
+    reserve(site, run="run-3")
+
+
 @pytest.fixture
 def people(make_site):
     """Returns a maker of ledgers on the file of one site, as data sets come and go."""
@@ -130,31 +169,154 @@ def charge(ledger, run="run-1", policy=PERMISSIVE):
     return ledger.reserve(PRIVACY.plan("patient", 16), asked, policy)
 
 
-def test_renamed_or_extended_data_inherits_what_its_people_have_spent(people):
+def test_all_that_was_charged_counts_whoever_is_in_the_data(people):
     charge(people("2024", "ann", "bob"))
     spent = people("2024", "ann", "bob").epsilon(1e-5)
-    assert people("renamed", "ann", "bob").epsilon(1e-5) == spent
-    assert people("2025", "ann", "bob", "cid").epsilon(1e-5) == spent
-    assert people("2026", "bob").epsilon(1e-5) == spent
-    assert people("others", "dan", "eve").epsilon(1e-5) == 0
-
-
-def test_people_of_two_data_sets_carry_both(people):
-    charge(people("a", "ann", "bob"))
-    charge(people("b", "cid"))
-    both = people("c", "bob", "cid").epsilon(1e-5)
-    assert both == pytest.approx(epsilon((GaussianEvent(0.5, 1.0, 4),), 1e-5))
-    # Whoever shares nobody with the other's data carries one charge only.
-    assert people("d", "ann").epsilon(1e-5) == epsilon((GaussianEvent(0.5, 1.0, 2),), 1e-5)
+    for data in (("renamed", "ann", "bob"), ("2026", "bob", "cid"), ("others", "dan", "eve")):
+        assert people(*data).epsilon(1e-5) == spent > 0
 
 
 def test_a_budget_cannot_be_had_again_by_renaming_the_data(people):
     once = epsilon((GaussianEvent(0.5, 1.0, 2),), 1e-5)
     policy = replace(PERMISSIVE, max_epsilon=once * 1.2)
     charge(people("2024", "ann", "bob"), "run-1", policy)
-    with pytest.raises(BudgetSpent):
-        charge(people("renamed", "ann"), "run-2", policy)
-    charge(people("others", "dan"), "run-3", policy)
+    for data in (("renamed", "ann"), ("others", "dan")):
+        with pytest.raises(BudgetSpent):
+            charge(people(*data), "run-2", policy)
+
+
+def hashes(*units):
+    return frozenset(unit.encode().ljust(16) for unit in units)
+
+
+def kinds(ledger):
+    return [record.kind for record in ledger._file.contents.records]
+
+
+def test_new_people_start_at_zero_by_an_entry_of_the_operators_alone(people):
+    ledger = people("2024", "ann", "bob")
+    charge(ledger)
+    assert ledger.known(hashes("bob", "dan")) == 1
+    for known in (("ann", "dan"), ("ann", "bob")):
+        with pytest.raises(PeopleKnown, match="on record"):
+            ledger.start_afresh("patient", hashes(*known))
+    with pytest.raises(PeopleKnown, match="would not be known again"):
+        ledger.start_afresh("row", hashes("dan"))
+    assert kinds(ledger) == ["open", "data", "charge"]
+    ledger.start_afresh("patient", hashes("dan", "eve"))
+    assert kinds(ledger)[3:] == ["fresh", "data"]
+    assert ledger.epsilon(1e-5) == 0 == people("2025", "dan", "eve").epsilon(1e-5)
+    charge(ledger, "run-2")
+    # Whoever else is new may come too; what was charged since the start counts for them.
+    later = people("2026", "dan", "fay")
+    assert later.epsilon(1e-5) == epsilon((GaussianEvent(0.5, 1.0, 2),), 1e-5)
+    with pytest.raises(PeopleKnown):
+        later.start_afresh("patient", hashes("ann", "gus"))
+
+
+@pytest.mark.parametrize("returning", [("ann",), ("dan", "bob"), ("ann", "bob")])
+def test_a_fresh_start_is_void_once_somebody_of_before_is_back(people, returning):
+    charge(people("2024", "ann", "bob"))
+    ledger = people("2024", "ann", "bob")
+    ledger.start_afresh("patient", hashes("dan"))
+    charge(ledger, "run-2")
+    with pytest.raises(PeopleKnown, match="void"):
+        ledger.use_data("patient", hashes(*returning))
+    both = epsilon((GaussianEvent(0.5, 1.0, 4),), 1e-5)
+    assert kinds(ledger)[-1] == "void"
+    for again in (ledger, people("2027", "dan")):
+        assert again.epsilon(1e-5) == pytest.approx(both)
+    ledger = people("2028", "dan")
+    ledger.start_afresh("patient", hashes("eve"))
+    assert ledger.epsilon(1e-5) == 0
+
+
+def test_another_unit_after_a_fresh_start_makes_it_void(people):
+    charge(people("2024", "ann"))
+    ledger = people("2024", "ann")
+    ledger.start_afresh("patient", hashes("dan"))
+    with pytest.raises(PeopleKnown, match="another unit"):
+        ledger.use_data("row", hashes("row 7"))
+    assert ledger.epsilon(1e-5) > 0
+
+
+def test_a_crash_before_the_void_is_written_loses_nothing(people, monkeypatch):
+    charge(people("2024", "ann"))
+    ledger = people("2024", "ann")
+    ledger.start_afresh("patient", hashes("dan"))
+    monkeypatch.setattr(LedgerFile, "append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        ledger.use_data("patient", hashes("dan", "ann"))
+    monkeypatch.undo()
+    with pytest.raises(PeopleKnown):
+        people("2024", "dan", "ann")
+    assert ledger.epsilon(1e-5) > 0
+
+
+def rows_of(site, *rows):
+    np.save(site.folder / "rows.npy", np.arange(*rows))
+
+
+def test_refusals_do_not_tell_who_was_in_earlier_data(make_site):
+    # What an attack asked: after a first round on new data, with which noise does a round fit?
+    said = []
+    for name, common in (("disjoint", False), ("shared", True)):
+        site = make_site(replace(PERMISSIVE, max_epsilon=10.0), name)
+        rows_of(site, 20)
+        forget_sites()
+        answers = [answer(site, "run-a", 1.0)]
+        rows = np.append(np.arange(20, 39), 7) if common else np.arange(20, 40)
+        np.save(site.folder / "rows.npy", rows)
+        forget_sites()
+        answers.append(answer(site, "run-b", 30.0))
+        answers += [answer(site, f"probe-{n}", n) for n in (0.8, 0.75, 0.72, 0.7)]
+        said.append(answers)
+    assert said[0] == said[1]
+    assert said[0][:2] == ["released", "released"]
+    assert "BudgetSpent" in said[0]
+
+
+def test_a_receipt_says_nothing_of_who_was_in_earlier_data(make_site):
+    said = []
+    for name, first in (("disjoint", 8), ("shared", 7)):
+        site = make_site(name=name)
+        rows_of(site, 8)
+        forget_sites()
+        before = reply_of(site, run="run-1", round=1).epsilon
+        rows_of(site, first, 12)
+        forget_sites()
+        said.append((before, reply_of(site, run="run-2", round=1).epsilon))
+    assert said[0] == said[1]
+    assert said[0][0] == said[0][1]
+
+
+def answer(site, run, noise):
+    asked = replace(PRIVACY, noise_multiplier=noise, sample_rate=1.0, steps_per_round=1)
+    reply = app(train_message(run=run, privacy=asked), context(site.folder))
+    return reply.error.reason if reply.has_error() else "released"
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_an_agent_that_runs_notices_the_operators_fresh_start(make_site, back):
+    once = epsilon((GaussianEvent(1.0, 1.0, 1),), 1e-5)
+    site = make_site(replace(PERMISSIVE, max_epsilon=once * 1.2))
+    rows_of(site, 8)
+    assert answer(site, "run-1", 1.0) == "released"
+    assert answer(site, "run-2", 1.0) == "BudgetSpent"
+    rows_of(site, 8, 12)
+    found = CliRunner().invoke(lepton, ["site", "data", str(site.folder)])
+    assert "4 units (row), of which 0 are on record; epsilon" in found.output
+    made = CliRunner().invoke(lepton, ["site", "data", str(site.folder), "--new-people"])
+    assert "A fresh start for 4 units (row)" in made.output
+    assert "BudgetSpent" not in str(made.exception)
+    if back:
+        rows_of(site, 7, 12)
+    load_dataset.cache_clear()
+    assert answer(site, "run-3", 1.0) == ("PrivateWorkFailed" if back else "released")
+    assert answer(site, "run-4", 1.0) == "BudgetSpent"
+    assert ("PeopleKnown" in (site.folder / "errors.log").read_text()) == back
+    again = CliRunner().invoke(lepton, ["site", "data", str(site.folder), "--new-people"])
+    assert isinstance(again.exception, PeopleKnown)
 
 
 def test_the_budget_of_known_data_is_checked_before_it_is_read(make_site, monkeypatch):
@@ -195,38 +357,6 @@ def test_a_ledger_without_the_charges_of_the_audit_log_is_refused_whatever_was_s
     path.write_bytes(older) if how == "older" else path.unlink()
     reply = app(train_message(round=3, privacy=PRIVACY), context(site.folder))
     assert reply.error.reason == "LedgerRolledBack"
-
-
-def test_what_leaves_says_nothing_of_who_was_in_earlier_data(make_site):
-    said = []
-    for name, first in (("disjoint", 8), ("overlapping", 7)):
-        site = make_site(name=name)
-        np.save(site.folder / "rows.npy", np.arange(8))
-        forget_sites()
-        before = reply_of(site, run="run-1", round=1).epsilon
-        np.save(site.folder / "rows.npy", np.arange(first, 12))
-        forget_sites()
-        after = reply_of(site, run="run-2", round=1).epsilon
-        spent = Ledger(site.folder / "ledger.db", site.key, "toy-data").epsilon(PRIVACY.delta)
-        said.append((before, after, spent > after))
-    assert [row[:2] for row in said] == [said[0][:2]] * 2
-    assert said[0][0] == said[0][1]
-    assert [row[2] for row in said] == [False, True]
-
-
-def test_a_budget_that_earlier_people_have_spent_is_refused_without_its_name(make_site):
-    twice = epsilon((GaussianEvent(0.5, 1.0, 4),), 1e-5)
-    site = make_site(replace(PERMISSIVE, max_epsilon=twice * 1.01))
-    for rows, run in (((0, 5), "run-1"), ((5, 10), "run-2")):
-        np.save(site.folder / "rows.npy", np.arange(*rows))
-        forget_sites()
-        reply_of(site, run=run)
-    # Some of these people were in the one, some in the other; the gate knows the last data only.
-    np.save(site.folder / "rows.npy", np.arange(3, 8))
-    forget_sites()
-    reply = app(train_message(run="run-3", privacy=PRIVACY), context(site.folder))
-    assert reply.error.reason == "PrivateWorkFailed"
-    assert "BudgetSpent" in (site.folder / "errors.log").read_text()
 
 
 @pytest.mark.parametrize("name", ["digits"])

@@ -109,10 +109,10 @@ def test_every_model_of_the_catalog_conforms(name):
     shape = (1, 16, 16) if name.startswith("cnn") else (5,)
     module = initial_model(name, shape, 3, seed=3)
     model = ResidentModel(module, Layout.of(module), CPU)
-    found = conform(model, TASK, shape, 3)
+    found = conform(model, TASK, shape, 3, (64,))
     assert found.engine == OURS
     assert found.difference < 1e-5
-    assert conform(model, TASK, shape, 3) is found  # compared once
+    assert conform(model, TASK, shape, 3, (64,)) is found  # compared once
 
 
 @pytest.mark.parametrize("how", ["wrong", "raises"])
@@ -127,7 +127,7 @@ def test_where_ours_differs_opacus_is_used(monkeypatch, how):
     monkeypatch.setattr(ClippedGradients, "sum", broken)
     module = initial_model("mlp", (4,), 3, seed=0)
     model = ResidentModel(module, Layout.of(module), CPU)
-    found = conform(model, TASK, (4,), 3)
+    found = conform(model, TASK, (4,), 3, (64,))
     assert found.engine == OPACUS
     assert found.difference == (None if how == "raises" else pytest.approx(0.01, rel=1e-2))
     assert isinstance(found.open(model), OpacusGradients)
@@ -209,7 +209,7 @@ def test_a_conformance_batch_whose_sum_is_zero_shows_nothing():
 
     module = Silent()
     model = ResidentModel(module, Layout.of(module), CPU)
-    assert conform(model, TASK, (4,), 3) == Conformance(OPACUS, None)
+    assert conform(model, TASK, (4,), 3, (64,)) == Conformance(OPACUS, None)
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 1000])

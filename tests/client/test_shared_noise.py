@@ -81,7 +81,7 @@ def test_a_sum_is_that_of_clipped_gradients(plan, monkeypatch):
     plan = replace(plan, sample_rate=1.0)
     model = resident_model("mlp", (4,), 3, torch.device("cpu"), channels_last=False)
     task, records = find_task("toy"), synthetic()
-    engine = conform(model, task, (4,), 3)
+    engine = conform(model, task, (4,), 3, (64,))
     found = noisy_sum(model, task, records, VECTOR, RECIPE, plan, engine) * plan.grid
     expected = torch.zeros(model.layout.size, dtype=torch.float64)
     module = MODEL
@@ -97,7 +97,7 @@ def test_an_empty_sample_is_noise_alone(plan):
     plan = replace(plan, sample_rate=1e-9)
     model = resident_model("mlp", (4,), 3, torch.device("cpu"), channels_last=False)
     task = find_task("toy")
-    engine = conform(model, task, (4,), 3)
+    engine = conform(model, task, (4,), 3, (64,))
     found = noisy_sum(model, task, synthetic(), VECTOR, RECIPE, plan, engine)
     assert 0 < np.abs(found).max() < 10 * math.sqrt(SHARE_VARIANCE)
 

@@ -56,7 +56,7 @@ def test_everyone_in_the_data_has_spent_what_the_old_key_charged(make_site, tmp_
 
 
 def events(site):
-    return [charge.event for charge in site.ledger._inherited()]
+    return [charge.event for charge in site.ledger._counted()]
 
 
 def test_a_budget_that_was_spent_stays_spent(make_site, tmp_path):

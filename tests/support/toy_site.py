@@ -34,10 +34,12 @@ PERMISSIVE = SitePolicy(
     max_delta=1e-3,
     min_noise_multiplier=0.0,
     min_own_noise_multiplier=0.0,
+    min_clipping_norm=1e-3,
     max_clipping_norm=1000.0,
     max_batch_size=1024,
     min_cohort=1,
     max_weight_share=1.0,
+    devices=["cpu", "cuda"],
     tasks=None,
     models=None,
 )

@@ -5,8 +5,8 @@ they give each record's norm (Goodfellow 2015) and, once its clip factor is know
 clipped gradients by one product per layer: no second pass, and no tensor of records times
 parameters.
 
-What a record contributes depends on nothing but itself and the weights, up to float32 rounding
-of the matrix products. The norm and the clip factor are float64.
+What a record contributes depends on nothing but itself and the weights, where `likeness` has
+shown it. The norm, the clip factor and the sum are float64.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils.hooks import RemovableHandle
 
-from lepton_client.training import recurrent
+from lepton_client.training import alignment, recurrent
 from lepton_client.training.layer_calls import RULES, Call, Rule, opaque_call
 from lepton_client.training.layer_norms import Form, precision_on
 from lepton_client.training.unit_norms import weigh
@@ -43,11 +43,12 @@ class ClippedGradients:
         self._parameters = list(module.parameters())
         self._handles: list[RemovableHandle] = []
         self._unrolled: list[nn.Module] = []
+        self._aligned: list[nn.Module] = []
         self._calls: list[Call] | None = None
         self._probed = False
 
     def __enter__(self) -> Self:
-        if self._handles or self._unrolled:
+        if self._handles or self._unrolled or self._aligned:
             raise ValueError("These hooks are on the model already; leave the first context.")
         try:
             self._attach()
@@ -63,8 +64,8 @@ class ClippedGradients:
         """Takes every hook off; more than once does no harm."""
         while self._handles:
             self._handles.pop().remove()
-        while self._unrolled:
-            del self._unrolled.pop().forward
+        alignment.restore(self._unrolled)
+        alignment.restore(self._aligned)
 
     def sum(
         self,
@@ -125,7 +126,16 @@ class ClippedGradients:
             self._add(total, forms, weights)
         return total
 
+    def each_row(
+        self, losses: Losses, features: torch.Tensor, labels: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields all that `sum` uses of each row, by name, records first; for `likeness`."""
+        for number, form in enumerate(self._backward(losses, features, labels, None)):
+            for name, values in form.kept():
+                yield f"{number} {name}", values
+
     def _attach(self) -> None:
+        self._aligned = alignment.align(self._module)
         opened: set[nn.Module] = set()
         for name, layer in self._module.named_modules():
             if isinstance(layer, _NormBase):
@@ -223,9 +233,9 @@ class ClippedGradients:
         for form in forms:
             parts = form.weighted(weights.to(form.dtype))
             for parameter, part in zip(form.parameters, parts, strict=True):
-                # Adding float32 to float64 is slower than copying, and few parameters are shared.
+                # Copied, unless several uses of one parameter add up, which is rare.
                 if id(parameter) in begun:
-                    part = part.to(total.dtype) + places[id(parameter)].view_as(part)
+                    part = part + places[id(parameter)].view_as(part)
                 begun.add(id(parameter))
                 places[id(parameter)].copy_(part.reshape(-1))
 

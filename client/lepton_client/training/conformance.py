@@ -1,19 +1,23 @@
 """One batch of made-up records, by our engine and by Opacus, before any real one is touched.
 
 Where the two differ, Opacus' gradients are used and the run's evidence says so. The records are
-random numbers, so the outcome says nothing about anybody's data.
+random numbers, so the outcome says nothing about anybody's data. Nor does that of `likeness`, by
+which a model works in float64 wherever float32 would not compute all rows alike.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from lepton_client.training.bookkeeping import ClippedGradients
+from lepton_client.training.likeness import Kind, ordinary_weights, own_weights, rows_alike
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.resident import ResidentModel
+from lepton_common.errors import PrecisionUnavailable
 from lepton_common.tasks.catalog import Task
 
 OURS, OPACUS = "book-keeping", "opacus"
+SINGLE, DOUBLE = "float32", "float64"
 _RECORDS, _SEED = 8, 20261121
 _NORMS = (1.0, 0.01)  # one that clips few of the made-up records, and one that clips all
 _LARGEST_DIFFERENCE = 1e-4  # of the sum's norm; float32 kernels differ by about 1e-7
@@ -26,40 +30,76 @@ class Conformance:
     Attributes:
         engine: ``book-keeping``, or ``opacus`` where the two differ.
         difference: relative L2 distance of the two sums; None where ours could not be computed.
+        precision: ``float32``, or ``float64`` where a row's place in a batch would tell otherwise.
     """
 
     engine: str
     difference: float | None
+    precision: str = SINGLE
+
+    @property
+    def kind(self) -> Kind:
+        """The engine's class."""
+        return ClippedGradients if self.engine == OURS else OpacusGradients
 
     def open(self, model: ResidentModel) -> ClippedGradients | OpacusGradients:
         """Returns the engine on a model, to be entered."""
-        kind = ClippedGradients if self.engine == OURS else OpacusGradients
-        return kind(model.module)
+        return self.kind(model.module)
 
 
 def conform(
-    model: ResidentModel, task: Task, input_shape: tuple[int, ...], classes: int
+    model: ResidentModel,
+    task: Task,
+    input_shape: tuple[int, ...],
+    classes: int,
+    heights: tuple[int, ...],
 ) -> Conformance:
     """Returns the engine for a model, which is compared once in its life, at weights of our own.
 
-    At a server's weights it would be the server that chooses.
+    At a server's weights it would be the server that chooses. So that no record chooses either,
+    all heights that a batch may have are tried before the first one is used. A model that does not
+    compute all rows alike is turned into float64, and stays so.
+
+    Args:
+        model: the model.
+        task: whose losses count.
+        input_shape: of one record.
+        classes: how many labels there are.
+        heights: see `lepton_client.training.private.heights`.
+
+    Raises:
+        PrecisionUnavailable: the device has no float64.
     """
     if model.conformance is None:
-        kept = [parameter.detach().clone() for parameter in model.module.parameters()]
-        generator = torch.Generator().manual_seed(_SEED)
-        with torch.no_grad():
-            for parameter in model.module.parameters():
-                width = max(1, parameter[0].numel()) if parameter.dim() > 1 else 1
-                drawn = torch.randn(parameter.shape, generator=generator) / width**0.5
-                parameter.copy_(drawn if parameter.dim() > 1 else 1.0 + 0.1 * drawn)
-        try:
+        with own_weights(model.module):
+            ordinary_weights(model.module)
             model.conformance = _compare(model, task, input_shape, classes)
-        finally:
-            with torch.no_grad():
-                for parameter, values in zip(model.module.parameters(), kept, strict=True):
-                    parameter.copy_(values)
     found: Conformance = model.conformance
+    if found.precision == SINGLE and not _proven(model, found, task, input_shape, heights):
+        if model.device.type == "mps":
+            raise PrecisionUnavailable(
+                "This device does not compute all rows of a batch alike, and has no float64 to "
+                "make up for it; train on the CPU."
+            )
+        model.module.double()
+        found = model.conformance = replace(found, precision=DOUBLE)
     return found
+
+
+def _proven(
+    model: ResidentModel,
+    found: Conformance,
+    task: Task,
+    input_shape: tuple[int, ...],
+    heights: tuple[int, ...],
+) -> bool:
+    threads = torch.get_num_threads()
+    keys = {height: (found.engine, threads, height) for height in heights}
+    new = [height for height, key in keys.items() if key not in model.proven]
+    if new and not rows_alike(model, found.kind, task, input_shape, new):
+        return False
+    model.proven.update(keys.values())
+    return True
 
 
 def _compare(

@@ -1,5 +1,6 @@
 """Forms of layers whose gradients are held, looked up, or asked of the layer itself."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -7,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lepton_client.training.layer_norms import Form, square_sums
+from lepton_client.training.layer_norms import Form, pieces, precision_on, square_sums
 
 Signals = tuple[torch.Tensor, ...]
 # Per-record gradients of a layer without a rule, this many records at a time.
@@ -36,7 +37,19 @@ class Held(Form):
 
     def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Returns the weighted sum of the gradients."""
-        return [weights @ part for part in self.parts]
+        precision = precision_on(self.device)
+        totals = [part.new_zeros(part.shape[1], dtype=precision) for part in self.parts]
+        weights = weights.to(precision)
+        for total, part in zip(totals, self.parts, strict=True):
+            for piece in pieces(self.rows, precision.itemsize * part.shape[1]):
+                total += weights[piece] @ part[piece].to(precision)
+        return totals
+
+    def kept(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields the gradients and their norms."""
+        for number, part in enumerate(self.parts):
+            yield f"part {number}", part
+            yield f"norm {number}", square_sums(part)
 
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""
@@ -75,9 +88,15 @@ class Lookup(Form):
 
     def weighted(self, weights: torch.Tensor) -> list[torch.Tensor]:
         """Returns the weighted sum of the gradients."""
-        table = self.signal.new_zeros(self.parameters[0].shape)
+        precision = precision_on(self.device)
+        table = self.signal.new_zeros(self.parameters[0].shape, dtype=precision)
         row, word, sums = self._sums()
-        return [table.index_add_(0, word, sums * weights[row].unsqueeze(1))]
+        return [table.index_add_(0, word, (sums * weights[row].unsqueeze(1)).to(precision))]
+
+    def kept(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields tokens, signal and norm; a table written out would show no more."""
+        yield from (("tokens", self.tokens), ("signal", self.signal))
+        yield "norm", self.squared_norms()
 
     def squared_norms(self) -> torch.Tensor:
         """Returns the records' squared norms, shape [rows]."""

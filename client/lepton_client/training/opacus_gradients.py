@@ -7,11 +7,13 @@ across rounds.
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import Any, Self
 
 import torch
 from torch import nn
 
+from lepton_client.training import alignment
 from lepton_client.training.bookkeeping import Losses
 from lepton_client.training.layer_norms import precision_on
 
@@ -30,15 +32,18 @@ class OpacusGradients:
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._hooked: Any = None
+        self._aligned: list[nn.Module] = []
 
     def __enter__(self) -> Self:
         # Imported here: it takes seconds, and training without privacy needs none of it.
         from opacus.grad_sample import GradSampleModule
 
         self._hooked = GradSampleModule(self._module, loss_reduction="sum", strict=True)
+        self._aligned = alignment.align(self._module)
         return self
 
     def __exit__(self, *_: object) -> None:
+        alignment.restore(self._aligned)
         self._hooked.to_standard_module()
         # An aborted step leaves these behind, and Opacus would go on from there.
         for layer in self._module.modules():
@@ -79,10 +84,19 @@ class OpacusGradients:
             total += factors[start:stop] @ per_unit[start:stop].to(precision)
         return total
 
+    def each_row(
+        self, losses: Losses, features: torch.Tensor, labels: torch.Tensor
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yields all that `sum` uses of each row, by name, records first; for `likeness`."""
+        gradients = self._record_gradients(losses, features, labels)
+        yield "gradient", gradients
+        precision = precision_on(features.device)
+        yield "norm", torch.linalg.vector_norm(gradients, dim=1, dtype=precision)
+
     def _record_gradients(
         self, losses: Losses, features: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Returns each record's gradient of its own loss, float32, shape [rows, d]."""
+        """Returns each record's gradient of its own loss, shape [rows, d]."""
         torch.autograd.backward(losses(self._hooked(features), labels).sum())
         pieces: list[torch.Tensor] = []
         for parameter in self._module.parameters():

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.conformance import Conformance
-from lepton_client.training.layer_norms import precision_on
+from lepton_client.training.likeness import SMALLEST
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.plain import pull_towards
 from lepton_client.training.resident import ResidentModel, new_optimizer
@@ -29,11 +29,8 @@ from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import LARGEST_WEIGHT, SHARE_VARIANCE, PrivacyPlan
 from lepton_common.tasks.catalog import Task
 
-# A chunk is summed in float32, and chunks in float64: over 20,000 like records the former would let
-# one of them count for 1.00005 clipping norms.
+# More rows at once take memory and are not faster. Sums are float64, within a chunk and beyond.
 _MOST_ROWS = 1024
-# Of a CPU's matrix products: at all multiples of it, every row is computed alike.
-_HEIGHT = 64
 
 
 class Engine(NamedTuple):
@@ -139,7 +136,7 @@ def clipped_sum(
     plan: PrivacyPlan,
     views: Views | None = None,
 ) -> torch.Tensor:
-    """Returns the sum over units of their clipped gradients, float64 where there is, shape [d].
+    """Returns the sum over units of their clipped gradients, float64, shape [d].
 
     A unit's gradient is the sum over its records (of each the mean over its views), scaled to an
     L2 norm of at most ``plan.clipping_norm``. Records and their views go through the model up to
@@ -148,7 +145,7 @@ def clipped_sum(
 
     Matrix products of other heights take other kernels, which round in other ways, and by that a
     record could change what the others' gradients are. So what goes through the model is filled
-    up to a height at which they are all the same.
+    up to one of `heights`, at which `conform` has seen that all rows are computed alike.
     """
     model, count_of = engine.model, views.count if views else 1
     most = _rows_at_once(batch_size)
@@ -156,21 +153,24 @@ def clipped_sum(
     def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return task.losses(outputs, labels) / count_of
 
-    # Apple's GPUs have no float64.
-    total = torch.zeros(model.layout.size, dtype=precision_on(model.device), device=model.device)
+    # Apple's GPUs have no float64: there batches are added up on the CPU, which adds noise too.
+    home = torch.device("cpu") if model.device.type == "mps" else model.device
+    total = torch.zeros(model.layout.size, dtype=torch.float64, device=home)
     for rows, unit_of_row, count in _chunks(units, max(1, most // count_of)):
         index = torch.from_numpy(rows)
         features = records.features[index].to(model.device)
+        if features.is_floating_point():
+            features = features.to(model.dtype)
         if views is not None and count_of > 1:
             features = views.of(features)
             index, unit_of_row = index.repeat_interleave(count_of), unit_of_row.repeat(count_of)
         # On a GPU kernels may differ at any height, so there it is always the same one.
-        height = -(-len(index) // _HEIGHT) * _HEIGHT
+        height = _filled_up(len(index))
         if model.device.type != "cpu":
             height = max(height, most)
         single, missing = count == len(index), height - len(index)
         of_row = torch.from_numpy(unit_of_row).to(model.device)
-        total += engine.gradients.sum(
+        part = engine.gradients.sum(
             losses,
             _filled(features, missing),
             _filled(records.labels[index].to(model.device), missing),
@@ -179,6 +179,7 @@ def clipped_sum(
             units=height if single else count,
             mask=torch.arange(height, device=model.device) < len(index),
         )
+        total += part.to(home)
     return total
 
 
@@ -209,8 +210,19 @@ def _sample(
     return units
 
 
+def heights(recipe: Recipe, device: torch.device) -> tuple[int, ...]:
+    """Returns the heights that a batch may have under a recipe, whatever the records are."""
+    # A record's views go through together, however many.
+    most = max(_rows_at_once(recipe.batch_size), _filled_up(recipe.augmentations))
+    return tuple(range(SMALLEST, most + 1, SMALLEST)) if device.type == "cpu" else (most,)
+
+
 def _rows_at_once(batch_size: int) -> int:
-    return -(-min(batch_size, _MOST_ROWS) // _HEIGHT) * _HEIGHT
+    return _filled_up(min(batch_size, _MOST_ROWS))
+
+
+def _filled_up(rows: int) -> int:
+    return -(-rows // SMALLEST) * SMALLEST
 
 
 def _filled(values: torch.Tensor, missing: int) -> torch.Tensor:
@@ -245,5 +257,7 @@ def _assign(model: ResidentModel, gradient: torch.Tensor) -> None:
     offset = 0
     for parameter in model.module.parameters():
         stop = offset + parameter.numel()
-        parameter.grad = gradient[offset:stop].view(parameter.shape).to(parameter.dtype)
+        # To its dtype first: not every device has the other.
+        piece = gradient[offset:stop].to(parameter.dtype).to(parameter.device)
+        parameter.grad = piece.view(parameter.shape)
         offset = stop

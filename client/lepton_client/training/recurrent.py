@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lepton_client.training import alignment
 from lepton_client.training.layer_calls import Call, affine_form
 from lepton_client.training.layer_forms import Signals
 from lepton_client.training.layer_norms import Form
@@ -94,7 +95,7 @@ class _Direction:
         """Returns outputs [time, rows, hidden] and the last state, and records the call."""
         weight_ih, weight_hh, *biases = (weight.detach() for weight in self._weights)
         bias_ih, bias_hh = biases or (None, None)
-        from_inputs = functional.linear(steps, weight_ih, bias_ih)
+        from_inputs = alignment.linear(steps, weight_ih, bias_ih)
         separate = isinstance(self._layer, nn.GRU)
         if not separate and bias_hh is not None:
             from_inputs = from_inputs + bias_hh
@@ -109,7 +110,7 @@ class _Direction:
         else:
             each = []
             for inputs in from_inputs.unbind(0):
-                gates = functional.linear(last[0], weight_hh, bias_hh if separate else None)
+                gates = alignment.linear(last[0], weight_hh, bias_hh if separate else None)
                 if recorded and separate:
                     from_hidden.append(gates if gates.requires_grad else gates.requires_grad_())
                 last = (self._step(inputs, gates, last[0]),)

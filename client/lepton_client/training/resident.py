@@ -1,7 +1,7 @@
 """One model kept ready per thread: a request swaps its weights instead of building a model."""
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,17 +23,25 @@ class ResidentModel:
         layout: names and shapes of its parameters.
         device: where it lives.
         conformance: of its private gradients, once they were compared.
+        proven: under which engine, with how many threads and at which heights of a batch every row
+            is computed alike.
     """
 
     module: nn.Module
     layout: Layout
     device: torch.device
     conformance: Any = None
+    proven: set[tuple[str, int, int]] = field(default_factory=set)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights: float32, or float64 where rounding would tell too much."""
+        return next(self.module.parameters()).dtype
 
     def load(self, vector: Vector) -> torch.Tensor:
         """Writes a received model and returns it as a tensor on the device, shape [d]."""
         # A copy, because the received bytes are read-only and PyTorch has no such tensors.
-        received = torch.from_numpy(vector.copy()).to(self.device)
+        received = torch.from_numpy(vector.copy()).to(self.device, self.dtype)
         write_parameters(self.module, received)
         self.module.train()
         return received
@@ -44,7 +52,7 @@ class ResidentModel:
         Raises:
             UpdateInvalid: training diverged to values that are not finite.
         """
-        update = (read_parameters(self.module) - start).cpu()
+        update = (read_parameters(self.module) - start).float().cpu()
         if not bool(torch.isfinite(update).all()):
             raise UpdateInvalid("Training diverged; lower train.learning_rate.")
         result: Vector = update.numpy()

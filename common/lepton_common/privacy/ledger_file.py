@@ -39,8 +39,8 @@ class LedgerContents:
     """What a ledger's file holds.
 
     Attributes:
-        records: the chain; kinds ``open``, ``data``, ``charge``, ``release``, and ``carried`` for
-            a charge from the ledger of a key that this one's took the place of.
+        records: the chain; kinds ``open``, ``data``, ``charge``, ``release``, ``fresh``, ``void``,
+            and ``carried`` for a charge from the ledger of a key that this one's took the place of.
         overlaps: by version of the data, all versions that share a unit with it, itself too.
     """
 
@@ -87,6 +87,36 @@ class LedgerFile:
         if path.exists():
             self.contents = read_ledger(path, key.public_hex)
 
+    def refresh(self) -> bool:
+        """Reads what another process has appended, and says whether there was anything.
+
+        Raises:
+            LedgerInvalid: the file does not verify, or lacks an entry that was there.
+        """
+        if not self._path.exists() or _count(self._path) == len(self.contents.records):
+            return False
+        found = read_ledger(self._path, self._key.public_hex)
+        known = len(self.contents.records)
+        if found.records[:known] != self.contents.records:
+            raise LedgerInvalid(f"{self._path} lacks entries that it had: an older copy is there.")
+        self.contents = found
+        return True
+
+    def known_units(self) -> frozenset[bytes]:
+        """Returns the keyed hashes of all units in any version of the data.
+
+        Raises:
+            LedgerInvalid: the file cannot be read.
+        """
+        if not self._path.exists():
+            return frozenset()
+        try:
+            with _opened(self._path, write=False) as database:
+                rows = database.execute("SELECT DISTINCT unit FROM units").fetchall()
+        except sqlite3.Error as error:
+            raise LedgerInvalid(f"{self._path} cannot be read: {error}.") from error
+        return frozenset(bytes(unit) for (unit,) in rows)
+
     def append(self, kind: str, body: Mapping[str, Any]) -> ChainRecord:
         """Writes one entry; returns once it is on disk.
 
@@ -123,7 +153,9 @@ class LedgerFile:
             )
             records.append(opening)
             lines.append(line)
-        record, line = next_record(records, kind, body, self._key, LEDGER_DOMAIN)
+        # A clock that was set back must not put a charge before a period that is still running.
+        latest = records[-1].time
+        record, line = next_record(records, kind, body, self._key, LEDGER_DOMAIN, latest)
         lines.append(line)
         before = len(self.contents.records)
         try:
@@ -146,6 +178,18 @@ class LedgerFile:
             raise LedgerInvalid(f"{self._path} cannot be written: {error}.") from error
         self.contents.records = [*records, record]
         return record
+
+
+def _count(path: Path) -> int:
+    try:
+        with _opened(path, write=False) as database:
+            (tables,) = database.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            if not tables:
+                return 0
+            (count,) = database.execute("SELECT COUNT(*) FROM entries").fetchone()
+            return int(count)
+    except sqlite3.Error as error:
+        raise LedgerInvalid(f"{path} is no ledger, or damaged: {error}.") from error
 
 
 def read_ledger(path: Path, expected_key: str) -> LedgerContents:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lepton_client.training.conformance import conform
-from lepton_client.training.private import noised, noisy_sum, train_private
+from lepton_client.training.private import heights, noised, noisy_sum, train_private
 from lepton_client.training.resident import ResidentModel
 from lepton_common.arrays import Layout
 from lepton_common.datasets.records import Records, Rows
@@ -75,7 +75,6 @@ class CanarySite:
         scale = _TIMES_TOO_LONG * plan.clipping_norm
         module = CanaryModel(canaries, scale)
         self._model = resident(module, device)
-        self._engine = conform(self._model, TASK, (1,), 2)
         self._records = Records(
             torch.from_numpy(present.astype(np.float32)).unsqueeze(1),
             torch.ones(len(present), dtype=torch.int64),
@@ -84,6 +83,8 @@ class CanarySite:
         steps = releases * plan.steps_per_round
         furthest = scale * plan.clipping_norm * (steps + 6 * plan.noise_multiplier * steps**0.5)
         self._recipe = plain_recipe(plan.denominator / furthest)
+        used = heights(self._recipe, device)
+        self._engine = conform(self._model, TASK, (1,), 2, used)
         self._weights = np.zeros(canaries, dtype=np.float32)
 
     def release(self) -> Values:

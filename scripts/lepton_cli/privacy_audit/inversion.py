@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lepton_cli.privacy_audit.canaries import CPU, Values, resident
+from lepton_cli.privacy_audit.canaries import CPU, Values, plain_recipe, resident
 from lepton_client.training.conformance import conform
-from lepton_client.training.private import Engine, clipped_sum
+from lepton_client.training.private import Engine, clipped_sum, heights
 from lepton_common.datasets.records import Records
 from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.noise import SecretRandom
@@ -61,7 +61,8 @@ def invert_gradient(plan: PrivacyPlan, device: torch.device = CPU) -> Inversion:
         torch.from_numpy(picture).float().view(1, 1, _SIDE, _SIDE),
         torch.zeros(1, dtype=torch.int64),
     )
-    with conform(model, TASK, (1, _SIDE, _SIDE), _CLASSES).open(model) as hooks:
+    used = heights(plain_recipe(1.0, batch_size=1), device)
+    with conform(model, TASK, (1, _SIDE, _SIDE), _CLASSES, used).open(model) as hooks:
         total = clipped_sum(Engine(model, hooks), TASK, records, [np.array([0])], 1, plan)
     clipped = total.double().cpu().numpy()
     hidden = model.layout.shapes[0][0]

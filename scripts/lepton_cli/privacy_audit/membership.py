@@ -14,7 +14,7 @@ from scipy import stats
 
 from lepton_cli.privacy_audit.canaries import CPU, Values, plain_recipe, resident
 from lepton_client.training.conformance import conform
-from lepton_client.training.private import train_private
+from lepton_client.training.private import heights, train_private
 from lepton_common.arrays import read_parameters
 from lepton_common.datasets.records import Records
 from lepton_common.models.catalog import initial_model
@@ -103,10 +103,11 @@ def _losses(plan: PrivacyPlan, records: Records, device: torch.device) -> Values
     # A mean of clipped gradients of unrelated records is shorter than one by the root of their
     # number.
     rate = _STEP * math.sqrt(_MEMBERS) / (plan.steps_per_round * plan.clipping_norm)
-    engine = conform(model, TASK, (_FEATURES,), _CLASSES)
-    train_private(model, TASK, members, start, plain_recipe(rate), plan, engine)
+    recipe = plain_recipe(rate)
+    engine = conform(model, TASK, (_FEATURES,), _CLASSES, heights(recipe, device))
+    train_private(model, TASK, members, start, recipe, plan, engine)
     with torch.no_grad():
-        logits = model.module(records.features.to(device)).cpu()
+        logits = model.module(records.features.to(device, model.dtype)).cpu()
         each = TASK.losses(logits.double(), records.labels)
         losses: Values = each.numpy()
     return losses

@@ -92,7 +92,7 @@ def test_gradients_of_views_are_averaged_before_they_are_clipped(batch_size, uni
     given.of = lambda features: drawn.append(plain(features)) or drawn[-1]
     of_unit = np.arange(6) if units is None else units
     rows = [np.flatnonzero(of_unit == unit) for unit in np.unique(of_unit)]
-    with conform(model, task, (1, 28, 28), 10).open(model) as gradients:
+    with conform(model, task, (1, 28, 28), 10, (64,)).open(model) as gradients:
         found = clipped_sum(Engine(model, gradients), task, records, rows, batch_size, _PLAN, given)
     views = torch.cat(drawn)
     expected = torch.zeros_like(found)
@@ -113,7 +113,7 @@ def test_one_view_is_the_record_itself():
     records = Records(_images(4), torch.tensor([1, 2, 3, 4]))
     rows = list(np.arange(4).reshape(-1, 1))
     sums = []
-    with conform(model, task, (1, 28, 28), 10).open(model) as gradients:
+    with conform(model, task, (1, 28, 28), 10, (64,)).open(model) as gradients:
         for views in (None, _views("mnist", 1)):
             engine = Engine(model, gradients)
             sums.append(clipped_sum(engine, task, records, rows, 8, _PLAN, views))

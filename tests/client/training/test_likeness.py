@@ -1,0 +1,237 @@
+"""A record's place in a batch changes nothing of its gradient; where it would, float64 is used."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from toy_site import RECIPE, VECTOR, synthetic
+
+from lepton_client.training import conformance
+from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Conformance, conform
+from lepton_client.training.likeness import rows_alike
+from lepton_client.training.private import Engine, clipped_sum, heights, train_private
+from lepton_client.training.resident import ResidentModel, resident_model
+from lepton_common.arrays import Layout
+from lepton_common.datasets.records import Records
+from lepton_common.errors import PrecisionUnavailable
+from lepton_common.models.catalog import initial_model
+from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.tasks.catalog import Task
+
+TASK = Task("toy", "toy", "cross_entropy", "nothing")
+PLAN = PrivacyPlan("row", 1e-5, 1.0, 1.0, 1.0, 1, 10, 16.0)
+CPU = torch.device("cpu")
+
+
+def resident(module):
+    return ResidentModel(module, Layout.of(module), CPU)
+
+
+def summed(model, records, plan=PLAN, engine=OURS, batch_size=1024):
+    units = list(np.arange(len(records)).reshape(-1, 1))
+    with Conformance(engine, 0.0).open(model) as hooks:
+        return clipped_sum(Engine(model, hooks), TASK, records, units, batch_size, plan)
+
+
+@pytest.mark.parametrize("engine", [OURS, OPACUS])
+@pytest.mark.parametrize("width", [13, 30, 50, 785])
+def test_records_in_front_change_no_bit_of_a_gradient(width, engine):
+    # Weights as large as a server may choose, whose terms cancel: the last bits are all there is.
+    generator = torch.Generator().manual_seed(width)
+    model = resident(initial_model("logistic", (width,), 3, seed=0))
+    for _ in range(5):
+        with torch.no_grad():
+            for parameter in model.module.parameters():
+                drawn = torch.rand(parameter.shape, generator=generator)
+                parameter.copy_(100 * (2 * drawn - 1))
+            record = torch.rand(1, width, generator=generator)
+            bias = list(model.module.parameters())[-1]
+            bias.sub_(model.module(record)[0])
+        alone = None
+        for front in range(4):
+            # A record that is no number adds nothing, and takes a place.
+            others = torch.full((front, width), float("nan"))
+            features = torch.cat([others, record])
+            found = summed(model, Records(features, torch.ones(front + 1).long()), engine=engine)
+            alone = found if alone is None else alone
+            assert torch.equal(found, alone)
+        assert float(alone.norm()) > 0.1
+
+
+def test_one_record_in_front_does_not_reach_the_others_through_a_step_of_float32():
+    # What an attack did: two places' logits on either side of the step of 1 + exp(-z).
+    width, plan = 30, replace(PLAN, clipping_norm=1e-6)
+    model = resident(initial_model("logistic", (width,), 2, seed=0))
+    weight, bias = model.module.parameters()
+    generator = torch.Generator().manual_seed(1)
+    gaps = []
+    for _ in range(500):
+        signs = torch.where(torch.rand(width, generator=generator) < 0.5, 1.0, -1.0)
+        drawn = (90 + 10 * torch.rand(width, generator=generator)) * signs
+        record = 0.5 + 0.5 * torch.rand(width, generator=generator)
+        with torch.no_grad():
+            weight.copy_(torch.stack([-drawn, drawn]))
+            bias.zero_()
+            logits = model.module(record.expand(64, width).contiguous())
+            half = float(logits[0, 1] - logits[0, 0] - 16.63) / 2
+            bias.copy_(torch.tensor([half, -half]))
+            logits = model.module(record.expand(64, width).contiguous()).double()
+        gap = (logits[1, 1] - logits[1, 0]) - (logits[0, 1] - logits[0, 0])
+        if abs(half) <= 100:
+            gaps.append((abs(float(gap)), drawn, record))
+    _, drawn, record = max(gaps, key=lambda found: found[0])
+    steps = []
+    for target in np.arange(16.60, 16.67, 5e-5):
+        with torch.no_grad():
+            weight.copy_(torch.stack([-drawn, drawn]))
+            bias.zero_()
+            logits = model.module(record.expand(64, width).contiguous())
+            half = float(logits[0, 1] - logits[0, 0] - target) / 2
+            bias.copy_(torch.tensor([half, -half]))
+            chances = model.module(record.expand(64, width).contiguous()).log_softmax(1).exp()
+        steps.append((abs(float(chances[0, 1] - chances[1, 1])), bias.detach().clone()))
+    with torch.no_grad():
+        bias.copy_(max(steps, key=lambda found: found[0])[1])
+    pair = torch.stack([record, torch.zeros(width)]).repeat(250, 1)
+    less = Records(pair, torch.ones(500, dtype=torch.int64))
+    for front in (1, 2, 3):
+        others = torch.zeros(front, width)
+        labels = torch.ones(500 + front, dtype=torch.int64)
+        more = summed(model, Records(torch.cat([others, pair]), labels), plan)
+        moved = float((more - summed(model, less, plan)).norm()) / plan.clipping_norm
+        assert moved <= front * (1 + 1e-5)  # it was 130
+
+
+@pytest.fixture
+def threads():
+    """Gives back the number of threads that a test has changed."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_threads_that_share_a_batch_unevenly_change_no_gradient(threads, count):
+    threads(count)
+    shape, generator = (1, 28, 28), torch.Generator().manual_seed(4)
+    model = resident(initial_model("cnn_small", shape, 10, seed=0))
+    found = conform(model, TASK, shape, 10, (64, 128))
+    record = torch.ones(1, *shape)
+    values = record.expand(64, *shape).to(model.dtype)
+    with torch.no_grad():
+        for layer in model.module:
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                drawn = torch.rand(layer.weight.shape, generator=generator)
+                layer.weight.copy_(200 * drawn - 100)
+                layer.bias.zero_()
+                read = layer(values)[0]
+                middle = read[:, read.shape[1] // 2, read.shape[2] // 2] if read.dim() > 1 else read
+                layer.bias.copy_((-middle).clamp(-100, 100))
+            values = layer(values)
+    sums = []
+    for rows in (64, 65):
+        features = record.expand(rows, *shape).contiguous()
+        records = Records(features, torch.zeros(rows, dtype=torch.int64))
+        sums.append(summed(model, records, engine=found.engine))
+    assert float((sums[1] - sums[0]).norm()) <= 1 + 1e-5  # three made it 1.025
+
+
+class _Crooked(nn.Module):
+    """A model whose rows come out differently, by what a test says."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.layer, self.head, self.how = nn.Linear(16, 16), nn.Linear(16, 3), how
+
+    def forward(self, features):
+        hidden = self.layer(features)
+        if self.how == "place":
+            hidden = hidden + 1e-5 * (torch.arange(len(features)) == 3).unsqueeze(1)
+        if self.how == "height" and len(features) == 192:
+            hidden = hidden * 1.0001
+        if self.how == "backward" and hidden.requires_grad:
+            bent = torch.ones(len(features), 1)
+            bent[-1] += 1e-5
+            hidden = hidden * 1.0
+            hidden.register_hook(lambda gradient: gradient * bent)
+        return self.head(hidden)
+
+
+@pytest.mark.parametrize("engine", [OURS, OPACUS])
+@pytest.mark.parametrize("how", ["alike", "place", "height", "backward"])
+def test_whatever_tells_one_place_from_another_is_seen(how, engine):
+    model = resident(_Crooked(how))
+    before = [parameter.clone() for parameter in model.module.parameters()]
+    kind = Conformance(engine, 0.0).kind
+    at = [rows_alike(model, kind, TASK, (16,), list(used)) for used in ((64, 128), (64, 192))]
+    expected = {"alike": [True, True], "height": [True, False]}.get(how, [False, False])
+    assert at == expected
+    assert all(map(torch.equal, model.module.parameters(), before))
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+
+
+def test_every_height_is_tried_before_it_is_used_and_once(monkeypatch, threads):
+    tried = []
+
+    def alike(model, kind, task, shape, used):
+        tried.append((torch.get_num_threads(), used))
+        return True
+
+    monkeypatch.setattr(conformance, "rows_alike", alike)
+    model = resident(initial_model("mlp", (4,), 3, seed=0))
+    small, large = replace(RECIPE, batch_size=100), replace(RECIPE, batch_size=5000)
+    threads(1)
+    for recipe in (small, small, large):
+        conform(model, TASK, (4,), 3, heights(recipe, CPU))
+    threads(2)
+    conform(model, TASK, (4,), 3, heights(small, CPU))
+    whole = list(range(64, 1025, 64))
+    assert tried == [(1, [64, 128]), (1, whole[2:]), (2, [64, 128])]
+    views = replace(RECIPE, batch_size=2000, augmentations=1500)
+    assert heights(views, CPU)[-1] == 1536
+    assert heights(small, torch.device("cuda")) == (128,)
+
+
+@pytest.mark.parametrize("engine", [OURS, OPACUS])
+def test_where_rows_differ_all_is_computed_in_float64(monkeypatch, engine):
+    records, plan = synthetic(12), replace(PLAN, clipping_norm=0.7)
+    monkeypatch.setattr(conformance, "rows_alike", lambda *_: False)
+    model = resident(initial_model("mlp", (4,), 3, seed=0))
+    model.load(VECTOR)
+    found = conform(model, TASK, (4,), 3, (64,))
+    assert (found.precision, model.dtype) == (DOUBLE, torch.float64)
+    assert model.layout == Layout.of(model.module)
+    assert np.array_equal(torch.cat([p.flatten() for p in model.module.parameters()])
+                          .detach().float().numpy(), VECTOR)  # fmt: skip
+    expected = torch.zeros(len(VECTOR), dtype=torch.float64)
+    for row in range(len(records)):
+        losses = TASK.losses(model.module(records.features[[row]].double()), records.labels[[row]])
+        parts = torch.autograd.grad(losses[0], list(model.module.parameters()))
+        gradient = torch.cat([part.flatten() for part in parts])
+        expected += gradient * min(1.0, 0.7 / float(gradient.norm()))
+    torch.testing.assert_close(
+        summed(model, records, plan, engine), expected, rtol=1e-12, atol=1e-13
+    )
+    monkeypatch.setattr(conformance, "rows_alike", lambda *_: True)
+    assert conform(model, TASK, (4,), 3, (128,)).precision == DOUBLE  # for good
+    update = train_private(model, TASK, records, VECTOR, replace(RECIPE, proximal_mu=0.1),
+                           replace(plan, steps_per_round=2), found)  # fmt: skip
+    assert update.dtype == np.float32
+    assert update.any()
+
+
+def test_a_device_that_can_do_neither_is_refused(monkeypatch):
+    monkeypatch.setattr(conformance, "rows_alike", lambda *_: False)
+    model = resident(initial_model("mlp", (4,), 3, seed=0))
+    conform(model, TASK, (4,), 3, ())
+    model.device = torch.device("mps")
+    with pytest.raises(PrecisionUnavailable, match="no float64"):
+        conform(model, TASK, (4,), 3, (64,))
+
+
+@pytest.mark.parametrize("name", ["logistic", "mlp"])
+def test_this_machine_computes_small_models_alike_in_float32(name):
+    model = resident_model(name, (30,), 2, CPU, channels_last=False)
+    assert conform(model, TASK, (30,), 2, heights(RECIPE, CPU)).precision == SINGLE
