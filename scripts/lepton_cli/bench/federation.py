@@ -3,9 +3,6 @@
 import contextlib
 import io
 import json
-import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +15,7 @@ import numpy as np
 import yaml
 
 import lepton_conf
-from lepton_cli.bench.measured import Measured, free_port, measure_rounds, stop
+from lepton_cli.bench.measured import Measured, free_port, measure_rounds, started
 from lepton_cli.bench.square import name_of
 from lepton_cli.compose import compose_settings
 from lepton_cli.control import control, proposal_of
@@ -84,9 +81,17 @@ def federation(sites: int) -> Iterator[Federation]:
         folder = Path(name)
         names = [f"site-{index + 1}" for index in range(sites)]
         _make(folder, names)
-        server = processes.enter_context(_started(folder, "server", _SERVER))
+        models = str(resources.files("lepton_cli.bench").joinpath("own_models"))
+
+        def start(kind: str, name: str) -> int:
+            words = ["lepton", kind, "start", name]
+            return processes.enter_context(
+                started(words, folder, f"{name}.log", {"PYTHONPATH": models})
+            )
+
+        server = start("server", _SERVER)
         for site in names:
-            processes.enter_context(_started(folder, "site", site))
+            start("site", site)
         deadline = time.monotonic() + _UP_S
         while not all("Connected" in (folder / f"{site}.log").read_text() for site in names):
             if time.monotonic() > deadline:
@@ -126,21 +131,3 @@ def _make(folder: Path, names: list[str]) -> None:
     kinds = [("site", name) for name in names] + [("server", _SERVER), ("person", _LEAD)]
     for kind, name in kinds:
         here(f"{kind} join {name} made --root {root}")
-
-
-@contextmanager
-def _started(folder: Path, kind: str, name: str) -> Iterator[int]:
-    models = resources.files("lepton_cli.bench").joinpath("own_models")
-    environment = {**os.environ, "PYTHONPATH": str(models)}
-    with (folder / f"{name}.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603
-            [str(Path(sys.executable).with_name("lepton")), kind, "start", name],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            env=environment,
-        )
-        try:
-            yield process.pid
-        finally:
-            stop(process)

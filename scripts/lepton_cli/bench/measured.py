@@ -1,14 +1,19 @@
 """What both sides of a comparison have measured in the same way: time a round, peak of memory."""
 
 import itertools
+import os
 import socket
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from lepton_cli.bench.memory import PeakMemory
+from lepton_client.isolation import bound
 from lepton_common.errors import RunError
 
 _LOOK_S, _STUCK_S, _STOP_S = 0.01, 900.0, 20.0
@@ -71,11 +76,33 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process, which takes along what it has started."""
-    process.terminate()
-    try:
-        process.wait(_STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+@contextmanager
+def started(
+    words: Sequence[str], folder: Path, log: str, environment: Mapping[str, str]
+) -> Iterator[int]:
+    """Gives the number of a process of this environment's commands, and ends it.
+
+    Args:
+        words: its command.
+        folder: in which it works.
+        log: name of the file there for what it prints.
+        environment: what it has beside this process's own.
+    """
+    path = str(Path(sys.executable).with_name(words[0]))
+    with (folder / log).open("wb") as file:
+        process = subprocess.Popen(  # noqa: S603
+            bound([path, *words[1:]]),
+            cwd=folder,
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **environment},
+        )
+        try:
+            yield process.pid
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()

@@ -2,18 +2,19 @@
 
 import contextlib
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from pathlib import Path
 
 import httpx
 
-from lepton_cli.bench.measured import Measured, free_port, measure_rounds, stop
+from lepton_cli.bench.measured import Measured, free_port, measure_rounds, started
 from lepton_cli.bench.square import parameters_of
 from lepton_common.errors import RunError
 from lepton_common.identity.certificates import issue_leaf, make_authority
@@ -45,8 +46,15 @@ class StockFlower:
         words = " ".join(f"{name}={value}" for name, value in settings.items())
         with resources.as_file(resources.files("lepton_cli.bench") / "peer_jobs") as jobs:
             submitted = subprocess.run(  # noqa: S603
-                [_flower("flwr"), "run", str(jobs / "flower_app"), _NAME, "--run-config", words],
-                env=_environment(self._folder / "cli"),
+                [
+                    str(Path(sys.executable).with_name("flwr")),
+                    "run",
+                    str(jobs / "flower_app"),
+                    _NAME,
+                    "--run-config",
+                    words,
+                ],
+                env={**os.environ, **_environment(self._folder / "cli")},
                 capture_output=True,
                 text=True,
                 check=False,
@@ -98,25 +106,13 @@ def stock_flower(sites: int) -> Iterator[StockFlower]:
         yield StockFlower(folder, superlink)
 
 
-@contextmanager
-def _started(folder: Path, words: list[str], home: str = "superlink") -> Iterator[int]:
-    with (folder / f"{home}.log").open("wb") as log:
-        process = subprocess.Popen(  # noqa: S603
-            [_flower(words[0]), *words[1:]],
-            cwd=folder,
-            stdout=log,
-            stderr=log,
-            env=_environment(folder / home),
-        )
-        try:
-            yield process.pid
-        finally:
-            stop(process)
+def _started(
+    folder: Path, words: list[str], home: str = "superlink"
+) -> AbstractContextManager[int]:
+    return started(words, folder, f"{home}.log", _environment(folder / home))
 
 
 def _wait_for(url: str, authority: Path) -> None:
-    import ssl
-
     context = ssl.create_default_context(cafile=str(authority))
     deadline = time.monotonic() + _UP_S
     while time.monotonic() < deadline:
@@ -127,15 +123,10 @@ def _wait_for(url: str, authority: Path) -> None:
     raise RunError("Flower's SuperLink does not come up.")
 
 
-def _flower(command: str) -> str:
-    return str(Path(sys.executable).with_name(command))
-
-
 def _environment(home: Path) -> dict[str, str]:
     """Returns an environment in which Flower finds its own commands, and tells nobody of itself."""
     home.mkdir(exist_ok=True)
     return {
-        **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
