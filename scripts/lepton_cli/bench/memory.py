@@ -1,10 +1,11 @@
 """The memory of a process and all below it: their proportional set sizes, sampled and summed."""
 
 import threading
+import time
 from pathlib import Path
 from types import TracebackType
 
-_EVERY_S = 0.1
+_EVERY_S, _NEW_EVERY_S = 0.15, 1.5  # a sample costs some milliseconds; a list of processes more
 
 
 class PeakMemory:
@@ -25,7 +26,7 @@ class PeakMemory:
 
     def __enter__(self) -> "PeakMemory":
         """Takes the first sample and begins."""
-        self.first = sum(_sizes(self._root).values())
+        self.first = sum(_sizes(_tree(self._root)).values())
         self._thread.start()
         return self
 
@@ -40,15 +41,18 @@ class PeakMemory:
         self._thread.join()
 
     def _watch(self) -> None:
+        listed_at, pids = 0.0, set[int]()
         while not self._done.wait(_EVERY_S):
-            sizes = _sizes(self._root)
+            if time.monotonic() - listed_at > _NEW_EVERY_S:
+                listed_at, pids = time.monotonic(), _tree(self._root)
+            sizes = _sizes(pids)
             total = sum(sizes.values())
             if total > self.peak:
                 self.peak, self.at_peak = total, {_name(pid): size for pid, size in sizes.items()}
 
 
-def _sizes(root: int) -> dict[int, int]:
-    """Returns the proportional set size of each living process below ``root``, in bytes."""
+def _tree(root: int) -> set[int]:
+    """Returns the numbers of a process and of all below it."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -60,8 +64,13 @@ def _sizes(root: int) -> dict[int, int]:
     while new:
         new = {pid for pid, parent in parents.items() if parent in new} - found
         found |= new
+    return found
+
+
+def _sizes(pids: set[int]) -> dict[int, int]:
+    """Returns the proportional set size of each of some processes that lives, in bytes."""
     sizes = {}
-    for pid in found:
+    for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
