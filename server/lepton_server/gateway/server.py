@@ -1,8 +1,8 @@
 """`lepton server start`: starts the coordinator's parts, and starts each again that dies.
 
-SuperLink (stock, loopback, its state in memory) <- proxy (nginx, the one public port) <- the world;
-the executor runs the ServerApp; the control service is in this process. What matters is on disk:
-a run that was cut off goes on from its last finished round.
+SuperLink (loopback, its state in memory, models in files) <- proxy (nginx, the one public port) <-
+the world; the executor runs the ServerApp; the control service is in this process. What matters is
+on disk: a run that was cut off goes on from its last finished round.
 """
 
 import logging
