@@ -1,8 +1,8 @@
 """The SuperLink's own program, with two of its parts replaced: `python -m` this, FOLDER, its words.
 
 Stock, it holds each reply in memory until all of it is taken, as many as there are sites; here
-large objects lie in files. And each of its layers hands a request's body on piece by piece, which
-takes it longer than all else; here the first layer waits for the whole.
+large objects lie in files. And each of its layers hands a request's body on piece by piece, by
+tasks of its own, which is half of what an object costs; here the first layer waits for the whole.
 """
 
 import importlib
