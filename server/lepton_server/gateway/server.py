@@ -22,7 +22,6 @@ import httpx
 from lepton_common.audit import AuditLog
 from lepton_common.durable import write_atomic
 from lepton_common.errors import ServerFailed
-from lepton_common.flower import superlink_process
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.keys import SigningKey
@@ -126,7 +125,7 @@ class Server:
         """Starts it with an empty memory, and lets the roster's nodes in again."""
         private = self._private
         words = [
-            sys.executable, "-m", superlink_process.__name__, str(private / "objects"),
+            sys.executable, "-m", "lepton_common.flower.superlink_process", str(private / "objects"),
             "--host", "127.0.0.1", "--port", str(self._port),
             "--ssl-certfile", str(private / "superlink.crt"),
             "--ssl-keyfile", str(private / "superlink.key"),
