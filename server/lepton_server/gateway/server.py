@@ -125,7 +125,8 @@ class Server:
         """Starts it with an empty memory, and lets the roster's nodes in again."""
         private = self._private
         words = [
-            sys.executable, "-m", "lepton_common.flower.superlink_process", str(private / "objects"),
+            sys.executable, "-m", "lepton_common.flower.superlink_process",
+            str(private / "objects"),
             "--host", "127.0.0.1", "--port", str(self._port),
             "--ssl-certfile", str(private / "superlink.crt"),
             "--ssl-keyfile", str(private / "superlink.key"),
