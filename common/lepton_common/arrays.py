@@ -4,7 +4,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -122,7 +121,6 @@ def unpack(array: Array, size: int) -> Vector:
     return np.frombuffer(array.data, dtype="<f4")
 
 
-@lru_cache(maxsize=4)
 def digest_of(data: bytes) -> str:
-    """Returns the hexadecimal SHA-256 of ``data``; the last few are remembered."""
+    """Returns the hexadecimal SHA-256 of ``data``."""
     return hashlib.sha256(data).hexdigest()

@@ -22,6 +22,22 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     sync_folder(path.parent)
 
 
+def link_atomic(written: Path, path: Path) -> None:
+    """Replaces ``path`` by another name of the file ``written``, which is on disk already.
+
+    Each is whole whatever becomes of the other: files are replaced here, never written over.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        name = Path(folder) / path.name
+        try:
+            os.link(written, name)
+        except OSError:  # not every file system has second names
+            write_atomic(path, written.read_bytes())
+            return
+        name.replace(path)
+    sync_folder(path.parent)
+
+
 def append_synced(path: Path, data: bytes) -> None:
     """Appends ``data`` to ``path`` in one write and returns once it is on disk."""
     new = not path.exists()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lepton_common.durable import append_synced, write_atomic
+from lepton_common.durable import append_synced, link_atomic, write_atomic
 
 
 def test_a_file_is_written_and_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -58,3 +58,23 @@ def test_appending_keeps_what_is_there(tmp_path):
     append_synced(path, b"one\n")
     append_synced(path, b"two\n")
     assert path.read_bytes() == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_takes_the_place_of_a_file_and_outlives_the_first(
+    tmp_path, monkeypatch, links
+):
+    last, best = tmp_path / "last.bin", tmp_path / "best.bin"
+    write_atomic(last, b"one")
+    write_atomic(best, b"none")
+    if not links:
+
+        def refuse(*_):
+            raise PermissionError
+
+        monkeypatch.setattr("lepton_common.durable.os.link", refuse)
+    link_atomic(last, best)
+    assert best.read_bytes() == b"one"
+    write_atomic(last, b"two")
+    assert best.read_bytes() == b"one"
+    assert sorted(tmp_path.iterdir()) == [best, last]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from lepton_common.flower.fleet import pull_sooner
+from lepton_common.flower.fleet import push_bounded
 
 _PROJECT = """[project]
 name = "lepton"
@@ -108,17 +108,18 @@ class SuperLink:
         )
         from flwr.supercore.constant import TaskType
         from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
-        from flwr.superlink.grid import HttpGrid, http_grid
+        from flwr.superlink.grid import http_grid
 
+        from lepton_common.flower.sparing_grid import SparingGrid
         from lepton_common.flower.task_identity import speak_for
 
-        http_grid.pull_objects = pull_sooner  # type: ignore[assignment,attr-defined]
+        http_grid.push_objects = push_bounded  # type: ignore[assignment,attr-defined]
         wanted = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
         acquired = self._runtime.AcquireTask(wanted)
         if not acquired.token:
             yield None
             return
-        grid = HttpGrid(
+        grid = SparingGrid(
             self._address, root_certificates=self._authority.encode(), token=acquired.token
         )
         status, heart = SubStatus.FAILED, None

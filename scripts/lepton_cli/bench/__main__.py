@@ -10,10 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lepton_cli.bench import Row, privacy, secagg, simulation
+from lepton_cli.bench import Row, deployment, privacy, secagg, simulation
 from lepton_common.names import look_up
 
 BENCHMARKS: dict[str, Callable[[bool, bool], Iterator[Row]]] = {
+    "deployment": deployment.rows,
+    "deployment_large": deployment.rows_large,
+    "deployment_sites": deployment.rows_by_sites,
     "privacy": privacy.rows,
     "secagg": secagg.rows,
     "simulation": simulation.rows,

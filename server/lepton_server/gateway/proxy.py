@@ -77,6 +77,9 @@ http {{
       proxy_ssl_verify on;
       proxy_ssl_name {superlink_name};
       proxy_read_timeout 120s;
+      # Models pass through; buffered, each of their objects would be written to disk and read.
+      proxy_request_buffering off;
+      proxy_buffering off;
     }}
     location /lepton.control.v1.Control/ {{
       if ($lepton_person = "") {{ return 403; }}

@@ -1,8 +1,8 @@
 """`lepton server start`: starts the coordinator's parts, and starts each again that dies.
 
-SuperLink (stock, loopback, its state in memory) <- proxy (nginx, the one public port) <- the world;
-the executor runs the ServerApp; the control service is in this process. What matters is on disk:
-a run that was cut off goes on from its last finished round.
+SuperLink (loopback, its state in memory, models in files) <- proxy (nginx, the one public port) <-
+the world; the executor runs the ServerApp; the control service is in this process. What matters is
+on disk: a run that was cut off goes on from its last finished round.
 """
 
 import logging
@@ -184,7 +184,8 @@ class Server:
         """Starts it with an empty memory, and lets the roster's nodes in again."""
         private = self._private
         words = [
-            str(Path(sys.executable).with_name("flower-superlink")),
+            sys.executable, "-m", "lepton_common.flower.superlink_process",
+            str(private / "objects"),
             "--host", "127.0.0.1", "--port", str(self._port),
             "--ssl-certfile", str(private / "superlink.crt"),
             "--ssl-keyfile", str(private / "superlink.key"),

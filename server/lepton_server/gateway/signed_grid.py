@@ -1,7 +1,7 @@
 """A grid that passes on only replies which the asked site has signed, and wakes whom it asks."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flwr.app import Error, Message, RecordDict
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 Wake = Callable[[Iterable[str]], None]
 _REFUSED = 100
-_LOOK_S = 0.05
+# Between looks: a share of the time waited so far, within bounds.
+_LOOK_S, _LOOK_SHARE, _LONGEST_LOOK_S = 0.05, 0.03, 0.5
 
 
 class SignedGrid(Grid):
@@ -33,7 +34,7 @@ class SignedGrid(Grid):
         """
         self._grid, self._nodes, self._wake = grid, nodes, wake
         self._asked: dict[str, int] = {}
-        self._next_look = 0.0
+        self._next_look = self._pushed_at = 0.0
 
     def set_run(self, run: "Run") -> None:
         """Sets the run that messages belong to."""
@@ -65,17 +66,20 @@ class SignedGrid(Grid):
         ids = list(self._grid.push_messages(batch))
         for message_id, message in zip(ids, batch, strict=True):
             self._asked[message_id] = message.metadata.dst_node_id
+        self._pushed_at = time.monotonic()
         asked = {message.metadata.dst_node_id for message in batch}
         self._wake(self._nodes[node].name for node in asked & set(self._nodes))
         return ids
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Returns the replies that are there; one that its site did not sign is an error."""
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Yields the replies that are there; one that its site did not sign is an error."""
         # Whoever asks at once again would keep the SuperLink from its work.
         time.sleep(max(0.0, self._next_look - time.monotonic()))
-        self._next_look = time.monotonic() + _LOOK_S
+        now = time.monotonic()
+        wait_s = min(max(_LOOK_S, _LOOK_SHARE * (now - self._pushed_at)), _LONGEST_LOOK_S)
+        self._next_look = now + wait_s
         self._wake(())  # nobody; but we are alive
-        return [self._checked(reply) for reply in self._grid.pull_messages(list(message_ids))]
+        yield from map(self._checked, self._grid.pull_messages(list(message_ids)))
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

@@ -39,7 +39,7 @@ class Checkpoint:
     @property
     def result(self) -> Vector:
         """The model that is judged and published: the average where there is one, shape [d]."""
-        return self.strategy.get(AVERAGE, self.model).astype(np.float32)
+        return self.strategy.get(AVERAGE, self.model).astype(np.float32, copy=False)
 
 
 def save_checkpoint(path: Path, state: Checkpoint) -> None:
@@ -85,5 +85,5 @@ def _digest(arrays: dict[str, NDArray[np.generic]], facts: dict[str, str]) -> st
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(arrays):
         digest.update(f"{name}:{arrays[name].dtype}:{arrays[name].shape};".encode())
-        digest.update(np.ascontiguousarray(arrays[name]).tobytes())
+        digest.update(np.ascontiguousarray(arrays[name]).data)
     return digest.hexdigest()

@@ -27,17 +27,20 @@ def collect(
         for node, content in contents.items()
     ]
     waiting = dict(zip(grid.push_messages(messages), contents, strict=True))
+    del messages, contents  # a model, which nobody needs while it is trained
     deadline = time.monotonic() + timeout_s
     while waiting:
         late = time.monotonic() >= deadline
-        replies = list(grid.pull_messages(list(waiting)))
-        for reply in replies:
+        came = False
+        for reply in grid.pull_messages(list(waiting)):
+            came = True
             # By what it answers, not by who it claims to be from: a SuperLink reports a lost
             # node under its own id.
             node = waiting.pop(reply.metadata.reply_to_message_id, None)
             if node is not None:
                 yield node, _answer(reply, node)
-        if not replies:
+            del reply  # before the next is taken
+        if not came:
             # What had arrived by then counts, even where taking the others' answers took long.
             if late:
                 break

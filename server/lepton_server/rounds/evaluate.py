@@ -9,7 +9,7 @@ from safetensors.numpy import save
 from lepton_common.arrays import Layout, Vector, image_order, read_parameters, write_parameters
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.device import pick_device
-from lepton_common.durable import write_atomic
+from lepton_common.durable import link_atomic, write_atomic
 from lepton_common.models.catalog import initial_model
 from lepton_common.settings import Settings
 from lepton_common.tasks.catalog import find_task
@@ -32,7 +32,6 @@ class Evaluator:
         outputs = self._task.outputs(data.classes)
         self._model = initial_model(settings.model, data.input_shape, outputs, settings.seed)
         self.layout = Layout.of(self._model)
-        self._initial: Vector = read_parameters(self._model).numpy()
         self._device = pick_device(settings.train.device)
         image_order(self._model).to(self._device)
         self._features = data.test.features.to(self._device)
@@ -40,8 +39,9 @@ class Evaluator:
         self._origins = data.test.origins
 
     def initial_vector(self) -> Vector:
-        """Returns the model that the run's seed gives, float32, shape [d]."""
-        return self._initial
+        """Returns the model that the run's seed gives, float32, shape [d]; before any is judged."""
+        initial: Vector = read_parameters(self._model).cpu().numpy()
+        return initial
 
     def evaluate(self, vector: Vector) -> dict[str, float]:
         """Returns accuracy and loss of a model on the test set.
@@ -74,8 +74,7 @@ class Evaluator:
 
     def save_models(self, folder: RunFolder, state: Checkpoint) -> None:
         """Writes the last model, and as the best one if the test set's accuracy says so."""
-        written = self.model_file(folder.path.name, state)
-        write_atomic(folder.final_model, written)
+        write_atomic(folder.final_model, self.model_file(folder.path.name, state))
         accuracies = [entry["metrics"]["accuracy"] for entry in state.history]
         if int(np.argmax(accuracies)) == len(accuracies) - 1:
-            write_atomic(folder.best_model, written)
+            link_atomic(folder.final_model, folder.best_model)

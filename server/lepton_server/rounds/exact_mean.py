@@ -63,7 +63,10 @@ class ExactMean:
     def value(self) -> Vector:
         """Returns the mean over the sites that came, float32, shape [size]."""
         came = sum(self._weights[site] for site in self._came)
-        return (self._sum * (self._total / came / _SCALE)).astype(np.float32)
+        factor, mean = self._total / came / _SCALE, np.empty(self.size, np.float32)
+        for start in range(0, self.size, _CHUNK):
+            mean[start : start + _CHUNK] = self._sum[start : start + _CHUNK] * factor
+        return mean
 
     def each(self) -> list[Vector]:
         """Returns the single updates in order of the sites' names."""

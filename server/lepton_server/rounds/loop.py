@@ -96,9 +96,9 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
             seconds=round(time.monotonic() - began, 3),
         )
         state = replace(after, history=[*state.history, as_plain(report)])
-        written = evaluator.model_file(run, state)
-        audit.append("round", {"round": round_, "metrics": report.metrics,
-                               "model_file": digest_of(written)})  # fmt: skip
+        written = digest_of(evaluator.model_file(run, state))
+        body = {"round": round_, "metrics": report.metrics, "model_file": written}
+        audit.append("round", body)
         save_checkpoint(folder.checkpoint, state)
         journal.done()
         _publish(folder, evaluator, state)

@@ -20,8 +20,8 @@ def gather_plain(
 ) -> Gathered:
     """Adds each usable update to ``mean`` as it comes; names the sites that gave none."""
     gathered = Gathered(mean)
-    contents = dict.fromkeys(cohort, train_content(request, model))
-    for node, answer in collect(grid, contents, TRAIN, timeout_s):
+    answers = collect(grid, dict.fromkeys(cohort, train_content(request, model)), TRAIN, timeout_s)
+    for node, answer in answers:
         site = cohort[node].name
         if isinstance(answer, str):
             gathered.failed[site] = answer
@@ -34,5 +34,7 @@ def gather_plain(
             gathered.failed[site] = type(error).__name__
         else:
             gathered.note(site, receipt)
+            del update
+        del answer  # before the next is taken
     gathered.sort()
     return gathered

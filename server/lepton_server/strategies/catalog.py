@@ -21,6 +21,8 @@ from lepton_common.settings import ROBUST, Settings, StrategySettings, least_upd
 from lepton_server.rounds.gathered import Mean
 
 _KEY, AVERAGE = "vector", "average"
+# Of one update they return it as it is, by way of a dozen copies of it.
+_MEANS = (flower.FedAvg, flower.FedProx)
 _Arrays = dict[str, NDArray[np.generic]]
 
 STRATEGIES: dict[str, Callable[[StrategySettings], flower.FedAvg]] = {
@@ -73,6 +75,8 @@ class Strategy:
                 f"Round {round_}: {type(self._inner).__name__} needs {self._least} updates and "
                 f"{len(updates)} came; lower strategy.num_malicious_nodes or ask more sites."
             )
+        if type(self._inner) in _MEANS:
+            return self._kept(round_, model, model + updates[0])
         if isinstance(self._inner, flower.FedAvgM):
             self._inner.current_arrays = _record(self._zero)
         elif isinstance(self._inner, flower.FedAdagrad | flower.FedAdam | flower.FedYogi):
@@ -80,6 +84,10 @@ class Strategy:
         arrays, _ = self._inner.aggregate_train(round_, [_reply(update) for update in updates])
         assert arrays is not None, "Flower's strategies aggregate what they are given"
         following: Vector = model + arrays[_KEY].numpy().astype(np.float32)
+        return self._kept(round_, model, following)
+
+    def _kept(self, round_: int, model: Vector, following: Vector) -> Vector:
+        """Takes the next model into the average, where there is one, and returns it."""
         if self._decay:
             # Early on the average forgets faster, as the first models are far off.
             decay = min(self._decay, round_ / (round_ + 9))

@@ -1,0 +1,54 @@
+"""Flower's grid, but that it takes replies one by one: at no time are two of them in memory."""
+
+from collections.abc import Iterable, Iterator
+
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.runtime_pb2 import PullAppMessagesRequest
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
+from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    inflate_object_from_contents,
+)
+from flwr.superlink.grid import HttpGrid
+
+from lepton_common.flower.fleet import pull_sooner
+from lepton_common.flower.message_id import assign_message_id, with_error
+
+LOST = "ReplyLost"
+
+
+class SparingGrid(HttpGrid):
+    """Pulls a reply when it is asked for, and not before the last was dealt with."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Yields the replies that are there; one whose sender died while it sent is an error."""
+        asked = PullAppMessagesRequest(message_ids=list(message_ids))
+        pulled = self._runtime_client.PullMessages(asked)
+        for announced, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
+            message_id = announced.metadata.message_id
+            run_id = self.run.run_id
+            pull = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id)
+            try:
+                contents = pull_sooner([p.object_id for p in iterate_object_tree(tree)], pull)
+            except ObjectPullError:
+                lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, LOST)
+                yield with_error(message_from_proto(announced), lost)
+                continue
+            self._runtime_client.ConfirmMessageReceived(
+                ConfirmMessageReceivedRequest(
+                    node=self.node, run_id=run_id, message_object_id=message_id
+                )
+            )
+            yield self._whole(message_id, contents)
+            del contents
+
+    @staticmethod
+    def _whole(message_id: str, contents: dict[str, bytes]) -> Message:
+        message = inflate_object_from_contents(message_id, contents)
+        assert isinstance(message, Message), "a SuperLink lets nothing else be announced as one"
+        assign_message_id(message, message_id)
+        return message

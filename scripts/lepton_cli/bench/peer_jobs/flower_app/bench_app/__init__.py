@@ -1,0 +1,1 @@
+"""A plain FedAvg app of Flower's, whose training is trivial."""
