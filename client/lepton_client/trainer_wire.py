@@ -1,6 +1,5 @@
 """What an agent and its trainer say to each other: frames of one strict record and one vector."""
 
-import struct
 from typing import IO, Literal, TypeVar
 
 import numpy as np
@@ -15,7 +14,7 @@ from lepton_common.strict import Count, Digest, Name, Natural, parse_json, recor
 
 T = TypeVar("T")
 
-_SIZES = struct.Struct(">QQ")
+_SIZE_BYTES = 8  # of each of the two sizes before a frame, big-endian
 _LONGEST_RECORD = 64 << 20
 NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -80,7 +79,8 @@ def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING)
         OSError: nobody reads any more.
     """
     text = to_json(header).encode()
-    stream.write(_SIZES.pack(len(text), blob.nbytes) + text)
+    sizes = (len(text), blob.nbytes)
+    stream.write(b"".join(size.to_bytes(_SIZE_BYTES) for size in sizes) + text)
     if blob.nbytes:
         stream.write(np.ascontiguousarray(blob).view(np.uint8).data)
     stream.flush()
@@ -92,7 +92,7 @@ def receive(stream: IO[bytes], kind: type[T], most: int) -> tuple[T, NDArray[np.
     Raises:
         TrainerFailed: nothing more comes, or what comes is no such frame.
     """
-    length, size = _SIZES.unpack(_exactly(stream, _SIZES.size).tobytes())
+    length, size = (int.from_bytes(_exactly(stream, _SIZE_BYTES).tobytes()) for _ in range(2))
     if length > _LONGEST_RECORD or size > most:
         raise TrainerFailed("What came from the trainer is too long.")
     try:
