@@ -3,13 +3,14 @@
 import io
 import ssl
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.serverapp import Grid
 
-from lepton_common.flower.fleet import pull_sooner
+from lepton_common.errors import MalformedMessage
+from lepton_common.flower.fleet import inflate_message, pull_sooner
 
 _PROJECT = """[project]
 name = "lepton"
@@ -112,7 +113,8 @@ class SuperLink:
 
         from lepton_common.flower.task_identity import speak_for
 
-        http_grid.pull_objects = pull_sooner  # type: ignore[assignment,attr-defined]
+        http_grid.pull_objects = _pull_message  # type: ignore[assignment,attr-defined]
+        http_grid.inflate_object_from_contents = _pulled  # type: ignore[assignment,attr-defined]
         wanted = AcquireTaskRequest(supported_task_types=[TaskType.SERVER_APP])
         acquired = self._runtime.AcquireTask(wanted)
         if not acquired.token:
@@ -142,6 +144,30 @@ class SuperLink:
             if heart is not None:
                 heart.stop()
             grid.close()
+
+
+def _pull_message(
+    object_ids: list[str], pull_object_fn: Callable[[str], bytes]
+) -> dict[str, Message]:
+    """Pulls and reads a message, in the place of Flower's `pull_objects`, which only pulls.
+
+    Flower's grid reads it later, where one site's garbage would end the run of all.
+
+    Raises:
+        flwr's ObjectPullError: it did not come, or is no message; for the grid that site failed.
+    """
+    from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+
+    message_id = object_ids[-1]  # it comes after all that it holds
+    contents = pull_sooner(object_ids, pull_object_fn)
+    try:
+        return {message_id: inflate_message(message_id, contents)}
+    except MalformedMessage as error:
+        raise ObjectPullError(message_id, "malformed") from error
+
+
+def _pulled(message_id: str, pulled: dict[str, Message]) -> Message:
+    return pulled[message_id]
 
 
 def _digest(content: bytes) -> str:
