@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from lepton_common.control.control_pb2 import Woken
 from lepton_common.control.control_pb2_grpc import InsideStub
-from lepton_common.errors import LeptonError, RunError
+from lepton_common.errors import LeptonError, RunError, RunNotFound
 from lepton_common.flower.superlink import SuperLink
 from lepton_server.app import app
 from lepton_server.gateway.nodes import read_nodes
@@ -78,8 +78,12 @@ def _wait_for(grid: Grid, sites: int, deadline: float) -> None:
 
 
 def _run(grid: Grid, context: Context, runs: Runs) -> None:
-    name = str(context.run_config["run"])
-    submitted = runs.submitted(name)
+    name = str(context.run_config.get("run", ""))
+    try:
+        submitted = runs.submitted(name)
+    except RunNotFound as error:
+        _LOG.warning("The SuperLink has a run that nobody submitted: %s", error)
+        return
     context.run_config = {
         "settings": submitted.settings,
         "run_folder": str(runs.folder(name).path),
