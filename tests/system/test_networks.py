@@ -26,7 +26,7 @@ ADDRESSES = {f"site-{number}": f"10.77.0.1{number}" for number in (1, 2, 3)}
 BEHIND = "site-4"
 RUN = (
     "task=breast_cancer privacy=record privacy.epsilon=0.3 privacy.spare_rounds=10 sites=4 "
-    "secagg.stage_timeout_s=8 federation.round_timeout_s=16"
+    "secagg.stage_timeout_s=20 federation.round_timeout_s=40"
 )
 
 
