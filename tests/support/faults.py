@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 _SUPPORT = Path(__file__).parent
-_DISK_MB = 24
+_DISK_MB, _QUIET_S = 24, 30.0
 
 
 class Faults:
@@ -26,8 +26,9 @@ class Faults:
         "full_disk", "full_disk_of_the_coordinator", "clock_jump", "message_twice", "reply_twice",
     )  # fmt: skip
 
-    def __init__(self, federation, weather, chance):
-        self.federation, self.weather, self._chance = federation, weather, chance
+    def __init__(self, federation, weather, relays, chance):
+        self.federation, self.weather, self._relays = federation, weather, relays
+        self._chance = chance
         self.clocks = {}
 
     def mount_disks(self):
@@ -112,13 +113,15 @@ class Faults:
         self.weather[site].cut = False
 
     def corrupt(self, site, seconds):
+        before = self._relays[site].corrupted
         self.weather[site].corrupt = 3
-        time.sleep(seconds)
+        self._until_hit(lambda: self._relays[site].corrupted > before, seconds)
         self.weather[site].corrupt = 0
 
     def resets(self, site, seconds):
-        self.weather[site].reset = 0.2
-        time.sleep(seconds)
+        before = self._relays[site].broken
+        self.weather[site].reset = 0.3
+        self._until_hit(lambda: self._relays[site].broken > before, seconds)
         self.weather[site].reset = 0.0
 
     def full_disk(self, site, seconds):
@@ -143,6 +146,13 @@ class Faults:
 
     def reply_twice(self, site, seconds):
         (self.federation.path / f"{site}.sent-twice").write_bytes(b"..")
+
+    def _until_hit(self, hit, seconds):
+        """Waits so long, and on until something came by that was hit: lines may be quiet."""
+        most = time.monotonic() + _QUIET_S
+        time.sleep(seconds)
+        while not hit() and time.monotonic() < most:
+            time.sleep(0.1)
 
     def _kill(self, word):
         for process in self.federation.children(word):

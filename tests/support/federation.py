@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -68,8 +69,12 @@ class Federation:
 
     def here(self, line):
         """A command in this process: each of their own would take seconds to start."""
-        with contextlib.chdir(self.path), contextlib.redirect_stdout(io.StringIO()):
-            app(line.split(), standalone_mode=False)
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            with contextlib.chdir(self.path), contextlib.redirect_stdout(io.StringIO()):
+                app(line.split(), standalone_mode=False)
+        finally:
+            signal.signal(signal.SIGINT, before)  # `simulate` takes Ctrl-C for itself
 
     def make(self):
         # With the names and rows of this simulation, so that its model can be compared.

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import signal
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -77,6 +78,11 @@ def node(federation):
             url = f"https://localhost:{federation.port}"
             made = FleetNode(url, federation.tls(site), federation.path / site / "node.pem")
             opened.callback(made.close)
+            over = threading.Event()
+            heart = threading.Thread(target=beat, args=(made, over), daemon=True)
+            heart.start()
+            opened.callback(heart.join)
+            opened.callback(over.set)
             return made
 
         yield connect
@@ -88,6 +94,12 @@ def link(federation):
     made = speak(federation)
     yield made
     made.close()
+
+
+def beat(node, over):
+    while not over.wait(10):
+        with contextlib.suppress(httpx.HTTPError):
+            node.beat()
 
 
 def speak(federation, secret=None):
