@@ -14,13 +14,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
-from flwr.app import Message
+from flwr.app import Context, Message
+from google.protobuf.message import DecodeError
 
 from lepton_client.app import app
 from lepton_client.attendance import Attendance, connector
 from lepton_client.site import Site, open_site
 from lepton_common.durable import write_atomic
-from lepton_common.errors import SettingsError, TokenGone
+from lepton_common.errors import MalformedMessage, SettingsError, TokenGone
 from lepton_common.flower.fleet import HEARTBEAT_S, FleetNode
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
@@ -29,6 +30,8 @@ from lepton_common.identity.sealed import sign_reply
 
 NODE_KEY_FILE, _NODE_ID_FILE = "node.pem", "node.id"
 _LOG = logging.getLogger("lepton.agent")
+# It cannot be reached, or what answers in its place speaks another language.
+_NO_COORDINATOR = (httpx.HTTPError, OSError, ValueError, DecodeError, MalformedMessage)
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 30.0
 
 
@@ -68,7 +71,7 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
                     wait_s = _FIRST_WAIT_S
                     write_atomic(folder / _NODE_ID_FILE, str(node.node_id).encode())
                     _serve(node, folder, site, attendance, stopped)
-        except (httpx.HTTPError, OSError, ValueError) as error:
+        except _NO_COORDINATOR as error:
             _LOG.warning(
                 "There is no connection to the coordinator (%s); next try in %.1f s.",
                 _what(error),
@@ -103,7 +106,7 @@ def _serve(
 def _answer(node: FleetNode, message: Message, folder: Path, site: Site) -> None:
     began = time.monotonic()
     speak_for(message.metadata.run_id, node.node_id)
-    reply = app(message, node.context(message.metadata.run_id, {"site": str(folder)}))
+    reply = _reply(message, node.context(message.metadata.run_id, {"site": str(folder)}), site)
     sign_reply(reply, site.key)
     if reply.has_error() and reply.error.reason == TokenGone.__name__:
         raise TokenGone("The token with this site's key was pulled out; put it in, start again.")
@@ -114,6 +117,15 @@ def _answer(node: FleetNode, message: Message, folder: Path, site: Site) -> None
             raise
         # The run has ended, or was begun anew: nobody waits for this answer.
         _LOG.warning("The coordinator does not want an answer any more (%s).", _what(error))
+
+
+def _reply(message: Message, context: Context, site: Site) -> Message:
+    try:
+        return app(message, context)
+    except ValueError as error:  # Flower's: the app has no answer to messages of this kind
+        with site.lock:
+            site.keep_trace(error)
+            return site.door.refuse(message, MalformedMessage("There is no answer to its kind."))
 
 
 def _last_id(folder: Path) -> int | None:
@@ -127,7 +139,7 @@ def _beat(node: FleetNode, done: threading.Event) -> None:
     while not done.wait(HEARTBEAT_S / 2):
         try:
             node.beat()
-        except httpx.HTTPError as error:
+        except _NO_COORDINATOR as error:
             _LOG.warning("No heartbeat reaches the coordinator (%s).", _what(error))
 
 

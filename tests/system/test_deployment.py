@@ -4,17 +4,10 @@ Every call goes through the public port, as between machines.
 """
 
 import contextlib
-import io
 import json
 import os
-import re
 import shutil
 import signal
-import socket
-import ssl
-import subprocess
-import sys
-import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -23,9 +16,9 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from federation import plain_run, running
 from safetensors.numpy import load_file
 
-from lepton_cli.main import app
 from lepton_client.attendance import connector
 from lepton_client.proposals import Proposals
 from lepton_client.site import Site
@@ -35,12 +28,9 @@ from lepton_common.control.control_pb2_grpc import SitesStub
 from lepton_common.identity.certificates import issue_leaf
 from lepton_common.identity.heads import read_witnessed
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import read_roster_files
 
 pytestmark = pytest.mark.system
-LEPTON = str(Path(sys.executable).with_name("lepton"))
 SITES = ("site-1", "site-2", "site-3", "site-4")
-PLAIN = "task=breast_cancer sites=4 rounds=10 privacy=none secagg=sa1 seed=11"
 STUDY = {
     "name": "heart", "federation": "hospitals", "version": 1, "purpose": "Predict a disease.",
     "legal_basis": "Consent.", "ethics_reference": "EK 12/2026", "until": "2099-12-31",
@@ -49,160 +39,10 @@ STUDY = {
 }  # fmt: skip
 
 
-class Federation:
-    """Folders of everyone, and the processes that run in them."""
-
-    def __init__(self, path):
-        self.path, self.processes = path, {}
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.metrics_port = probe.getsockname()[1]
-
-    def do(self, line, code=0, timeout=120):
-        ended = subprocess.run(
-            [LEPTON, *line.split()], cwd=self.path, capture_output=True, text=True,
-            timeout=timeout, check=False,
-        )  # fmt: skip
-        assert ended.returncode == code, ended.stdout + ended.stderr
-        return ended
-
-    def here(self, line):
-        """A command in this process: each of their own would take seconds to start."""
-        with contextlib.chdir(self.path), contextlib.redirect_stdout(io.StringIO()):
-            app(line.split(), standalone_mode=False)
-
-    def make(self):
-        # With the names and rows of this simulation, so that its model can be compared.
-        self.here(f"simulate {PLAIN} runs=simulated")
-        (self.simulated,) = (self.path / "simulated").glob("2*")
-        for name in ("alice", "bob", "carol"):
-            self.here(f"federation key {name}.pem")
-        adds = []
-        for name in SITES:
-            self.here(f"site init {name} --name {name} --dataset breast_cancer --public-size 113")
-            shutil.copy(self.simulated / "sites" / name / "rows.npy", self.path / name)
-            file = self.path / name / "site.yaml"
-            text = file.read_text().replace("rows: null", "rows: rows.npy")
-            file.write_text(text.replace("approval: manual", "approval: automatic"))
-            adds.append(f"--add {name}/join.json")
-        self.here(f"server init srv --host localhost --port {self.port}")
-        self.here("person init dora --name dora --role lead")
-        self.here("person init eve --name eve --role auditor")
-        adds += [f"--add {name}/join.json" for name in ("srv", "dora", "eve")]
-        partners = " ".join(f"--partner {p}.pem.pub" for p in ("alice", "bob", "carol"))
-        self.here(
-            f"federation init hosp --name hospitals --threshold 2 {partners} {' '.join(adds)}"
-        )
-        for partner in ("alice", "carol"):
-            self.here(f"federation sign hosp --key {partner}.pem --yes")
-        self.here("federation publish hosp")
-        root = (self.path / "hosp" / "roster.root").read_text()
-        for kind, folder in (
-            *(("site", name) for name in SITES),
-            ("server", "srv"), ("person", "dora"), ("person", "eve"),
-        ):  # fmt: skip
-            self.here(f"{kind} join {folder} hosp --root {root}")
-
-    @contextlib.contextmanager
-    def decided(self, site, **changes):
-        """A site file that says something else for a while; its agent goes on meanwhile."""
-        path = self.path / site / "site.yaml"
-        before = text = path.read_text()
-        for name, value in changes.items():
-            text, count = re.subn(rf"(?m)^(  {name}: )[^ #\n]+", rf"\g<1>{value}", text)
-            assert count == 1, name
-        path.write_text(text)
-        yield
-        path.write_text(before)
-
-    def start(self, kind, folder):
-        more = ["--metrics-port", str(self.metrics_port)] if kind == "server" else []
-        with (self.path / f"{folder}.log").open("a") as log:
-            self.processes[folder] = subprocess.Popen(
-                [LEPTON, kind, "start", folder, *more],
-                cwd=self.path,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )
-
-    def start_all(self):
-        self.start("server", "srv")
-        for name in SITES:
-            self.start("site", name)
-        self.until(lambda: all("Connected" in self.log(name) for name in SITES))
-
-    def log(self, folder):
-        path = self.path / f"{folder}.log"
-        return path.read_text() if path.exists() else ""
-
-    def until(self, holds, timeout=90):
-        deadline = time.monotonic() + timeout
-        while not holds():
-            logs = "\n".join(self.log(name)[-1000:] for name in ("srv", *SITES))
-            assert time.monotonic() < deadline, logs
-            time.sleep(0.1)
-
-    def submit(self, words):
-        out = self.do(f"submit --as dora --json {words}").stdout
-        return json.loads(out)["name"]
-
-    def run(self, name):
-        return self.path / "srv" / "runs" / name
-
-    def rounds(self, name):
-        path = self.run(name) / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def watch(self, name, code=0):
-        return self.do(f"run watch {name} --as dora --json", code, timeout=300)
-
-    def children(self, word):
-        """The processes that the coordinator started, by a word of their command."""
-        found = []
-        for path in Path("/proc").glob("[0-9]*/cmdline"):
-            try:
-                command = path.read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-            if word in command and str(self.path / "srv") in command:
-                found.append(int(path.parent.name))
-        return found
-
-    def stop(self):
-        for process in self.processes.values():
-            process.terminate()
-        for process in self.processes.values():
-            process.wait(30)
-
-    def tls(self, name, key=None, at=None):
-        """A client's side of TLS: a certificate that a folder's key issues in a name."""
-        roster = read_roster_files(
-            self.path / "hosp" / "roster.json", self.path / "hosp" / "roster.root"
-        )
-        context = ssl.create_default_context(cadata=roster.coordinator.authority)
-        if name is not None:
-            leaf = issue_leaf(key or SigningKey.load(self.path / name / "signing.pem"), name, at=at)
-            file = self.path / "leaf.pem"
-            file.write_bytes(leaf.certificate + leaf.private_key)
-            context.load_cert_chain(file)
-        return context
-
-
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    if shutil.which("nginx", path="/usr/local/sbin:/usr/sbin:/usr/bin") is None:
-        pytest.skip("needs nginx, which this machine does not have")
-    made = Federation(tmp_path_factory.mktemp("federation"))
-    made.make()
-    try:
-        made.start_all()
+    with running(tmp_path_factory.mktemp("federation")) as made:
         yield made
-    finally:
-        made.stop()
 
 
 def test_a_private_run_ends_with_a_model_and_logs_that_verify(federation):
@@ -239,8 +79,8 @@ def check_evidence(federation, name):
     elsewhere.mkdir()
     for pack in packs:
         shutil.copy(federation.path / pack, elsewhere)
-    root = (federation.path / "hosp" / "roster.root").read_text()
-    line = f"evidence verify {' '.join(f'auditor/{pack}' for pack in packs)} --root {root} --json"
+    held = " ".join(f"auditor/{pack}" for pack in packs)
+    line = f"evidence verify {held} --root {federation.root} --json"
     found = json.loads(federation.do(line).stdout)
     assert found["witnessed"] == len(SITES[:2]) * (1 + 10)
     assert not any(pack["simulated"] for pack in found["packs"])
@@ -261,7 +101,7 @@ def test_without_noise_the_model_is_the_simulation_s(federation):
     with contextlib.ExitStack() as changed:
         for site in SITES:
             changed.enter_context(federation.decided(site, allow_without_dp="true"))
-        name = federation.submit(PLAIN)
+        name = federation.submit(plain_run(4))
         federation.watch(name)
     model = load_file(federation.run(name) / "model.safetensors")
     simulated = load_file(federation.simulated / "model.safetensors")
@@ -405,9 +245,7 @@ def test_everyone_reaches_only_what_is_theirs(federation, who, path, code):
 def test_a_site_is_who_its_certificate_says_whatever_it_sends(federation):
     def attend(name, said):
         leaf = issue_leaf(SigningKey.load(federation.path / name / "signing.pem"), name)
-        roster = read_roster_files(
-            federation.path / "hosp" / "roster.json", federation.path / "hosp" / "roster.root"
-        )
+        roster = federation.roster
         channel = connector(roster.coordinator, leaf)()
         with channel, contextlib.suppress(grpc.RpcError):
             call = SitesStub(channel).Attend(
@@ -433,7 +271,6 @@ def test_health_tells_of_every_part_and_site(federation):
 
 
 def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
-    root = (federation.path / "hosp" / "roster.root").read_text()
     federation.here("person init frank --name frank --role lead")
     federation.here("federation propose hosp --add frank/join.json")
     for partner in ("alice", "bob"):
@@ -445,7 +282,7 @@ def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
         federation.here(f"federation sign hosp --key {partner}.pem --yes")
     federation.here("federation publish hosp")
     for kind, folder in (("server", "srv"), ("person", "frank")):
-        federation.here(f"{kind} join {folder} hosp --root {root}")
+        federation.here(f"{kind} join {folder} hosp --root {federation.root}")
     federation.until(
         lambda: all("Version 2 of the roster is taken over" in federation.log(s) for s in SITES)
     )
@@ -484,12 +321,11 @@ def test_a_site_whose_log_was_put_back_refuses_to_work(federation):
 
 
 def test_a_site_that_the_partners_removed_is_out_and_says_so(federation):
-    root = (federation.path / "hosp" / "roster.root").read_text()
     federation.here("federation propose hosp --remove site-4")
     for partner in ("alice", "bob"):
         federation.here(f"federation sign hosp --key {partner}.pem --yes")
     federation.here("federation publish hosp")
-    federation.here(f"server join srv hosp --root {root}")
+    federation.here(f"server join srv hosp --root {federation.root}")
     assert federation.processes["site-4"].wait(60) == 8
     assert "does not name site-4" in federation.log("site-4")
     reach = federation.tls("site-4")

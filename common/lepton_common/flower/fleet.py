@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import httpx
 from flwr.app import Context, Message, RecordDict
 
+from lepton_common.errors import MalformedMessage
+
 if TYPE_CHECKING:
     from flwr.supercore.inflatable.inflatable_object import InflatableObject
 
@@ -57,6 +59,24 @@ def push_bounded(
             batch = wanted[start : start + _AT_ONCE]
             contents = [objects.pop(object_id).deflate() for object_id in batch]
             list(pool.map(push_object_fn, batch, contents))
+
+
+def inflate_message(message_id: str, contents: dict[str, bytes]) -> Message:
+    """Returns the message that pulled objects make up.
+
+    Raises:
+        MalformedMessage: they make up none. Flower's parsers raise whatever they stumble over.
+    """
+    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+
+    try:
+        message = inflate_object_from_contents(message_id, contents)
+    except Exception as error:
+        raise MalformedMessage("What came cannot be read as a message.") from error
+    if not isinstance(message, Message):
+        raise MalformedMessage("What came is something else than a message.")
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
 
 
 class FleetNode:
@@ -142,7 +162,7 @@ class FleetNode:
 
         Raises:
             httpx.HTTPError: the server cannot be reached.
-            ValueError: what came is no message.
+            MalformedMessage: what came is no message.
         """
         from flwr.common.serde import message_from_proto
         from flwr.proto.fleet_pb2 import PullMessagesRequest
@@ -151,16 +171,16 @@ class FleetNode:
         from flwr.supercore.inflatable.inflatable_protobuf_utils import (
             make_pull_object_fn_protobuf,
         )
-        from flwr.supercore.inflatable.inflatable_utils import (
-            ObjectPullError,
-            inflate_object_from_contents,
-        )
+        from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 
-        pulled = self._client.PullMessages(PullMessagesRequest(node=self._node))
-        if not pulled.messages_list:
-            return None
-        metadata = message_from_proto(pulled.messages_list[0]).metadata
-        tree = pulled.message_object_trees[0]
+        try:
+            pulled = self._client.PullMessages(PullMessagesRequest(node=self._node))
+            if not pulled.messages_list:
+                return None
+            metadata = message_from_proto(pulled.messages_list[0]).metadata
+            tree = pulled.message_object_trees[0]
+        except (ValueError, TypeError, LookupError) as error:
+            raise MalformedMessage("What the coordinator announces is no message.") from error
         try:
             contents = pull_sooner(
                 [part.object_id for part in iterate_object_tree(tree)],
@@ -173,11 +193,7 @@ class FleetNode:
                 node=self._node, run_id=metadata.run_id, message_object_id=metadata.message_id
             )
         )
-        message = inflate_object_from_contents(metadata.message_id, contents)
-        if not isinstance(message, Message):
-            raise ValueError("What the server sent is no message.")
-        message.metadata.__dict__["_message_id"] = metadata.message_id
-        return message
+        return inflate_message(metadata.message_id, contents)
 
     def send(self, reply: Message, seconds: float) -> None:
         """Sends a reply; returns once the server holds all of it.

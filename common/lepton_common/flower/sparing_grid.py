@@ -9,14 +9,12 @@ from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
-from flwr.supercore.inflatable.inflatable_utils import (
-    ObjectPullError,
-    inflate_object_from_contents,
-)
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.superlink.grid import HttpGrid
 
-from lepton_common.flower.fleet import pull_sooner
-from lepton_common.flower.message_id import assign_message_id, with_error
+from lepton_common.errors import MalformedMessage
+from lepton_common.flower.fleet import inflate_message, pull_sooner
+from lepton_common.flower.message_id import with_error
 
 LOST = "ReplyLost"
 
@@ -25,7 +23,7 @@ class SparingGrid(HttpGrid):
     """Pulls a reply when it is asked for, and not before the last was dealt with."""
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Yields the replies that are there; one whose sender died while it sent is an error."""
+        """Yields the replies that are there; what is none, or came in part only, is an error."""
         asked = PullAppMessagesRequest(message_ids=list(message_ids))
         pulled = self._runtime_client.PullMessages(asked)
         for announced, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
@@ -34,7 +32,8 @@ class SparingGrid(HttpGrid):
             pull = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id)
             try:
                 contents = pull_sooner([p.object_id for p in iterate_object_tree(tree)], pull)
-            except ObjectPullError:
+                reply = inflate_message(message_id, contents)
+            except (ObjectPullError, MalformedMessage):
                 lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, LOST)
                 yield with_error(message_from_proto(announced), lost)
                 continue
@@ -43,12 +42,6 @@ class SparingGrid(HttpGrid):
                     node=self.node, run_id=run_id, message_object_id=message_id
                 )
             )
-            yield self._whole(message_id, contents)
             del contents
-
-    @staticmethod
-    def _whole(message_id: str, contents: dict[str, bytes]) -> Message:
-        message = inflate_object_from_contents(message_id, contents)
-        assert isinstance(message, Message), "a SuperLink lets nothing else be announced as one"
-        assign_message_id(message, message_id)
-        return message
+            yield reply
+            del reply

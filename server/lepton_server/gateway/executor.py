@@ -4,6 +4,7 @@ Flower starts a fresh Python for every run and installs what the run brings alon
 """
 
 import argparse
+import errno
 import logging
 import sys
 import time
@@ -18,7 +19,7 @@ from flwr.serverapp import Grid
 
 from lepton_common.control.control_pb2 import Woken
 from lepton_common.control.control_pb2_grpc import InsideStub
-from lepton_common.errors import LeptonError, RunError
+from lepton_common.errors import LeptonError, RunError, RunNotFound
 from lepton_common.flower.superlink import SuperLink
 from lepton_server.app import app
 from lepton_server.gateway.nodes import read_nodes
@@ -27,8 +28,11 @@ from lepton_server.gateway.serving import SOCKET
 from lepton_server.gateway.signed_grid import SignedGrid, Wake
 from lepton_server.progress import OBSERVER, Observer
 
-_IDLE_S, _GATHER_S, _WAKE_S = 0.2, 60.0, 1.0
+_IDLE_S, _WAKE_S = 0.2, 1.0
+# For sites that are not there: after a start, when all come back; and later on.
+_GATHER_S, _GRACE_S = 60.0, 10.0
 _SAY_S = 10.0  # between signs of life
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOG = logging.getLogger("lepton.executor")
 
 
@@ -54,7 +58,7 @@ class _Stoppable(Observer):
 
 def work(link: SuperLink, folder: Path, wake: Wake) -> None:
     """Runs whatever the SuperLink has waiting, for ever."""
-    runs = Runs(folder / "runs")
+    runs, back = Runs(folder / "runs"), time.monotonic() + _GATHER_S
     while True:
         with link.task() as given:
             if given is None:
@@ -63,20 +67,23 @@ def work(link: SuperLink, folder: Path, wake: Wake) -> None:
                 continue
             grid, context = given
             signed = SignedGrid(grid, nodes := read_nodes(folder), wake)
-            _wait_for(signed, len(nodes))
+            _wait_for(signed, len(nodes), max(back, time.monotonic() + _GRACE_S))
             _run(signed, context, runs)
 
 
-def _wait_for(grid: Grid, sites: int) -> None:
+def _wait_for(grid: Grid, sites: int, deadline: float) -> None:
     """Waits some time for all sites: after a restart they come back one by one."""
-    deadline = time.monotonic() + _GATHER_S
     while len(list(grid.get_node_ids())) < sites and time.monotonic() < deadline:
         time.sleep(_IDLE_S)
 
 
 def _run(grid: Grid, context: Context, runs: Runs) -> None:
-    name = str(context.run_config["run"])
-    submitted = runs.submitted(name)
+    name = str(context.run_config.get("run", ""))
+    try:
+        submitted = runs.submitted(name)
+    except RunNotFound as error:
+        _LOG.warning("The SuperLink has a run that nobody submitted: %s", error)
+        return
     context.run_config = {
         "settings": submitted.settings,
         "run_folder": str(runs.folder(name).path),
@@ -87,6 +94,8 @@ def _run(grid: Grid, context: Context, runs: Runs) -> None:
     except httpx.HTTPError:
         raise  # the SuperLink is gone: the run goes on once it is back
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise  # the run goes on once there is room
         if runs.stop_requested(name):
             runs.end(name, "stopped")  # in the midst of a round, or while it waited for sites
             return
@@ -113,7 +122,11 @@ def main() -> None:
     authority = (private / "own.crt").read_text()
     link = SuperLink(words.superlink, authority, (private / "secret").read_bytes())
     with grpc.insecure_channel(f"unix:{private / SOCKET}") as channel:
-        work(link, words.folder, waker(channel))
+        try:
+            work(link, words.folder, waker(channel))
+        except (httpx.HTTPError, OSError) as error:
+            # The coordinator starts this process again, and the run goes on.
+            sys.exit(f"The executor cannot go on ({type(error).__name__}: {error}).")
 
 
 def waker(channel: grpc.Channel) -> Wake:

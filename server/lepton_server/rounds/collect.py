@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from lepton_common.flower.lost import why_lost
+
 MALFORMED = "MalformedReply"
 TIMED_OUT = "TimedOut"
 WRONG_SENDER = "WrongSender"
@@ -20,7 +22,8 @@ def collect(
     """Sends each node its content; yields (node, answer) in order of arrival.
 
     An answer is the reply's records, or the name of what went wrong: the site's own error name,
-    ``TimedOut``, ``WrongSender`` or ``MalformedReply``. Each node is yielded exactly once.
+    ``TimedOut``, ``NodeUnavailable``, ``WrongSender`` or ``MalformedReply``. Each node is yielded
+    exactly once.
     """
     messages = [
         Message(content, dst_node_id=node, message_type=message_type, ttl=timeout_s)
@@ -53,6 +56,8 @@ def _answer(reply: Message, node: int) -> RecordDict | str:
     if reply.metadata.src_node_id not in (node, _FLOWER):
         return WRONG_SENDER
     if reply.has_error():
+        if reply.metadata.src_node_id == _FLOWER and (lost := why_lost(reply.error)):
+            return lost
         # A name, and nothing that a terminal or a report could take for more.
         reason = str(reply.error.reason)
         return reason if re.fullmatch(r"[A-Za-z][A-Za-z0-9]{0,63}", reason) else MALFORMED

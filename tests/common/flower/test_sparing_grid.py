@@ -85,3 +85,11 @@ def test_a_reply_that_never_comes_whole_is_an_error_of_that_name(grid, monkeypat
     assert lost.metadata.reply_to_message_id == "asked-2"
     assert whole.content["n"]["n"] == 3
     assert grid._client.confirmed == [second.object_id]
+
+
+def test_garbage_of_one_site_is_an_error_and_the_others_replies_come(grid):
+    first, _ = grid._client.response.message_object_trees
+    grid._client.contents[first.object_id] = b"NoSuchThing 4\0body"
+    lost, whole = grid.pull_messages(["asked-2", "asked-3"])
+    assert lost.error.reason == LOST
+    assert whole.content["n"]["n"] == 3

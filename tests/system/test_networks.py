@@ -1,0 +1,154 @@
+"""Sites and coordinator on machines of their own, over networks that are slow, lossy, or cut.
+
+Each site has a network namespace and an address. What the sites know as the coordinator's address
+is a relay's; one site has no way out but an HTTP proxy.
+
+    site-1 10.77.0.11 --+
+    site-2 10.77.0.12 --+-- relay 10.77.0.1 --- coordinator 10.78.0.2
+    site-3 10.77.0.13 --+      |
+    site-4 10.79.0.14 ----- proxy 10.79.0.1
+"""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from federation import LEPTON, Federation
+from namespaces import Namespaces
+from relay import Relay, Weather
+
+from lepton_client.site import Site
+
+pytestmark = pytest.mark.system
+RELAY, COORDINATOR, PROXY = "10.77.0.1", "10.78.0.2", "10.79.0.1"
+ADDRESSES = {f"site-{number}": f"10.77.0.1{number}" for number in (1, 2, 3)}
+BEHIND = "site-4"
+RUN = (
+    "task=breast_cancer privacy=record privacy.epsilon=0.3 privacy.spare_rounds=10 sites=4 "
+    "secagg.stage_timeout_s=20 federation.round_timeout_s=40"
+)
+
+
+class Networks:
+    """A federation on machines of their own, and the weather of each site."""
+
+    def __init__(self, path):
+        self.machines = Namespaces()
+        self.weather = {site: Weather() for site in (*ADDRESSES, BEHIND, "dora")}
+        self.relays = []
+        self.federation = federation = Federation(path, host=RELAY)
+        machines, command = self.machines, federation.command
+        for name in ("middle", "srv", "dora", *ADDRESSES, BEHIND):
+            machines.add(name)
+            command[name] = machines.inside(name, LEPTON)
+        machines.bridge("middle", "sites", RELAY)
+        machines.bridge("middle", "inner", "10.78.0.1")
+        machines.bridge("middle", "ward", PROXY)
+        machines.plug("srv", COORDINATOR, "middle", "inner")
+        machines.plug("dora", "10.77.0.20", "middle", "sites")
+        for site, address in ADDRESSES.items():
+            machines.plug(site, address, "middle", "sites")
+        machines.plug(BEHIND, "10.79.0.14", "middle", "ward")
+
+    def start(self):
+        self.federation.make()
+        port, middle = self.federation.port, self.machines.name("middle")
+        named = {address: self.weather[site] for site, address in ADDRESSES.items()}
+        self.relays = [
+            Relay(
+                lambda peer: named.get(peer, self.weather["dora"]),
+                target=(COORDINATOR, port), listen=(RELAY, port), namespace=middle,
+            ),
+            Relay(lambda _: self.weather[BEHIND], listen=(PROXY, 0), namespace=middle),
+        ]  # fmt: skip
+        proxy = f"http://{PROXY}:{self.relays[1].port}"
+        self.federation.environment[BEHIND] = {"https_proxy": proxy}
+        self.federation.start_all()
+
+    def close(self):
+        self.federation.stop()
+        for relay in self.relays:
+            relay.close()
+        self.machines.close()
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    made = Networks(tmp_path_factory.mktemp("networks"))
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def finished(federation, name, rounds):
+    last = json.loads(federation.watch(name, timeout=600).stdout.splitlines()[-1])
+    assert (last["status"], last["rounds"]) == ("finished", rounds)
+    assert np.isfinite(last["metrics"]["loss"])
+    for site in federation.sites:
+        Site(federation.path / site)  # log and ledger verify
+
+
+def trained(federation, name, round_):
+    """The sites whose updates are in a round."""
+    return set(federation.sites) - set(federation.rounds(name)[round_ - 1]["failed"])
+
+
+def test_a_site_behind_a_proxy_trains_along_over_slow_lines(networks):
+    federation = networks.federation
+    for weather in networks.weather.values():
+        weather.latency_s = 0.05
+    name = federation.submit(f"{RUN} rounds=3 seed=1")
+    finished(federation, name, 3)
+    assert all(BEHIND in trained(federation, name, round_) for round_ in (1, 2, 3))
+    assert networks.relays[1].passed >= 2  # the fleet API, and the stream of notices
+    for weather in networks.weather.values():
+        weather.latency_s = 0.0
+
+
+def test_no_site_listens_and_the_one_behind_the_proxy_reaches_nobody_else(networks):
+    for site in networks.federation.sites:
+        assert networks.machines.out(site, "ss", "-Hltun") == ""
+    assert "default" not in networks.machines.out(BEHIND, "ip", "route")
+    assert RELAY not in networks.machines.out(BEHIND, "ip", "route")
+    ended = networks.machines.out(
+        BEHIND, "sh", "-c", f"timeout 2 bash -c '</dev/tcp/{RELAY}/{networks.federation.port}' "
+        "2>/dev/null && echo reached || echo unreachable",
+    )  # fmt: skip
+    assert ended.strip() == "unreachable"
+
+
+def test_broken_and_stalling_connections_end_no_run(networks):
+    federation = networks.federation
+    for site in federation.sites:
+        networks.weather[site].reset, networks.weather[site].stall = 0.01, 0.03
+    name = federation.submit(f"{RUN} rounds=6 seed=2")
+    federation.until(lambda: len(federation.rounds(name)) >= 6, timeout=400)
+    for site in federation.sites:
+        networks.weather[site].reset = networks.weather[site].stall = 0.0
+    finished(federation, name, 6)
+    assert sum(relay.broken for relay in networks.relays) >= 1
+
+
+def test_a_site_that_is_cut_off_for_thirty_seconds_comes_back(networks):
+    federation = networks.federation
+    federation.until(lambda: all_attend(federation), timeout=120)
+    name = federation.submit(f"{RUN} rounds=12 privacy.spare_rounds=20 seed=3")
+    federation.until(lambda: len(federation.rounds(name)) >= 1, timeout=180)
+    networks.weather["site-2"].cut = True
+    time.sleep(30)
+    without = len(federation.rounds(name))
+    networks.weather["site-2"].cut = False
+    finished(federation, name, 12)
+    rounds = [trained(federation, name, round_) for round_ in range(1, 13)]
+    assert any("site-2" not in took_part for took_part in rounds[: without + 1])
+    assert "site-2" in rounds[-1]
+    assert {"site-1", "site-3", BEHIND} <= set.intersection(*rounds)
+
+
+def all_attend(federation):
+    """Whether each site's newest word is that it has a connection."""
+    logs = (federation.log(site) for site in federation.sites)
+    return all(log.rfind("Connected") > log.rfind("no connection") for log in logs)
