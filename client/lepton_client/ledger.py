@@ -135,24 +135,27 @@ class Ledger:
                 f"The plan covers {plan.max_steps} steps and {taken} are taken; "
                 f"another {event.steps} would not be accounted for."
             )
+        for what, (most, charges) in self.budgets(request.run, policy, study).items():
+            _check_budget(what, most, charges, plan)
+
+    def budgets(
+        self, run: str, policy: SitePolicy, study: StudyBudget | None = None
+    ) -> dict[str, tuple[float, list[Charge]]]:
+        """Returns the budgets that a run draws on: their epsilon, and what is charged to them."""
+        charges = self._inherited()
         since = time.time() - policy.period_days * _DAY_S
         budgets = {
-            "in all": (policy.max_epsilon, self._inherited()),
-            "in this run": (
-                policy.max_epsilon_per_run,
-                [charge for charge in self._inherited() if charge.run == request.run],
-            ),
+            "in all": (policy.max_epsilon, charges),
+            "in this run": (policy.max_epsilon_per_run, [c for c in charges if c.run == run]),
             f"in {policy.period_days} days": (
                 policy.max_epsilon_per_period,
-                [charge for charge in self._inherited() if charge.time > since],
+                [charge for charge in charges if charge.time > since],
             ),
         }
         if study is not None:
-            of_study = [charge for charge in self._inherited() if charge.run in study.runs]
+            of_study = [charge for charge in charges if charge.run in study.runs]
             budgets[f"in the study {study.name}"] = (study.max_epsilon, of_study)
-        for what, (most, charges) in budgets.items():
-            if most is not None:
-                _check_budget(what, most, charges, plan)
+        return {what: (most, of) for what, (most, of) in budgets.items() if most is not None}
 
     def reserve(
         self,
@@ -206,7 +209,7 @@ class Ledger:
 
         It may tell whether they were in other data too, so it stays at the site.
         """
-        return epsilon(_events(self._inherited()), delta)
+        return epsilon_of(self._inherited(), delta)
 
     def epsilon_of_run(self, run: str, delta: float) -> float:
         """Returns what a run has spent at ``delta``, whoever is in the data: public."""
@@ -246,14 +249,13 @@ def check_all_held(said: list[ChainRecord], held: LedgerContents) -> None:
 
 
 def _check_budget(what: str, most: float, charges: list[Charge], plan: PrivacyPlan) -> None:
-    events = _events(charges)
 
     def after(next_plan: PrivacyPlan) -> float:
-        return epsilon((*events, for_people(plan.unit, next_plan.event())), plan.delta)
+        return epsilon_of(charges, plan.delta, for_people(plan.unit, next_plan.event()))
 
     if after(plan) <= most:  # NaN must not pass
         return
-    spent = epsilon(events, plan.delta)
+    spent = epsilon_of(charges, plan.delta)
     raise BudgetSpent(
         f"This round would bring the data to epsilon {after(plan):.3f} of at most {most} {what}; "
         f"{spent:.3f} is spent, {max(most - spent, 0):.3f} is left. {_what_fits(plan, most, after)}"
@@ -272,9 +274,11 @@ def _what_fits(plan: PrivacyPlan, most: float, after: Callable[[PrivacyPlan], fl
     return "No such round fits any more."
 
 
-def _events(charges: list[Charge]) -> tuple[Event, ...]:
+def epsilon_of(charges: list[Charge], delta: float, *more: Event) -> float:
+    """Returns what charges cost people at ``delta``, and more events that cost them what they say."""
     # Merged, so that the accountant's memory of past answers is hit by every site and round.
-    return tuple(merge([for_people(charge.unit, charge.event) for charge in charges]))
+    events = merge([for_people(charge.unit, charge.event) for charge in charges])
+    return epsilon((*events, *more), delta)
 
 
 def _charge(record: ChainRecord) -> Charge:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_client.data import SiteData
+from lepton_client.trainer import Described
 from lepton_common.errors import TrainerFailed
 from lepton_common.messages import TrainRequest
 from lepton_common.pages import use_huge_pages
@@ -45,7 +46,7 @@ class Setup:
 class Call:
     """One method of `lepton_client.trainer.Trainer`; the model comes behind it, as float32."""
 
-    what: Literal["people", "conformance", "train", "train_privately", "noised_sum"]
+    what: Literal["describe", "people", "conformance", "train", "train_privately", "noised_sum"]
     request: TrainRequest | None = None
     plan: PrivacyPlan | None = None
 
@@ -60,6 +61,7 @@ class Answer:
         records: of `Trained`.
         engine: of `Conformance`.
         difference: of `Conformance`.
+        described: what `describe` returns.
     """
 
     error: Name | None = None
@@ -67,6 +69,7 @@ class Answer:
     records: Natural = 0
     engine: Name = "none"
     difference: float | None = None
+    described: Described | None = None
 
 
 def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING) -> None:

@@ -33,6 +33,7 @@ LeptonError                     exit code 1
 │   ├── ServerUnreachable
 │   ├── NotAllowed
 │   ├── TrainerFailed
+│   ├── AgentRunning
 │   └── RunNotResumable
 ├── SecAggError                 7   what stopped a round of secure aggregation
 │   ├── PolicyViolation
@@ -225,6 +226,10 @@ class NotAllowed(RunError):
 
 class TrainerFailed(RunError):
     """The process that trains at a site ended, was stopped, or answered what is no answer."""
+
+
+class AgentRunning(RunError):
+    """Another agent works in the site's folder, whose logs have one writer."""
 
 
 class RunNotResumable(RunError):
