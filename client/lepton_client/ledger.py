@@ -275,7 +275,7 @@ def _what_fits(plan: PrivacyPlan, most: float, after: Callable[[PrivacyPlan], fl
 
 
 def epsilon_of(charges: list[Charge], delta: float, *more: Event) -> float:
-    """Returns what charges cost people at ``delta``, and more events that cost them what they say."""
+    """Returns what charges, and more events to people, cost them at ``delta``."""
     # Merged, so that the accountant's memory of past answers is hit by every site and round.
     events = merge([for_people(charge.unit, charge.event) for charge in charges])
     return epsilon((*events, *more), delta)

@@ -34,6 +34,7 @@ LeptonError                     exit code 1
 │   ├── NotAllowed
 │   ├── TrainerFailed
 │   ├── AgentRunning
+│   ├── RehearsalFailed
 │   └── RunNotResumable
 ├── SecAggError                 7   what stopped a round of secure aggregation
 │   ├── PolicyViolation
@@ -230,6 +231,10 @@ class TrainerFailed(RunError):
 
 class AgentRunning(RunError):
     """Another agent works in the site's folder, whose logs have one writer."""
+
+
+class RehearsalFailed(RunError):
+    """A round could not be rehearsed at a site."""
 
 
 class RunNotResumable(RunError):
