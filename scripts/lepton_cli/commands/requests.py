@@ -75,10 +75,11 @@ def requests(
         return
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", no_wrap=True)
-    for name in ("who", "study", "task", "model", "rounds", "privacy", "secagg", "state"):
-        table.add_column(name)
+    table.add_column("what is asked")
+    table.add_column("state", no_wrap=True)
     for row in rows:
-        table.add_row(*_cells(row))
+        run, *about, state = _cells(row)
+        table.add_row(run, ", ".join(cell for cell in about if cell != "-"), state)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table, soft_wrap=False)
     for row in rows:
@@ -162,7 +163,7 @@ def _show(desk: "Desk", found: "Asked", *, as_json: bool = False) -> None:
     console = Console(highlight=False, soft_wrap=True)
     table = Table(show_header=False, title=found.run)
     for name, cell in zip(
-        ("run", "who", "study", "task", "model", "rounds", "privacy", "secure sum", "state"),
+        ("run", "who", "study", "task", "model", "rounds", "privacy", "sums", "state"),
         _cells(row),
         strict=True,
     ):
@@ -226,12 +227,17 @@ def _count(number: int, what: str, plural: str = "s") -> str:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    privacy = str(row.get("privacy", "-"))
+    privacy = {"none": "NO privacy"}.get(
+        row.get("privacy", ""), f"{row.get('privacy', '-')} privacy"
+    )
     if row.get("epsilon") is not None:
         privacy += f", epsilon {row['epsilon']:g}, delta {row['delta']:g}"
-    secure = {True: "yes", False: "no"}.get(row.get("secure_aggregation", ""), "-")
-    told = (str(row.get(n) or "-") for n in ("run", "by", "study", "task", "model", "rounds"))
-    return [*told, privacy, secure, row["state"]]
+    secure = {True: "secure sums", False: "OPEN updates"}.get(
+        row.get("secure_aggregation", ""), "-"
+    )
+    told = [str(row.get(name) or "-") for name in ("run", "by", "study", "task", "model")]
+    rounds = _count(row["rounds"], "round") if "rounds" in row else "-"
+    return [*told, rounds, privacy if "privacy" in row else "-", secure, row["state"]]
 
 
 def _print_rehearsed(result: "Rehearsed") -> None:

@@ -215,9 +215,7 @@ def _clock(site: Examined) -> Found:
     said = f"This clock and the coordinator's are {apart:.0f} s apart."
     if apart > _TOO_FAR_S:
         raise Fault(said, "Certificates live by the clock: set it, by NTP.")
-    return (
-        ("warning", said, "Set the clock by NTP.") if apart > _CLOCKS_APART_S else ("ok", said, "")
-    )
+    return Found(said, "Set the clock by NTP." if apart > _CLOCKS_APART_S else "")
 
 
 _SITE, _KEY, _ROSTER, _TRAINER = "site.yaml", "key", "roster", "trainer"
