@@ -79,7 +79,7 @@ def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING)
         OSError: nobody reads any more.
     """
     text = to_json(header).encode()
-    stream.write(_SIZES.pack(len(text), blob.nbytes) + text)
+    stream.write(len(text).to_bytes(8) + blob.nbytes.to_bytes(8) + text)
     if blob.nbytes:
         stream.write(np.ascontiguousarray(blob).view(np.uint8).data)
     stream.flush()
