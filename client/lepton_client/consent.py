@@ -9,7 +9,7 @@ from lepton_common.arrays import Vector
 from lepton_common.datasets.preparation import PER_RECORD
 from lepton_common.errors import ConsentRefused, PolicyViolation, RosterMismatch
 from lepton_common.identity.roster import Roster
-from lepton_common.messages import PrivacyRequest, TrainRequest
+from lepton_common.messages import PrivacyRequest, Recipe, TrainRequest
 from lepton_common.models.catalog import model_fault
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import LARGEST_WEIGHT, PrivacyPlan
@@ -61,7 +61,21 @@ def check(
     Raises:
         ConsentRefused: naming the first bound that the request breaks.
     """
-    policy, masked = site.policy, spec is not None
+    check_request(request, site, masked=spec is not None)
+    if request.privacy is None:
+        return None
+    plan = _plan(request.privacy, site, spec)
+    check_own_noise(plan, site.policy)
+    return plan
+
+
+def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> None:
+    """Holds all of a request against the site's file but the round that its noise is shared in.
+
+    Raises:
+        ConsentRefused: naming the first bound that the request breaks.
+    """
+    policy = site.policy
     if request.task not in TASKS or (policy.tasks is not None and request.task not in policy.tasks):
         raise ConsentRefused(f"This site does not serve the task '{request.task}'.")
     if TASKS[request.task].dataset != site.data.dataset:
@@ -86,13 +100,22 @@ def check(
     if asked is None:
         if not policy.allow_without_dp:
             raise ConsentRefused("This site trains with differential privacy only.")
-        return None
+        return
     if site.data.prepare not in PER_RECORD:
         raise ConsentRefused("This site's data is prepared by statistics that no plan charges for.")
-    for size in (request.recipe.batch_size, request.recipe.augmentations):
+    _check_privacy(asked, request.recipe, policy)
+
+
+def _check_privacy(asked: PrivacyRequest, recipe: Recipe, policy: SitePolicy) -> None:
+    """Holds what is asked of a privacy plan, and the batches it takes, against the policy.
+
+    Raises:
+        ConsentRefused: naming the first bound that is broken.
+    """
+    for size in (recipe.batch_size, recipe.augmentations):
         if size > policy.max_batch_size:
             raise ConsentRefused(f"A batch of {size} exceeds this site's {policy.max_batch_size}.")
-    if request.recipe.augmentations > request.recipe.batch_size:
+    if recipe.augmentations > recipe.batch_size:
         raise ConsentRefused("A batch must hold all views of a record.")
     if asked.delta > policy.max_delta:
         raise ConsentRefused(f"delta {asked.delta} exceeds this site's {policy.max_delta}.")
@@ -111,14 +134,20 @@ def check(
             f"A clipping norm of {asked.clipping_norm} exceeds this site's "
             f"{policy.max_clipping_norm}."
         )
-    plan = _plan(asked, site, spec)
+
+
+def check_own_noise(plan: PrivacyPlan, policy: SitePolicy) -> None:
+    """Holds the noise that the site would add itself against the policy.
+
+    Raises:
+        ConsentRefused: it is below the floor.
+    """
     own = plan.own_noise / plan.clipping_norm
     if own < policy.min_own_noise_multiplier:
         raise ConsentRefused(
             f"This site's own share of the noise, {own:.4g} times the clipping norm, is below its "
             f"floor of {policy.min_own_noise_multiplier}."
         )
-    return plan
 
 
 def _plan(asked: PrivacyRequest, site: SiteFile, spec: RoundSpec | None) -> PrivacyPlan:

@@ -197,25 +197,31 @@ class Ledger:
                 f"The plan covers {plan.max_steps} steps and {taken} are taken; "
                 f"another {event.steps} would not be accounted for."
             )
+        for what, (most, charges) in self.budgets(request.run, policy, study).items():
+            check_budget(what, most, _events(charges), plan)
+
+    def budgets(
+        self, run: str, policy: SitePolicy, study: StudyBudget | None = None
+    ) -> dict[str, tuple[float, list[Charge]]]:
+        """Returns the budgets that a run draws on: their epsilon, and what is charged to them.
+
+        Raises:
+            ClockBehind: there is a budget for a period, and the clock was set back.
+        """
+        charges = self._counted()
         since = self._now(policy) - policy.period_days * _DAY_S
-        counted = self._counted()
         budgets = {
-            "in all": (policy.max_epsilon, counted),
-            "in this run": (
-                policy.max_epsilon_per_run,
-                [charge for charge in counted if charge.run == request.run],
-            ),
+            "in all": (policy.max_epsilon, charges),
+            "in this run": (policy.max_epsilon_per_run, [c for c in charges if c.run == run]),
             f"in {policy.period_days} days": (
                 policy.max_epsilon_per_period,
-                [charge for charge in counted if charge.time > since],
+                [charge for charge in charges if charge.time > since],
             ),
         }
         if study is not None:
-            of_study = [charge for charge in counted if charge.run in study.runs]
+            of_study = [charge for charge in charges if charge.run in study.runs]
             budgets[f"in the study {study.name}"] = (study.max_epsilon, of_study)
-        for what, (most, charges) in budgets.items():
-            if most is not None:
-                check_budget(what, most, _events(charges), plan)
+        return {what: (most, of) for what, (most, of) in budgets.items() if most is not None}
 
     def reserve(
         self,
@@ -266,7 +272,7 @@ class Ledger:
 
     def epsilon(self, delta: float) -> float:
         """Returns what counts against the budgets at ``delta``, over all runs."""
-        return epsilon(_events(self._counted()), delta)
+        return epsilon_of(self._counted(), delta)
 
     def epsilon_of_run(self, run: str, delta: float) -> float:
         """Returns what a run has spent at ``delta``, whoever is in the data: public."""
@@ -345,6 +351,11 @@ def check_all_held(said: list[ChainRecord], held: LedgerContents) -> None:
             "hold: it was removed, or an older copy was put back. Restore the newest one, or "
             "retire this site's data."
         )
+
+
+def epsilon_of(charges: list[Charge], delta: float, *more: Event) -> float:
+    """Returns what charges, and more events to people, cost them at ``delta``."""
+    return epsilon((*_events(charges), *more), delta)
 
 
 def _charge(record: ChainRecord) -> Charge:

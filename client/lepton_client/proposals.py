@@ -6,6 +6,7 @@ what the operator said of it. The agent writes the one, the operator the other.
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,8 +20,10 @@ from lepton_common.durable import write_atomic
 from lepton_common.errors import (
     ApprovalPending,
     ConsentRefused,
+    LeptonError,
     PolicyViolation,
     ProposalInvalid,
+    StudyInvalid,
 )
 from lepton_common.identity.roster import Roster
 from lepton_common.identity.signed import Signed
@@ -55,7 +58,8 @@ class Decision:
 class Proposals:
     """A site's proposals."""
 
-    def __init__(self, folder: Path, audit: AuditLog) -> None:
+    def __init__(self, folder: Path, audit: AuditLog | None) -> None:
+        """Takes the site's folder and its log; without the log it only looks."""
         self._folder, self._audit = folder, audit
 
     def admit(self, run: str, text: str | None, file: "SiteFile", roster: Roster) -> None:
@@ -162,6 +166,29 @@ class Proposals:
             raise ConsentRefused(f"This site holds no study {name}; 'lepton site join' brings it.")
         return read_study(path.read_text(encoding="utf-8"), roster, datetime.now(UTC).date())
 
+    def objections(
+        self, proposal: Proposal, file: "SiteFile", roster: Roster
+    ) -> Iterator[LeptonError]:
+        """Yields what forbids a proposed run here, whatever the operator says of it."""
+        rules = _rules(file)
+        if rules.people is not None and proposal.by not in rules.people:
+            yield ConsentRefused(f"This site takes part in no run of {proposal.by}.")
+        try:
+            settings = proposal.parsed()
+        except ProposalInvalid as error:
+            yield error
+            return
+        yield from _beyond_policy(settings, file.policy)
+        if proposal.study is not None:
+            try:
+                study = self.study(proposal.study, roster)
+            except (StudyInvalid, ConsentRefused) as error:
+                yield error
+            else:
+                yield from _beyond_study(study, proposal, settings, file)
+        if rules.studies is not None and proposal.study not in rules.studies:
+            yield ConsentRefused("This site takes part in runs of certain studies only.")
+
     def _keep(self, run: str, text: str) -> None:
         known = self.text(run)
         if known == text:
@@ -172,22 +199,16 @@ class Proposals:
             raise ProposalInvalid("This proposal was made under another run's name before.")
         (self._folder / FOLDER).mkdir(exist_ok=True)
         write_atomic(self._folder / FOLDER / f"{run}.json", text.encode())
+        assert self._audit is not None, "who only looks takes nothing in"
         self._audit.append("proposed", {"run": run, "proposal": _digest(text)})
 
     def _check(
         self, run: str, text: str, proposal: Proposal, file: "SiteFile", roster: Roster
     ) -> None:
-        rules = _rules(file)
-        if rules.people is not None and proposal.by not in rules.people:
-            raise ConsentRefused(f"This site takes part in no run of {proposal.by}.")
-        settings = proposal.parsed()
-        _check_policy(settings, file.policy)
-        if proposal.study is not None:
-            _check_study(self.study(proposal.study, roster), proposal, settings, file)
-        if rules.studies is not None and proposal.study not in rules.studies:
-            raise ConsentRefused("This site takes part in runs of certain studies only.")
+        for objection in self.objections(proposal, file, roster):
+            raise objection
         verdict = self.verdict(run)
-        if verdict is None and rules.approval == "automatic":
+        if verdict is None and _rules(file).approval == "automatic":
             return
         self._note(run, _digest(text), verdict)
         if verdict is None:
@@ -197,6 +218,7 @@ class Proposals:
 
     def _note(self, run: str, digest: str, verdict: Verdict | None) -> None:
         """Puts the operator's word on record when it is first acted on."""
+        assert self._audit is not None, "who only looks acts on nothing"
         said = [r.body for r in self._audit.records if r.kind == "decided" and r.body["run"] == run]
         body = {"run": run, "proposal": digest, "verdict": verdict}
         if verdict is not None and (not said or said[-1] != body):
@@ -208,7 +230,9 @@ def _rules(file: "SiteFile") -> LaunchRules:
     return file.launch
 
 
-def _check_study(study: Study, proposal: Proposal, settings: Settings, file: "SiteFile") -> None:
+def _beyond_study(
+    study: Study, proposal: Proposal, settings: Settings, file: "SiteFile"
+) -> Iterator[ConsentRefused]:
     rules = {
         "site": file.name in study.sites,
         "data": file.data.id in study.data,
@@ -219,7 +243,7 @@ def _check_study(study: Study, proposal: Proposal, settings: Settings, file: "Si
     }
     for what, holds in rules.items():
         if not holds:
-            raise ConsentRefused(f"The study {study.name} does not cover the run's {what}.")
+            yield ConsentRefused(f"The study {study.name} does not cover the run's {what}.")
 
 
 def _terms(request: TrainRequest, settings: Settings) -> dict[str, tuple[object, object]]:
@@ -250,8 +274,8 @@ def _check_privacy(request: TrainRequest, settings: Settings, size: int) -> None
         raise PolicyViolation("What is asked is not what was proposed: the privacy plan differs.")
 
 
-def _check_policy(settings: Settings, policy: SitePolicy) -> None:
-    """Refuses a run all of whose requests would be refused, before anybody works on it."""
+def _beyond_policy(settings: Settings, policy: SitePolicy) -> Iterator[ConsentRefused]:
+    """Yields why all requests of a run would be refused, before anybody works on it."""
     privacy = settings.privacy
     faults = {
         "without differential privacy": not settings.private and not policy.allow_without_dp,
@@ -269,7 +293,7 @@ def _check_policy(settings: Settings, policy: SitePolicy) -> None:
     }
     for what, holds in faults.items():
         if holds:
-            raise ConsentRefused(f"This site takes part in no run {what}.")
+            yield ConsentRefused(f"This site takes part in no run {what}.")
 
 
 def _digest(text: str) -> str:

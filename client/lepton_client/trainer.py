@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 
 from lepton_client.data import SiteData, SiteRecords
 from lepton_client.people import unit_hashes
@@ -31,8 +32,30 @@ from lepton_common.messages import TrainRequest
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
 from lepton_common.secagg.ring import Integers
+from lepton_common.strict import Count, Name, Natural, record
 from lepton_common.summing import count_unit, update_bound
 from lepton_common.tasks.catalog import find_task
+
+
+@record
+class Described:
+    """What a trainer finds where it works; it stays at the site.
+
+    Attributes:
+        records: how many there are.
+        units: how many privacy units they are of.
+        unit: what the data protects as one.
+        input_shape: shape of one record's features.
+        classes: number of label values.
+        devices: names of the GPUs that it sees.
+    """
+
+    records: Natural
+    units: Natural
+    unit: Name
+    input_shape: list[Count]
+    classes: Count
+    devices: list[str]
 
 
 @dataclass(frozen=True)
@@ -52,6 +75,13 @@ class Trained:
 
 class Trainer(Protocol):
     """Reads the site's data and trains on it; one call at a time."""
+
+    def describe(self) -> Described:
+        """Reads the records, and says what is there, for the site's operator.
+
+        Raises:
+            DataError: the data cannot be read.
+        """
 
     def people(self) -> frozenset[bytes]:
         """Reads the records for the private work that follows; returns a keyed hash of each unit.
@@ -117,6 +147,19 @@ class LocalTrainer:
         self._name, self._data, self._secret = name, data, secret
         self._source = SiteRecords(data, folder)
         self._records: Records | None = None
+
+    def describe(self) -> Described:
+        """Says what is there; see `Trainer`."""
+        dataset, records = self._source.dataset(), self._source.read()
+        gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        return Described(
+            records=len(records),
+            units=records.unit_count,
+            unit=dataset.unit,
+            input_shape=list(dataset.input_shape),
+            classes=dataset.classes,
+            devices=[torch.cuda.get_device_name(index) for index in gpus],
+        )
 
     def people(self) -> frozenset[bytes]:
         """Reads the records; see `Trainer`."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from lepton_client.data import SiteData
 from lepton_client.isolation import bound, cut_off
 from lepton_client.rules import TrainerRules
-from lepton_client.trainer import LocalTrainer, Trained
+from lepton_client.trainer import Described, LocalTrainer, Trained
 from lepton_client.trainer_wire import NOTHING, Answer, Call, Setup, receive, send
 from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Conformance
 from lepton_common import errors
@@ -74,6 +74,13 @@ class TrainerProcess:
         self._gpus = rules.gpus
         self._process: subprocess.Popen[bytes] | None = None
         self._changing = threading.Lock()
+
+    def describe(self) -> Described:
+        """Says what is there; see `Trainer`."""
+        answer, _ = self._call(Call(what="describe"))
+        if answer.described is None:
+            raise TrainerFailed("The trainer does not say what it finds.")
+        return answer.described
 
     def people(self) -> frozenset[bytes]:
         """Reads the records; see `Trainer`."""
@@ -230,6 +237,8 @@ def serve(inward: IO[bytes], outward: IO[bytes]) -> None:
 def _answer(
     trainer: LocalTrainer, call: Call, received: Vector
 ) -> tuple[Answer, NDArray[np.generic]]:
+    if call.what == "describe":
+        return Answer(described=trainer.describe()), NOTHING
     if call.what == "people":
         return Answer(), np.frombuffer(b"".join(sorted(trainer.people())), np.uint8)
     assert call.request is not None

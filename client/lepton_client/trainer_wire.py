@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_client.data import SiteData
+from lepton_client.trainer import Described
 from lepton_common.errors import TrainerFailed
 from lepton_common.messages import TrainRequest
 from lepton_common.pages import use_huge_pages
@@ -14,7 +15,6 @@ from lepton_common.strict import Count, Digest, Name, Natural, parse_json, recor
 
 T = TypeVar("T")
 
-_SIZE_BYTES = 8  # of each of the two sizes before a frame, big-endian
 _LONGEST_RECORD = 64 << 20
 NOTHING: NDArray[np.uint8] = np.empty(0, np.uint8)
 
@@ -44,7 +44,9 @@ class Setup:
 class Call:
     """One method of `lepton_client.trainer.Trainer`; the model comes behind it, as float32."""
 
-    what: Literal["people", "device", "conformance", "train", "train_privately", "noised_sum"]
+    what: Literal[
+        "describe", "people", "device", "conformance", "train", "train_privately", "noised_sum"
+    ]
     request: TrainRequest | None = None
     plan: PrivacyPlan | None = None
 
@@ -61,6 +63,7 @@ class Answer:
         engine: of `Conformance`.
         difference: of `Conformance`.
         precision: of `Conformance`.
+        described: what `describe` returns.
     """
 
     error: Name | None = None
@@ -70,6 +73,7 @@ class Answer:
     engine: Name = "none"
     difference: float | None = None
     precision: Name = "none"
+    described: Described | None = None
 
 
 def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING) -> None:
@@ -79,8 +83,7 @@ def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING)
         OSError: nobody reads any more.
     """
     text = to_json(header).encode()
-    sizes = (len(text), blob.nbytes)
-    stream.write(b"".join(size.to_bytes(_SIZE_BYTES) for size in sizes) + text)
+    stream.write(len(text).to_bytes(8) + blob.nbytes.to_bytes(8) + text)
     if blob.nbytes:
         stream.write(np.ascontiguousarray(blob).view(np.uint8).data)
     stream.flush()
@@ -92,7 +95,7 @@ def receive(stream: IO[bytes], kind: type[T], most: int) -> tuple[T, NDArray[np.
     Raises:
         TrainerFailed: nothing more comes, or what comes is no such frame.
     """
-    length, size = (int.from_bytes(_exactly(stream, _SIZE_BYTES).tobytes()) for _ in range(2))
+    length, size = (int.from_bytes(_exactly(stream, 8).tobytes()) for _ in range(2))
     if length > _LONGEST_RECORD or size > most:
         raise TrainerFailed("What came from the trainer is too long.")
     try:

@@ -28,11 +28,7 @@ def privacy_request(settings: Settings, size: int) -> PrivacyRequest | None:
     if mode == "none" or privacy.epsilon is None or privacy.delta is None:
         return None
     steps = 1 if mode == "site" else settings.train.local_steps or 1
-    shared = None
-    if settings.shares_noise:
-        n, f = settings.cohort, settings.colluders
-        size += privacy.clip_quantile is not None
-        shared = SharedNoise(n, least_survivors(n, f, settings.federation.quorum), f, size)
+    shared = shared_noise(settings, size)
     max_steps = (settings.rounds + privacy.spare_rounds) * steps
     return PrivacyRequest(
         mode=mode,
@@ -50,6 +46,19 @@ def privacy_request(settings: Settings, size: int) -> PrivacyRequest | None:
         steps_per_round=steps,
         max_steps=max_steps,
     )
+
+
+def shared_noise(settings: Settings, size: int) -> SharedNoise | None:
+    """Returns who shares the noise of a run's sums, given the model's weights; None: nobody.
+
+    Raises:
+        PlanError: no noise is certain.
+    """
+    if not settings.shares_noise:
+        return None
+    n, f = settings.cohort, settings.colluders
+    values = size + (settings.privacy.clip_quantile is not None)
+    return SharedNoise(n, least_survivors(n, f, settings.federation.quorum), f, values)
 
 
 def masked_sum(settings: Settings, weights: dict[str, int]) -> MaskedSum:

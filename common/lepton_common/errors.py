@@ -36,6 +36,8 @@ LeptonError                     exit code 1
 │   ├── ServerUnreachable
 │   ├── NotAllowed
 │   ├── TrainerFailed
+│   ├── AgentRunning
+│   ├── RehearsalFailed
 │   └── RunNotResumable
 ├── SecAggError                 7   what stopped a round of secure aggregation
 │   ├── PolicyViolation
@@ -242,6 +244,14 @@ class NotAllowed(RunError):
 
 class TrainerFailed(RunError):
     """The process that trains at a site ended, was stopped, or answered what is no answer."""
+
+
+class AgentRunning(RunError):
+    """Another agent works in the site's folder, whose logs have one writer."""
+
+
+class RehearsalFailed(RunError):
+    """A round could not be rehearsed at a site."""
 
 
 class RunNotResumable(RunError):

@@ -12,12 +12,14 @@ from lepton_cli.commands import (
     audit,
     config,
     deployment,
+    desk,
     evidence,
     federation,
     identities,
     installing,
     privacy,
     reports,
+    requests,
     simulate,
     site_data,
 )
@@ -58,6 +60,17 @@ identities.site_app.command("unit", help=installing.UNIT_HELP.format(kind="site"
 identities.server_app.command("unit", help=installing.UNIT_HELP.format(kind="server"))(
     installing.server_unit
 )
+for name, help_, command in (
+    ("requests", requests.REQUESTS_HELP, requests.requests),
+    ("approve", requests.APPROVE_HELP, requests.approve),
+    ("refuse", requests.REFUSE_HELP, requests.refuse),
+    ("rehearse", requests.REHEARSE_HELP, requests.rehearse),
+    ("status", desk.STATUS_HELP, desk.status),
+    ("log", desk.LOG_HELP, desk.log),
+    ("ledger", desk.LEDGER_HELP, desk.ledger),
+    ("doctor", desk.DOCTOR_HELP, desk.doctor),
+):
+    identities.site_app.command(name, help=help_)(command)
 app.command("submit", help=deployment.SUBMIT_HELP)(deployment.submit)
 app.add_typer(deployment.run_app, name="run")
 app.add_typer(identities.site_app, name="site")

@@ -91,6 +91,21 @@ class SigningKey:
         return self._private.sign(message)
 
 
+class PublicKey(SigningKey):
+    """A key of which only the public half is here: it opens what it signed, and signs nothing."""
+
+    def __init__(self, public_hex: str) -> None:
+        self.public_hex = public_hex
+
+    def sign(self, message: bytes) -> bytes:
+        """Refuses.
+
+        Raises:
+            KeyUnreadable: always.
+        """
+        raise KeyUnreadable("The private key is not opened here, so nothing can be signed.")
+
+
 def read_public(path: Path) -> str:
     """Returns the hexadecimal public key of a key; asks no token for it.
 

@@ -60,9 +60,11 @@ def site_start(
     """Start the site's agent: it answers what the site's policy allows; Ctrl-C ends it."""
     from lepton_cli.keys import read_passphrase
     from lepton_client.agent import run_agent
+    from lepton_client.running import only_agent
 
     _log()
-    run_agent(folder.resolve(), _stopped(), read_passphrase(passphrase_file))
+    with only_agent(folder):
+        run_agent(folder.resolve(), _stopped(), read_passphrase(passphrase_file))
 
 
 def submit(

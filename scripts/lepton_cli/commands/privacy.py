@@ -292,14 +292,12 @@ def verify_command(
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Verify a site's privacy ledger: signatures, order, people, and what each data set spent."""
+    from lepton_cli.desk.budgets import spent_by_data
     from lepton_client.site import KEY_FILE, LEDGER_FILE
     from lepton_common.chain import verify_heads
     from lepton_common.errors import AuditError, LedgerInvalid, LedgerRolledBack
     from lepton_common.identity.keys import read_public
-    from lepton_common.privacy.accounting import epsilon
-    from lepton_common.privacy.events import read_event
     from lepton_common.privacy.ledger_file import read_ledger
-    from lepton_common.privacy.plan import for_people
 
     path = site / LEDGER_FILE
     if not path.exists():
@@ -319,31 +317,22 @@ def verify_command(
         raise LedgerInvalid(f"Cannot read the site's key: {error}; give --key.") from error
     except AuditError as error:
         raise LedgerRolledBack(str(error)) from error
-    names = {r.body["version"]: r.body["dataset"] for r in contents.records if r.kind == "data"}
     charges = contents.charges
     released = sum(record.kind == "release" for record in contents.records)
-    rows = []
-    for version, name in names.items():
-        mine = contents.charges_to(version)
-        delta = min((float(charge.body["delta"]) for charge in mine), default=1e-5)
-        events = tuple(
-            for_people(str(charge.body["unit"]), read_event(charge.body["event"]))
-            for charge in mine
-        )
-        spent = epsilon(events, delta, fine=True)
-        rows.append({"data": name, "version": version, "charges": len(mine),
-                     "epsilon": spent, "delta": delta})  # fmt: skip
+    rows = spent_by_data(contents)
     if as_json:
         document = {"entries": len(contents.records), "charges": len(charges),
-                    "released": released, "head": contents.head, "data": rows}  # fmt: skip
+                    "released": released, "head": contents.head,
+                    "data": [asdict(row) for row in rows]}  # fmt: skip
         print(json.dumps(document))
         return
     table = Table(
         "data", "version", "charges", "epsilon", "delta", title=f"Privacy ledger of {site}"
     )
     for row in rows:
-        table.add_row(str(row["data"]), str(row["version"])[:12], str(row["charges"]),
-                      f"{row['epsilon']:.3f}", f"{row['delta']:g}")  # fmt: skip
+        table.add_row(
+            row.data, row.version[:12], str(row.charges), f"{row.epsilon:.3f}", f"{row.delta:g}"
+        )
     console = Console(highlight=False)
     console.print(table)
     console.print(
