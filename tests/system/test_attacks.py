@@ -407,7 +407,8 @@ def test_after_all_that_a_run_is_as_ever(federation):
     federation.until(
         lambda: all("Connected" in federation.log(s) for s in (VICTIM, INSIDER)), timeout=300
     )
-    name = federation.submit(f"{RUN} seed=9")
+    patient = RUN.replace("_s=10", "_s=60").replace("_s=20", "_s=120")  # two agents are cold
+    name = federation.submit(f"{patient} seed=9")
     last = json.loads(federation.watch(name, timeout=600).stdout.splitlines()[-1])
     assert (last["status"], last["rounds"]) == ("finished", 1)
     assert federation.rounds(name)[0]["failed"] == {}
