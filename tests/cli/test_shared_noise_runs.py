@@ -138,6 +138,7 @@ def test_whole_updates_are_protected_and_few_sites_are_warned_of(lepton):
     assert site.epsilon <= 8.0
 
 
+@pytest.mark.slow
 def test_many_sites_learn_from_whole_updates():
     run = lepton_cli.simulate(
         "task=breast_cancer", "sites=40", "rounds=3", "privacy=site", "privacy.epsilon=40",

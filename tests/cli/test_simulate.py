@@ -179,6 +179,7 @@ def test_a_resumed_run_takes_no_other_settings(lepton):
     assert "drop rounds=9" in ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", ["none", "record"])
 def test_a_run_that_was_killed_goes_on_exactly(privacy):
     words = ["task=digits", "sites=4", "rounds=6", f"privacy={privacy}", "engine.workers=2"]
@@ -209,6 +210,7 @@ def test_a_run_that_was_killed_goes_on_exactly(privacy):
             assert site.epsilon <= 3.0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_ctrl_c_stops_after_the_round_and_says_how_to_go_on():
     process = subprocess.Popen(
@@ -254,6 +256,7 @@ def test_runs_and_reports_are_listed(lepton):
     assert lepton("report", "nothing").code == 5
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_in_processes_of_its_own_and_ends_in_one_table(lepton):
     ended = lepton("simulate", "-m", *PLAIN, "seed=1,2", "--json")
     documents = json.loads(ended.out)

@@ -12,6 +12,7 @@ import pytest
 _SUPPORT = Path(__file__).parents[1] / "support"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
 def test_whenever_a_site_is_killed_what_left_is_in_the_ledger(tmp_path):
     done = subprocess.run(

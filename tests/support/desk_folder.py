@@ -37,11 +37,14 @@ STRICT = SitePolicy(
     max_delta=1e-5,
     min_noise_multiplier=0.5,
     min_own_noise_multiplier=0.25,
+    min_clipping_norm=1e-3,
     max_clipping_norm=10.0,
     max_batch_size=1024,
     min_cohort=3,
     max_weight_share=0.5,
+    devices=["cpu", "cuda"],
     tasks=None,
+    models=None,
 )
 # All records in each step: the accountants are quick then.
 PRIVATE = ["privacy=record", "secagg=sa1", "privacy.epsilon=0.9", "privacy.delta=1e-5",

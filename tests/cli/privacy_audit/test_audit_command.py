@@ -42,6 +42,7 @@ def finished(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 def test_an_honest_installation_is_consistent_with_its_claim(lepton, finished):
     run = finished("sites=2", "secagg=none", "rounds=11", "privacy.sample_rate=0.5")
     ended = lepton("privacy", "audit", str(run.folder.path), "--canaries", "1000", "--json")
@@ -84,6 +85,7 @@ def test_a_broken_installation_ends_with_its_code_and_one_document(lepton, break
     assert any("noise: standard deviation" in fault for fault in found["faults"])
 
 
+@pytest.mark.slow
 def test_a_broken_installation_is_told_in_tables_and_one_sentence(lepton, break_it):
     break_it("clipping off")
     ended = lepton("privacy", "audit", "--epsilon", "1", *_SMALL)

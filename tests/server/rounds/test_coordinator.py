@@ -42,6 +42,7 @@ def test_sums_are_exact(width, sites):
     assert check(Drive(spec, SIGNERS[:sites], weights=weights))
 
 
+@pytest.mark.slow
 def test_two_hundred_sites_sum_exactly():
     spec = make_spec(SIGNERS, width=24)
     drops = dict(zip(range(3, 60, 5), itertools.cycle(STAGES), strict=False))
@@ -56,6 +57,7 @@ def test_odd_lengths_around_the_edges_of_a_lane_sum_exactly(width, length):
     assert check(Drive(spec, SIGNERS[:3]))
 
 
+@pytest.mark.slow
 def test_every_pattern_of_dropouts_among_five_sites():
     spec = make_spec(SIGNERS[:5], dimension=2)
     finished = 0
@@ -79,7 +81,15 @@ def test_every_pattern_of_dropouts_among_five_sites():
     assert finished == 1 + 5 * 5
 
 
-@pytest.mark.parametrize(("sites", "patterns"), [(10, 200), (50, 5)])
+@pytest.mark.parametrize(
+    ("sites", "patterns"),
+    [
+        (10, 20),
+        (50, 2),
+        pytest.param(10, 200, marks=pytest.mark.slow),
+        pytest.param(50, 5, marks=pytest.mark.slow),
+    ],
+)
 def test_random_patterns_of_dropouts(sites, patterns):
     rng = np.random.default_rng(sites)
     spec, ends = make_spec(SIGNERS[:sites], width=20), set()
