@@ -7,14 +7,13 @@ what the operator said of it. The agent writes the one, the operator the other.
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from lepton_client.ledger import StudyBudget
 from lepton_client.rules import LaunchRules
-from lepton_common.asking import masked_sum, privacy_request, recipe
+from lepton_common.asking import keeps_privacy, masked_sum, recipe
 from lepton_common.audit import AuditLog
 from lepton_common.durable import write_atomic
 from lepton_common.errors import (
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
 
 FOLDER, STUDIES = "proposals", "studies"
 Verdict = Literal["approved", "refused"]
-_ROUNDING = 1e-6  # what two versions of an accountant may differ by, relative
 
 
 @record
@@ -106,8 +104,8 @@ class Proposals:
         least = math.ceil(settings.federation.quorum * settings.cohort)
         if request.round > settings.rounds or request.cohort < least:
             raise PolicyViolation("The round is beyond the proposed run, or for fewer sites.")
-        if size is not None:
-            _check_privacy(request, settings, size)
+        if size is not None and not keeps_privacy(request.privacy, settings, size):
+            raise PolicyViolation("What is asked is not what was proposed: the privacy plan.")
 
     def text(self, run: str) -> str | None:
         """Returns the signed text of a run's proposal; None where there is none."""
@@ -259,19 +257,6 @@ def _terms(request: TrainRequest, settings: Settings) -> dict[str, tuple[object,
         "form of the sum": (masked, form),
         "privacy": (request.privacy is None, not settings.private),
     }
-
-
-def _check_privacy(request: TrainRequest, settings: Settings, size: int) -> None:
-    """Checks that exactly the noise is asked for that the proposed epsilon takes, or more."""
-    asked, proposed = request.privacy, privacy_request(settings, size)
-    if asked is None or proposed is None:
-        if asked is not proposed:
-            raise PolicyViolation("What is asked is not what was proposed: privacy differs.")
-        return
-    least = proposed.noise_multiplier * (1 - _ROUNDING)
-    same = replace(asked, noise_multiplier=proposed.noise_multiplier) == proposed
-    if not same or asked.noise_multiplier < least:
-        raise PolicyViolation("What is asked is not what was proposed: the privacy plan differs.")
 
 
 def _beyond_policy(settings: Settings, policy: SitePolicy) -> Iterator[ConsentRefused]:

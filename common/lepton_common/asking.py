@@ -5,11 +5,14 @@ computes the same.
 """
 
 import hashlib
+from dataclasses import replace
 
 from lepton_common.messages import MaskedSum, PrivacyRequest, Recipe
-from lepton_common.privacy.plan import SharedNoise, calibrated_noise
+from lepton_common.privacy.plan import SharedNoise, calibrated_noise, planned_epsilon
 from lepton_common.secagg.spec import least_survivors
 from lepton_common.settings import Settings
+
+_ROUNDING = 1e-6  # what two versions of an accountant may differ by, relative
 
 
 def privacy_request(settings: Settings, size: int) -> PrivacyRequest | None:
@@ -24,27 +27,54 @@ def privacy_request(settings: Settings, size: int) -> PrivacyRequest | None:
     Raises:
         PlanError: no noise reaches the target.
     """
+    privacy = settings.privacy
+    draft = _without_noise(settings)
+    if draft is None or privacy.epsilon is None:
+        return None
+    noise = calibrated_noise(
+        target_epsilon=privacy.epsilon,
+        delta=draft.delta,
+        sample_rate=draft.sample_rate,
+        max_steps=draft.max_steps,
+        shared=shared_noise(settings, size),
+    )
+    return replace(draft, noise_multiplier=noise)
+
+
+def keeps_privacy(asked: PrivacyRequest | None, settings: Settings, size: int) -> bool:
+    """Says whether a request is what `privacy_request` returns, or has more noise than that.
+
+    Checked by one look at the epsilon of the whole run, where calibrating takes many.
+    """
+    draft, target = _without_noise(settings), settings.privacy.epsilon
+    if asked is None or draft is None or target is None:
+        return asked is None and draft is None
+    if asked != replace(draft, noise_multiplier=asked.noise_multiplier):
+        return False
+    spent = planned_epsilon(
+        noise_multiplier=asked.noise_multiplier,
+        delta=asked.delta,
+        sample_rate=asked.sample_rate,
+        max_steps=asked.max_steps,
+        shared=shared_noise(settings, size),
+    )
+    return spent <= target * (1 + _ROUNDING)
+
+
+def _without_noise(settings: Settings) -> PrivacyRequest | None:
     privacy, mode = settings.privacy, settings.privacy.mode
     if mode == "none" or privacy.epsilon is None or privacy.delta is None:
         return None
     steps = 1 if mode == "site" else settings.train.local_steps or 1
-    shared = shared_noise(settings, size)
-    max_steps = (settings.rounds + privacy.spare_rounds) * steps
     return PrivacyRequest(
         mode=mode,
         count_within=privacy.clip_quantile is not None,
         delta=privacy.delta,
         sample_rate=privacy.sample_rate,
-        noise_multiplier=calibrated_noise(
-            target_epsilon=privacy.epsilon,
-            delta=privacy.delta,
-            sample_rate=privacy.sample_rate,
-            max_steps=max_steps,
-            shared=shared,
-        ),
+        noise_multiplier=1.0,
         clipping_norm=privacy.clipping_norm,
         steps_per_round=steps,
-        max_steps=max_steps,
+        max_steps=(settings.rounds + privacy.spare_rounds) * steps,
     )
 
 

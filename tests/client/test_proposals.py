@@ -171,7 +171,7 @@ HONEST = privacy_request(SETTINGS, len(WEIGHTS))
         {"cohort": 1},
         {"privacy": None},
         {"privacy": WEAK},
-        {"privacy": replace(HONEST, noise_multiplier=HONEST.noise_multiplier * 0.999)},
+        {"privacy": replace(HONEST, noise_multiplier=HONEST.noise_multiplier * 0.99)},
         {"privacy": replace(HONEST, clipping_norm=HONEST.clipping_norm * 2)},
         {"privacy": replace(HONEST, max_steps=HONEST.max_steps + 1)},
         {"privacy": replace(HONEST, sample_rate=HONEST.sample_rate / 2)},

@@ -150,7 +150,7 @@ class Federation:
         path = self.path / f"{folder}.log"
         return path.read_text() if path.exists() else ""
 
-    def until(self, holds, timeout=90):
+    def until(self, holds, timeout=180):
         deadline = time.monotonic() + timeout
         while not holds():
             logs = "\n".join(self.log(name)[-1000:] for name in ("srv", *self.sites))

@@ -194,13 +194,27 @@ def calibrated_noise(
     Raises:
         PlanError: no noise multiplier up to 10,000 is enough.
     """
+    return calibrate(
+        target_epsilon, delta, lambda sigma: _whole_run(sample_rate, sigma, max_steps, shared)
+    )
 
-    def mechanism(sigma: float) -> Event:
-        if shared is None:
-            return SampledGaussian(sample_rate, sigma, max_steps)
-        return shared_event(sample_rate, sigma, max_steps, shared, shared.certain)
 
-    return calibrate(target_epsilon, delta, mechanism)
+def planned_epsilon(
+    *,
+    noise_multiplier: float,
+    delta: float,
+    sample_rate: float,
+    max_steps: int,
+    shared: SharedNoise | None = None,
+) -> float:
+    """Returns what ``max_steps`` steps cost at ``delta``."""
+    return epsilon((_whole_run(sample_rate, noise_multiplier, max_steps, shared),), delta)
+
+
+def _whole_run(rate: float, sigma: float, steps: int, shared: SharedNoise | None) -> Event:
+    if shared is None:
+        return SampledGaussian(rate, sigma, steps)
+    return shared_event(rate, sigma, steps, shared, shared.certain)
 
 
 def public_size_class(units: int) -> int:
