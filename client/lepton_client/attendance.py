@@ -169,6 +169,7 @@ class Attendance:
     def _take(self, notice: wire.Notice) -> None:
         what = notice.WhichOneof("what")
         if what == "stop":
+            _LOG.info("Someone stopped the run %s.", notice.stop)
             self._on_stop(notice.stop)
         elif what == "roster":
             self._take_roster(notice.roster)
