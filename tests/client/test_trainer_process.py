@@ -7,41 +7,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_site import request
+from trainer_folder import ASKED, DATA, RULES, SECRET, WEIGHTS, fill
 
-from lepton_client.data import SiteData
 from lepton_client.rules import TrainerRules
 from lepton_client.trainer_process import TrainerProcess
 from lepton_client.trainer_wire import Answer, receive, send
-from lepton_common.arrays import Layout, read_parameters
 from lepton_common.errors import (
     SettingsError,
     TrainerFailed,
 )
-from lepton_common.models.catalog import initial_model
 from lepton_common.strict import parse
-
-DATA = SiteData(
-    id="tumours",
-    dataset="breast_cancer",
-    root=None,
-    prepare="public_ranges",
-    unit="row",
-    rows="rows.npy",
-)
-RULES = TrainerRules(isolation="process", launcher=[], threads=1, memory_gib=None, gpus=None)
-SECRET = bytes(range(32))
-MODEL = initial_model("logistic", (30,), 2, seed=0)
-WEIGHTS = read_parameters(MODEL).numpy()
-ASKED = request(task="breast_cancer", model="logistic", layout=Layout.of(MODEL).digest)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("site")
-    np.save(made / "rows.npy", np.arange(60))
-    (made / "signing.pem").write_text("the site's key")
-    return made
+    return fill(tmp_path_factory.mktemp("site"))
 
 
 def answering(folder, code):

@@ -1,6 +1,7 @@
 """A deployed site's folder on toy records, and runs that are proposed to it."""
 
 from dataclasses import replace
+from importlib import resources
 
 import pytest
 import yaml
@@ -22,29 +23,16 @@ from lepton_common.identity.roster import (
 )
 from lepton_common.policy import SitePolicy
 from lepton_common.proposal import make_proposal
+from lepton_common.strict import parse
 from lepton_common.tasks.catalog import TASKS
+from lepton_common.yaml_text import load_yaml
 
 DORA = SigningKey.generate()
 NAMES = ["site-1", "site-2", "site-3", "site-4"]
-STRICT = SitePolicy(
-    allow_without_dp=False,
-    allow_without_secagg=False,
-    colluders=None,
-    max_epsilon=3.0,
-    max_epsilon_per_run=1.0,
-    max_epsilon_per_period=2.0,
-    period_days=365,
-    max_delta=1e-5,
-    min_noise_multiplier=0.5,
-    min_own_noise_multiplier=0.25,
-    min_clipping_norm=1e-3,
-    max_clipping_norm=10.0,
-    max_batch_size=1024,
-    min_cohort=3,
-    max_weight_share=0.5,
-    devices=["cpu", "cuda"],
-    tasks=None,
-    models=None,
+# As it ships.
+STRICT, _ = parse(
+    SitePolicy,
+    load_yaml(resources.files("lepton_conf").joinpath("policy/strict.yaml").read_text("utf-8")),
 )
 # All records in each step: the accountants are quick then.
 PRIVATE = ["privacy=record", "secagg=sa1", "privacy.epsilon=0.9", "privacy.delta=1e-5",

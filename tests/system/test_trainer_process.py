@@ -12,37 +12,21 @@ import time
 import numpy as np
 import pytest
 from toy_site import PRIVACY, request
+from trainer_folder import ASKED, DATA, RULES, SECRET, WEIGHTS, fill
 
-from lepton_client.data import SiteData
 from lepton_client.isolation import cut_off
 from lepton_client.rules import TrainerRules
 from lepton_client.trainer import LocalTrainer
 from lepton_client.trainer_process import TrainerProcess
-from lepton_common.arrays import Layout, read_parameters
 from lepton_common.errors import (
     DataMissing,
     EmptySite,
     IsolationUnavailable,
     TrainerFailed,
 )
-from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.plan import SharedNoise
 
-DATA = SiteData(
-    id="tumours",
-    dataset="breast_cancer",
-    root=None,
-    prepare="public_ranges",
-    unit="row",
-    rows="rows.npy",
-)
 pytestmark = pytest.mark.system
-
-RULES = TrainerRules(isolation="process", launcher=[], threads=1, memory_gib=None, gpus=None)
-SECRET = bytes(range(32))
-MODEL = initial_model("logistic", (30,), 2, seed=0)
-WEIGHTS = read_parameters(MODEL).numpy()
-ASKED = request(task="breast_cancer", model="logistic", layout=Layout.of(MODEL).digest)
 
 
 def confined():
@@ -58,10 +42,7 @@ needs_namespaces = pytest.mark.skipif(confined() is not None, reason=str(confine
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    made = tmp_path_factory.mktemp("site")
-    np.save(made / "rows.npy", np.arange(60))
-    (made / "signing.pem").write_text("the site's key")
-    return made
+    return fill(tmp_path_factory.mktemp("site"))
 
 
 @pytest.fixture(scope="module")

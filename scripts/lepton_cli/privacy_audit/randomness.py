@@ -114,11 +114,13 @@ def _seeds(plan: PrivacyPlan, device: torch.device) -> Check:
     draws = []
     with torch.random.fork_rng(devices=[]):
         before = np.random.get_state()  # noqa: NPY002 - the generator that a seed would reach
-        for _ in range(2):
-            torch.manual_seed(1)
-            np.random.seed(1)  # noqa: NPY002
-            draws.append(_released_noise(plan, device))
-        np.random.set_state(before)  # noqa: NPY002
+        try:
+            for _ in range(2):
+                torch.manual_seed(1)
+                np.random.seed(1)  # noqa: NPY002
+                draws.append(_released_noise(plan, device))
+        finally:
+            np.random.set_state(before)  # noqa: NPY002
     related = _correlation(*draws)
     return by_chance(
         "noise: deaf to torch.manual_seed and numpy.random.seed",
