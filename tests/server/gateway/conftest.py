@@ -109,7 +109,7 @@ def until():
     """Returns what waits until something holds."""
 
     def wait(holds):
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not holds():
             assert time.monotonic() < deadline
             time.sleep(0.01)

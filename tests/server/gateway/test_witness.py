@@ -44,10 +44,11 @@ def test_what_a_site_released_is_witnessed_by_server_and_sites(federation, until
 
     for folder in (federation.folder, federation.sites["site-2"].folder, site.folder):
         until(lambda folder=folder: seen(folder))
-    assert kinds(site)[-2:] == ["release", "heads"]
+    # What is told of others, and when, is the threads' affair: only this site's order is fixed.
+    assert [kind for kind in kinds(site) if kind != "witnessed"][-2:] == ["release", "heads"]
     # The other's log has one an hour, however often there is news.
-    assert kinds(federation.sites["site-2"]).count("witnessed") == 1
-    assert [r.kind for r in federation.audit.records].count("witnessed") == 2
+    until(lambda: kinds(federation.sites["site-2"]).count("witnessed") == 1)
+    until(lambda: [r.kind for r in federation.audit.records].count("witnessed") == 2)
     two.looking()
 
 
