@@ -9,7 +9,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.roster import Coordinator
 from lepton_common.identity.sealed import sign_reply
+from lepton_common.pages import give_back_freed_memory, keep_freed_pieces
 
 NODE_KEY_FILE, _NODE_ID_FILE = "node.pem", "node.id"
 _LOG = logging.getLogger("lepton.agent")
@@ -53,6 +53,7 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
     site = open_site(str(folder), passphrase)
     if site.file.trainer is None:
         raise SettingsError("site.yaml has no section 'trainer'; docs/deployment.md shows it.")
+    keep_freed_pieces()
     wait_s = _FIRST_WAIT_S
     while not stopped():
         coordinator = site.coordinator()
@@ -60,13 +61,12 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
         try:
             with Attendance(site, connector(coordinator, leaf), site.stop_training) as attendance:
                 attendance.begin(stopped)
-                node = FleetNode(
+                with FleetNode(
                     f"https://{coordinator.hosts[0]}:{coordinator.port}",
                     _tls(site, coordinator, leaf),
                     folder / NODE_KEY_FILE,
                     _last_id(folder),
-                )
-                with closing(node):
+                ) as node:
                     _LOG.info("Connected to %s as node %d.", coordinator.name, node.node_id)
                     wait_s = _FIRST_WAIT_S
                     write_atomic(folder / _NODE_ID_FILE, str(node.node_id).encode())
@@ -85,7 +85,7 @@ def _serve(
     node: FleetNode, folder: Path, site: Site, attendance: Attendance, stopped: Callable[[], bool]
 ) -> None:
     """Answers messages until the certificate is due for renewal."""
-    until = datetime.now(UTC) + LIFETIME / 2
+    until, run = datetime.now(UTC) + LIFETIME / 2, None
     done = threading.Event()
     heart = threading.Thread(target=_beat, args=(node, done), daemon=True)
     heart.start()
@@ -95,9 +95,12 @@ def _serve(
             message = node.receive()
             if message is None:
                 attendance.wait(stopped)
-            else:
-                _answer(node, message, folder, site)
-                attendance.released()
+                continue
+            if message.metadata.run_id != run:
+                run = message.metadata.run_id
+                give_back_freed_memory()
+            _answer(node, message, folder, site)
+            attendance.released()
     finally:
         done.set()
         heart.join(HEARTBEAT_S)

@@ -232,6 +232,7 @@ def serve(inward: IO[bytes], outward: IO[bytes]) -> None:
             answer = Answer(error=type(error).__name__)
             result = np.frombuffer(trace.encode(), np.uint8)
         send(outward, answer, result)
+        del blob, result  # before the next model comes
 
 
 def _answer(

@@ -79,8 +79,8 @@ def node(federation):
 
         def connect(site):
             url = f"https://localhost:{federation.port}"
-            made = FleetNode(url, federation.tls(site), federation.path / site / "node.pem")
-            opened.callback(made.close)
+            file = federation.path / site / "node.pem"
+            made = opened.enter_context(FleetNode(url, federation.tls(site), file))
             over = threading.Event()
             heart = threading.Thread(target=beat, args=(made, over), daemon=True)
             heart.start()

@@ -37,6 +37,7 @@ def train_plain(
         optimizer.step()
         total += loss.detach()
         steps += 1
+    optimizer.zero_grad(set_to_none=True)
     return model.update_since(start), float(total) / steps
 
 

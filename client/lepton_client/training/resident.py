@@ -11,7 +11,7 @@ from lepton_common.arrays import Layout, Vector, image_order, read_parameters, w
 from lepton_common.errors import UpdateInvalid
 from lepton_common.messages import Recipe
 from lepton_common.models.catalog import build_model
-from lepton_common.pages import keep_freed_memory
+from lepton_common.pages import give_back_freed_memory, keep_freed_memory
 
 
 @dataclass
@@ -39,9 +39,13 @@ class ResidentModel:
         return next(self.module.parameters()).dtype
 
     def load(self, vector: Vector) -> torch.Tensor:
-        """Writes a received model and returns it as a tensor on the device, shape [d]."""
-        # A copy, because the received bytes are read-only and PyTorch has no such tensors.
-        received = torch.from_numpy(vector.copy()).to(self.device, self.dtype)
+        """Writes a received model and returns it as a tensor on the device, shape [d].
+
+        The tensor may share the vector's memory.
+        """
+        # PyTorch has no tensors that are read-only, as what came in a message is.
+        own = vector if vector.flags.writeable else vector.copy()
+        received = torch.from_numpy(own).to(self.device, self.dtype)
         write_parameters(self.module, received)
         self.module.train()
         return received
@@ -52,14 +56,16 @@ class ResidentModel:
         Raises:
             UpdateInvalid: training diverged to values that are not finite.
         """
-        update = (read_parameters(self.module) - start).float().cpu()
-        if not bool(torch.isfinite(update).all()):
+        update = read_parameters(self.module).sub_(start).float().cpu()
+        # Of a large model there is no room for a mask.
+        if not all(torch.isfinite(bound) for bound in update.aminmax()):
             raise UpdateInvalid("Training diverged; lower train.learning_rate.")
         result: Vector = update.numpy()
         return result
 
 
 _LOCAL = threading.local()
+_MOST_MODELS = 2  # of one kind, in both orders of memory
 
 
 def resident_model(
@@ -80,6 +86,9 @@ def resident_model(
     models: dict[tuple[object, ...], ResidentModel] = _LOCAL.__dict__.setdefault("models", {})
     key = (name, input_shape, outputs, device, channels_last)
     if key not in models:
+        if len(models) == _MOST_MODELS:
+            del models[next(iter(models))]
+        give_back_freed_memory()
         module = build_model(name, input_shape, outputs).to(device)
         if channels_last:
             image_order(module)

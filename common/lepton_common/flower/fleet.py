@@ -5,24 +5,28 @@ client code is used here without its loop.
 """
 
 import contextlib
+import json
 import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import httpx
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Array, Context, Message, RecordDict
 
 from lepton_common.errors import MalformedMessage
+from lepton_common.flower.bulk_transport import carry_in_bulk
 
 if TYPE_CHECKING:
+    from flwr.proto.node_pb2 import Node
     from flwr.supercore.inflatable.inflatable_object import InflatableObject
 
 HEARTBEAT_S = 30.0
 # A message is announced before its content is there. Flower waits a second before it looks again.
 _FIRST_WAIT_S, _LONGEST_WAIT_S, _TRIES = 0.01, 0.5, 40
 _AT_ONCE = 2
+_PIECE = "ArrayChunk"
 
 
 def pull_sooner(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
@@ -70,13 +74,44 @@ def inflate_message(message_id: str, contents: dict[str, bytes]) -> Message:
     from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
 
     try:
-        message = inflate_object_from_contents(message_id, contents)
+        arrays = _join_arrays(contents)
+        message = inflate_object_from_contents(message_id, contents, objects=arrays)
     except Exception as error:
         raise MalformedMessage("What came cannot be read as a message.") from error
     if not isinstance(message, Message):
         raise MalformedMessage("What came is something else than a message.")
     message.metadata.__dict__["_message_id"] = message_id
     return message
+
+
+def _join_arrays(contents: dict[str, bytes]) -> "dict[str, InflatableObject]":
+    """Returns the arrays among pulled objects, whose pieces are let go of.
+
+    Flower copies each piece three times on its way into an array, and keeps all copies meanwhile.
+    """
+    from flwr.supercore.inflatable.inflatable_object import (
+        get_object_body,
+        get_object_head_values_from_object_content,
+    )
+
+    heads = {name: get_object_head_values_from_object_content(c) for name, c in contents.items()}
+    arrays: dict[str, InflatableObject] = {}
+    for name, (kind, children, _) in heads.items():
+        if kind != Array.__qualname__:
+            continue
+        said = json.loads(get_object_body(contents[name], Array))
+        pieces = []
+        for child in (children[index] for index in said["arraychunk_ids"]):
+            piece_kind, _, length = heads[child]
+            if piece_kind != _PIECE or length > len(contents[child]):
+                raise ValueError
+            pieces.append(memoryview(contents[child])[len(contents[child]) - length :])
+        shape = tuple(said["shape"])
+        arrays[name] = Array(said["dtype"], shape, said["stype"], b"".join(pieces))
+    for name, (kind, _, _) in heads.items():
+        if kind == _PIECE:
+            del contents[name]
+    return arrays
 
 
 class FleetNode:
@@ -89,21 +124,20 @@ class FleetNode:
     def __init__(
         self, url: str, tls: ssl.SSLContext, node_key: Path, last_id: int | None = None
     ) -> None:
-        """Activates the node.
+        """Activates the node, or goes on as the one that it was before its connection broke.
 
         Args:
             url: where the fleet API is, with its scheme.
             tls: with the node's certificate.
             node_key: the file of its P-256 key, in OpenSSH's form.
-            last_id: the number it had; Flower takes a node whose connection broke for active,
-                and activates no active one.
+            last_id: the number it had; messages to it may be waiting.
 
         Raises:
             httpx.HTTPError: it cannot be reached, or does not know the key.
         """
         from cryptography.hazmat.primitives.asymmetric import ec
         from cryptography.hazmat.primitives.serialization import load_ssh_private_key
-        from flwr.proto.fleet_pb2 import ActivateNodeRequest, DeactivateNodeRequest
+        from flwr.proto.fleet_pb2 import ActivateNodeRequest
         from flwr.proto.node_pb2 import Node
         from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
         from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -121,19 +155,33 @@ class FleetNode:
             ],
             verify=tls,
         )
+        carry_in_bulk(self._client, tls)
         wanted = ActivateNodeRequest(
             public_key=public_key_to_bytes(public), heartbeat_interval=HEARTBEAT_S
         )
         try:
-            if last_id is not None:
-                with contextlib.suppress(httpx.HTTPStatusError):
-                    self._client.DeactivateNode(DeactivateNodeRequest(node_id=last_id))
-            activated = self._client.ActivateNode(wanted)
+            if last_id is None or not self._is_known(Node(node_id=last_id)):
+                last_id = int(self._client.ActivateNode(wanted).node_id)
         except BaseException:
             self._client.close()
             raise
-        self.node_id = int(activated.node_id)
-        self._node = Node(node_id=self.node_id)
+        self.node_id = last_id
+        self._node = Node(node_id=last_id)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes the connections; takes the node out of the fleet, unless it was they that broke.
+
+        A node whose connections broke comes back soon, and what waits for it is not lost.
+        """
+        from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+
+        if not isinstance(error, httpx.TransportError):
+            with contextlib.suppress(httpx.HTTPError):
+                self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
+        self._client.close()
 
     def context(self, run_id: int, config: Mapping[str, str]) -> Context:
         """Returns the context in which a ClientApp answers for this node; it keeps no state."""
@@ -151,11 +199,7 @@ class FleetNode:
         Raises:
             httpx.HTTPError: the server cannot be reached.
         """
-        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
-
-        self._client.SendNodeHeartbeat(
-            SendNodeHeartbeatRequest(node=self._node, heartbeat_interval=HEARTBEAT_S)
-        )
+        self._beat(self._node)
 
     def receive(self) -> Message | None:
         """Returns the next message to this node, whole; None where there is none.
@@ -233,10 +277,15 @@ class FleetNode:
                 object_ids_to_push=set(pushed.objects_to_push),
             )
 
-    def close(self) -> None:
-        """Takes the node out of the fleet, as far as the server can be reached."""
-        from flwr.proto.fleet_pb2 import DeactivateNodeRequest
+    def _beat(self, node: "Node") -> bool:
+        from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest
 
-        with contextlib.suppress(httpx.HTTPError):
-            self._client.DeactivateNode(DeactivateNodeRequest(node_id=self.node_id))
-        self._client.close()
+        beat = SendNodeHeartbeatRequest(node=node, heartbeat_interval=HEARTBEAT_S)
+        return bool(self._client.SendNodeHeartbeat(beat).success)
+
+    def _is_known(self, node: "Node") -> bool:
+        """Says whether a SuperLink that knows this key knows it as that node."""
+        try:
+            return self._beat(node)
+        except httpx.HTTPStatusError:
+            return False

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto
-from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
+from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
@@ -27,21 +28,25 @@ class SparingGrid(HttpGrid):
         asked = PullAppMessagesRequest(message_ids=list(message_ids))
         pulled = self._runtime_client.PullMessages(asked)
         for announced, tree in zip(pulled.messages_list, pulled.message_object_trees, strict=True):
-            message_id = announced.metadata.message_id
-            run_id = self.run.run_id
-            pull = make_pull_object_fn_protobuf(self._runtime_client.PullObject, self.node, run_id)
-            try:
-                contents = pull_sooner([p.object_id for p in iterate_object_tree(tree)], pull)
-                reply = inflate_message(message_id, contents)
-            except (ObjectPullError, MalformedMessage):
-                lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, LOST)
-                yield with_error(message_from_proto(announced), lost)
-                continue
+            reply = self._reply(announced, tree)
+            # Also of what cannot be read: it would be announced again for ever.
             self._runtime_client.ConfirmMessageReceived(
                 ConfirmMessageReceivedRequest(
-                    node=self.node, run_id=run_id, message_object_id=message_id
+                    node=self.node,
+                    run_id=self.run.run_id,
+                    message_object_id=announced.metadata.message_id,
                 )
             )
-            del contents
             yield reply
             del reply
+
+    def _reply(self, announced: ProtoMessage, tree: ObjectTree) -> Message:
+        pull = make_pull_object_fn_protobuf(
+            self._runtime_client.PullObject, self.node, self.run.run_id
+        )
+        try:
+            contents = pull_sooner([part.object_id for part in iterate_object_tree(tree)], pull)
+            return inflate_message(announced.metadata.message_id, contents)
+        except (ObjectPullError, MalformedMessage):
+            lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, LOST)
+            return with_error(message_from_proto(announced), lost)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from flwr.app import Context
 from flwr.serverapp import Grid
 
+from lepton_common.flower.bulk_transport import carry_in_bulk
 from lepton_common.flower.fleet import push_bounded
 
 _PROJECT = """[project]
@@ -40,14 +41,16 @@ class SuperLink:
         from flwr.supercore.runtime import RuntimeHttpClient
 
         self._address, self._authority = address, authority
-        tls = ssl.create_default_context(cadata=authority)
+        self._tls = ssl.create_default_context(cadata=authority)
         version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
         acquire = SuperExecAuthHttpInterceptor(
             master_secret=secret, protected_methods=["/flwr.proto.Runtime/AcquireTask"]
         )
-        self._control = ControlHttpClient(f"https://{address}", interceptors=[version], verify=tls)
+        self._control = ControlHttpClient(
+            f"https://{address}", interceptors=[version], verify=self._tls
+        )
         self._runtime = RuntimeHttpClient(
-            f"https://{address}", interceptors=[version, acquire], verify=tls
+            f"https://{address}", interceptors=[version, acquire], verify=self._tls
         )
 
     def close(self) -> None:
@@ -125,6 +128,7 @@ class SuperLink:
         status, heart = SubStatus.FAILED, None
         try:
             client = grid._runtime_client
+            carry_in_bulk(client, self._tls)
             heart = HeartbeatSender(make_task_heartbeat_fn_http(client))
             heart.start()
             given = client.PullTaskInput(PullTaskInputRequest())

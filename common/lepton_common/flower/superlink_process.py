@@ -15,6 +15,8 @@ from typing import Any
 
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
+from lepton_common.pages import keep_freed_pieces
+
 _SMALL = 1 << 16
 _IN_FILE = b"in a file"  # an object's own content is longer: it begins with its head
 _Event = MutableMapping[str, Any]
@@ -112,6 +114,7 @@ def main() -> None:
     """Runs the SuperLink; the first word is the folder of its objects."""
     from starlette.middleware import Middleware
 
+    keep_freed_pieces()
     folder = Path(sys.argv[1])
     sys.argv = ["flower-superlink", *sys.argv[2:]]
     factory = importlib.import_module("flwr.supercore.object_store.object_store_factory")

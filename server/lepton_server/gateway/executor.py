@@ -21,6 +21,7 @@ from lepton_common.control.control_pb2 import Woken
 from lepton_common.control.control_pb2_grpc import InsideStub
 from lepton_common.errors import LeptonError, RunError, RunNotFound
 from lepton_common.flower.superlink import SuperLink
+from lepton_common.pages import give_back_freed_memory, keep_freed_pieces
 from lepton_server.app import app
 from lepton_server.gateway.nodes import read_nodes
 from lepton_server.gateway.runs import Runs
@@ -105,6 +106,7 @@ def _run(grid: Grid, context: Context, runs: Runs) -> None:
         return
     finally:
         OBSERVER.reset(observer)
+        give_back_freed_memory()
     state = runs.state(name)
     runs.end(name, "finished" if state.rounds == state.of_rounds else "stopped")
 
@@ -118,6 +120,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     for noisy in ("alembic", "flwr", "httpx"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    keep_freed_pieces()
     private = words.folder / "gateway"
     authority = (private / "own.crt").read_text()
     link = SuperLink(words.superlink, authority, (private / "secret").read_bytes())

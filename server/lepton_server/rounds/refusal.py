@@ -2,7 +2,13 @@
 
 from collections.abc import Mapping
 
-from lepton_common.errors import BudgetSpent, ConsentRefused, PolicyViolation, SitesRefused
+from lepton_common.errors import (
+    BudgetSpent,
+    ConsentRefused,
+    PolicyViolation,
+    SitesRefused,
+    UpdateAlreadySpent,
+)
 
 REFUSALS = {error.__name__ for error in (BudgetSpent, ConsentRefused, PolicyViolation)}
 
@@ -14,7 +20,14 @@ def refusal(round_: int, failed: Mapping[str, str]) -> SitesRefused | None:
         round_: the round.
         failed: error names, by site.
     """
-    if not failed or not set(failed.values()) <= REFUSALS:
+    if not failed:
+        return None
+    if round_ == 1 and set(failed.values()) == {UpdateAlreadySpent.__name__}:
+        return SitesRefused(
+            "Round 1: all sites have trained on these very weights before, in another run, and two "
+            "sums over different sites would tell single updates apart. Set another seed."
+        )
+    if not set(failed.values()) <= REFUSALS:
         return None
     named = ", ".join(f"{site} ({name})" for site, name in list(failed.items())[:5])
     more = f" and {len(failed) - 5} more" if len(failed) > 5 else ""

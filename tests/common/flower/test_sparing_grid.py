@@ -84,7 +84,7 @@ def test_a_reply_that_never_comes_whole_is_an_error_of_that_name(grid, monkeypat
     assert lost.error.reason == LOST
     assert lost.metadata.reply_to_message_id == "asked-2"
     assert whole.content["n"]["n"] == 3
-    assert grid._client.confirmed == [second.object_id]
+    assert grid._client.confirmed == [first.object_id, second.object_id]
 
 
 def test_garbage_of_one_site_is_an_error_and_the_others_replies_come(grid):

@@ -1,0 +1,99 @@
+"""Bodies whole and back, over real TLS, and each fault under the name that httpx gives it."""
+
+import contextlib
+import ssl
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+
+from lepton_common.flower.bulk_transport import BulkTransport
+from lepton_common.identity.certificates import issue_leaf, make_authority
+from lepton_common.identity.keys import SigningKey
+
+BODY = bytes(range(256)) * 20_000
+
+
+class Echo(BaseHTTPRequestHandler):
+    """Sends back what came, as the path says."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/slow":
+            time.sleep(1.0)
+        if self.path == "/silent":
+            self.close_connection = True
+            return
+        self.send_response(404 if self.path == "/none" else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("X-Path", self.path)
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            self.wfile.write(body[: len(body) // 2] if self.path == "/half" else body)
+        self.close_connection = self.path in ("/half", "/last")
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder, key = tmp_path_factory.mktemp("tls"), SigningKey.generate()
+    leaf = issue_leaf(key, "server", ["127.0.0.1"])
+    (folder / "leaf.pem").write_bytes(leaf.certificate + leaf.private_key)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(folder / "leaf.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Echo) as made:
+        made.socket = context.wrap_socket(made.socket, server_side=True)
+        threading.Thread(target=made.serve_forever, daemon=True).start()
+        yield f"https://127.0.0.1:{made.server_port}", make_authority(key, "server")
+        made.shutdown()
+
+
+def client(authority):
+    return httpx.Client(transport=BulkTransport(ssl.create_default_context(cadata=authority)))
+
+
+@pytest.fixture
+def opened(server):
+    with client(server[1]) as made:
+        yield made
+
+
+def test_a_large_body_goes_and_comes_back_with_status_and_headers(server, opened):
+    for path, status in (("/", 200), ("/none", 404)):
+        answer = opened.post(server[0] + path, content=BODY)
+        assert (answer.status_code, answer.headers["x-path"]) == (status, path)
+        assert answer.content == BODY
+
+
+def test_a_connection_that_the_server_ended_is_opened_again(server, opened):
+    for _ in range(2):
+        assert opened.post(server[0] + "/last", content=b"again").content == b"again"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("path", ["/half", "/silent"])
+def test_an_answer_that_does_not_come_whole_is_none(server, opened, path):
+    with pytest.raises(httpx.RemoteProtocolError):
+        opened.post(server[0] + path, content=BODY)
+
+
+def test_who_answers_too_late_has_not_answered(server, opened):
+    with pytest.raises(httpx.ReadTimeout):
+        opened.post(server[0] + "/slow", content=b"", timeout=0.2)
+
+
+def test_nobody_else_is_trusted(server):
+    other = make_authority(SigningKey.generate(), "server")
+    with client(other) as made, pytest.raises(httpx.TransportError, match="CERTIFICATE_VERIFY"):
+        made.post(server[0], content=b"secret")
+
+
+def test_nobody_there_is_a_connection_that_failed(opened):
+    with pytest.raises(httpx.ConnectError):
+        opened.post("https://127.0.0.1:1", content=b"")
