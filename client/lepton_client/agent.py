@@ -53,6 +53,7 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
     site = open_site(str(folder), passphrase)
     if site.file.trainer is None:
         raise SettingsError("site.yaml has no section 'trainer'; docs/deployment.md shows it.")
+    site.note_policy()
     keep_freed_pieces()
     wait_s = _FIRST_WAIT_S
     while not stopped():

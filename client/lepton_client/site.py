@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 
 import yaml
@@ -24,13 +25,14 @@ from lepton_client.trainer import LocalTrainer, Trainer
 from lepton_client.trainer_process import TrainerProcess
 from lepton_client.training.conformance import Conformance
 from lepton_client.vault import Vault
+from lepton_common.arrays import digest_of
 from lepton_common.audit import AuditLog
 from lepton_common.errors import RosterInvalid, SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator, Roster, read_roster_files, take_roster
 from lepton_common.identity.study import Study, read_studies, take_study
 from lepton_common.policy import SitePolicy
-from lepton_common.strict import Name, Size, parse, record
+from lepton_common.strict import Name, Size, parse, record, to_json
 from lepton_common.yaml_text import load_yaml
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
@@ -105,6 +107,7 @@ class Site:
             self.trainer.stop()
         self._obey(file)
         self._stamp = stamp
+        self.note_policy()
 
     def _obey(self, file: SiteFile) -> None:
         self.file = file
@@ -189,6 +192,19 @@ class Site:
         roster = take_roster(self.folder / ROSTER_FILE, self.folder / ROOT_FILE, text)
         self.__dict__["roster"] = roster  # the cached one
         return roster
+
+    def note_policy(self) -> None:
+        """Puts on record by which policy, in which version of Lepton, the site answers from now."""
+        if self.file.launch is None:
+            return  # a simulation's sites have that of their run
+        body = {
+            "policy": digest_of(to_json(self.file.policy).encode()),
+            "launch": digest_of(to_json(self.file.launch).encode()),
+            "lepton": metadata.version("lepton-fl"),
+        }
+        known = (record.body for record in reversed(self.audit.records) if record.kind == "policy")
+        if next(known, None) != body:
+            self.audit.append("policy", body)
 
     def note_engine(self, run: str, found: Conformance) -> None:
         """Puts on record, once a run, what computes its private gradients, and how it conforms."""

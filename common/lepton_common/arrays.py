@@ -4,14 +4,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from flwr.app import Array
 from numpy.typing import NDArray
-from torch import nn
 
 from lepton_common.errors import BuffersNotAllowed, MalformedMessage
+
+if TYPE_CHECKING:
+    # PyTorch takes 150 MB and two seconds, which who only passes models on does without.
+    import torch
+    from torch import nn
 
 Vector = NDArray[np.float32]
 _STYPE = "lepton.vector.f32le"
@@ -30,7 +34,7 @@ class Layout:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, module: nn.Module) -> "Layout":
+    def of(cls, module: "nn.Module") -> "Layout":
         """Returns the layout of a module that consists of float32 parameters only.
 
         Raises:
@@ -76,21 +80,27 @@ class Layout:
         return np.concatenate([np.asarray(array, np.float32).ravel() for array in arrays])
 
 
-def image_order(module: nn.Module) -> nn.Module:
+def image_order(module: "nn.Module") -> "nn.Module":
     """Puts convolution weights into channels-last order, which trains up to twice as fast."""
+    import torch
+
     for parameter in module.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     return module
 
 
-def read_parameters(module: nn.Module) -> torch.Tensor:
+def read_parameters(module: "nn.Module") -> "torch.Tensor":
     """Returns a copy of all parameters as one tensor on their device, shape [d]."""
+    import torch
+
     return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
 
 
-def write_parameters(module: nn.Module, vector: torch.Tensor) -> None:
+def write_parameters(module: "nn.Module", vector: "torch.Tensor") -> None:
     """Copies ``vector``, shape [d], into the parameters; their memory format is kept."""
+    import torch
+
     start = 0
     with torch.no_grad():
         for parameter in module.parameters():

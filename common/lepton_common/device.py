@@ -1,21 +1,25 @@
 """Which device a site trains on."""
 
 import re
-
-import torch
+from typing import TYPE_CHECKING
 
 from lepton_common.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
 
 DEVICE = r"(auto|cpu|mps|cuda(:[0-9]{1,2})?)"
 """Regular expression of the device names that settings and requests may use."""
 
 
-def pick_device(wanted: str) -> torch.device:
+def pick_device(wanted: str) -> "torch.device":
     """Returns the device for ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
 
     Raises:
         SettingsError: no such word, or this machine has no such device.
     """
+    import torch
+
     if re.fullmatch(DEVICE, wanted) is None:
         raise SettingsError(f"train.device={wanted}: choose auto, cpu, cuda, cuda:N or mps.")
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()

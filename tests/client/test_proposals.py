@@ -362,6 +362,27 @@ def test_the_apps_site_asks_for_a_proposal_where_its_rules_do(site):
     assert Site(site.folder).proposals.names() == ["run-1"]
 
 
+def test_each_policy_that_a_site_answers_by_is_on_its_record(site):
+    def policies():
+        return [r.body for r in Site(site.folder).audit.records if r.kind == "policy"]
+
+    path = site.folder / "site.yaml"
+    values = yaml.safe_load(path.read_text())
+    Site(site.folder).note_policy()
+    assert policies() == []  # without rules of launch: a simulation's
+    path.write_text(yaml.safe_dump({**values, "launch": vars(RULES)}))
+    running = Site(site.folder)
+    running.note_policy()
+    Site(site.folder).note_policy()
+    (first,) = policies()
+    values["policy"]["period_days"] = 7
+    path.write_text(yaml.safe_dump({**values, "launch": vars(RULES)}))
+    running.refresh()
+    second = policies()[1]
+    assert first["policy"] != second["policy"]
+    assert first["launch"] == second["launch"]
+
+
 def test_no_two_proposals_are_the_same(site):
     one, two = (read_proposal(proposal(), site.roster) for _ in range(2))
     assert one.nonce != two.nonce

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 _CONNECTIONS = 8
 # Names of urllib3's faults at httpx, the special ones first.
 _FAULTS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
+    (NewConnectionError, httpx.ConnectError),
     (ConnectTimeoutError, httpx.ConnectTimeout),
     (ReadTimeoutError, httpx.ReadTimeout),
-    (NewConnectionError, httpx.ConnectError),
     (ProtocolError, httpx.RemoteProtocolError),
     (HTTPError, httpx.NetworkError),
 )

@@ -90,6 +90,7 @@ def _join_arrays(contents: dict[str, bytes]) -> "dict[str, InflatableObject]":
     Flower copies each piece three times on its way into an array, and keeps all copies meanwhile.
     """
     from flwr.supercore.inflatable.inflatable_object import (
+        HEAD_BODY_DIVIDER,
         get_object_body,
         get_object_head_values_from_object_content,
     )
@@ -103,9 +104,10 @@ def _join_arrays(contents: dict[str, bytes]) -> "dict[str, InflatableObject]":
         pieces = []
         for child in (children[index] for index in said["arraychunk_ids"]):
             piece_kind, _, length = heads[child]
-            if piece_kind != _PIECE or length > len(contents[child]):
+            begin = contents[child].index(HEAD_BODY_DIVIDER) + 1
+            if piece_kind != _PIECE or begin + length != len(contents[child]):
                 raise ValueError
-            pieces.append(memoryview(contents[child])[len(contents[child]) - length :])
+            pieces.append(memoryview(contents[child])[begin:])
         shape = tuple(said["shape"])
         arrays[name] = Array(said["dtype"], shape, said["stype"], b"".join(pieces))
     for name, (kind, _, _) in heads.items():

@@ -5,9 +5,11 @@ large objects lie in files. And each of its layers hands a request's body on pie
 tasks of its own, which is half of what an object costs; here the first layer waits for the whole.
 """
 
+import asyncio
 import importlib
 import sys
 import threading
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectSto
 from lepton_common.pages import keep_freed_pieces
 
 _SMALL = 1 << 16
+_OBJECT, _AT_ONCE = "-object", 4  # the end of the paths by which objects come and go
 _IN_FILE = b"in a file"  # an object's own content is longer: it begins with its head
 _Event = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Event]]
@@ -81,10 +84,14 @@ class FileObjectStore(InMemoryObjectStore):
 
 
 class WholeBodies:
-    """The outermost layer, which hands on a request once its whole body has come."""
+    """The outermost layer, which hands on a request once its whole body has come.
+
+    Of requests that carry objects only few are worked on at once: each is copied several times on
+    its way, and sites are many. Whoever reads or writes slowly keeps nobody waiting.
+    """
 
     def __init__(self, app: _App) -> None:
-        self._app = app
+        self._app, self._few = app, asyncio.Semaphore(_AT_ONCE)
 
     async def __call__(
         self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send
@@ -107,7 +114,18 @@ class WholeBodies:
         async def hand_on() -> _Event:
             return waiting.pop() if waiting else await receive()
 
-        await self._app(scope, hand_on, send)
+        if not scope["path"].endswith(_OBJECT):
+            await self._app(scope, hand_on, send)
+            return
+        answer: deque[_Event] = deque()
+
+        async def keep(event: _Event) -> None:
+            answer.append(event)
+
+        async with self._few:
+            await self._app(scope, hand_on, keep)
+        while answer:
+            await send(answer.popleft())
 
 
 def main() -> None:

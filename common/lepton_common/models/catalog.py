@@ -1,25 +1,36 @@
 """The catalog of models: name -> builder."""
 
 from collections.abc import Callable
-
-import torch
-from torch import nn
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from lepton_common.errors import SettingsError
-from lepton_common.models import cnn, linear, mlp
 from lepton_common.models.layers import PREFIX, build_layers, fault_in
-from lepton_common.models.replacements import replace_batch_norms
 from lepton_common.names import look_up, unknown
 
+if TYPE_CHECKING:
+    from torch import nn
+
 Shape = tuple[int, ...]
-Builder = Callable[[Shape, int], nn.Module]
+Builder = Callable[[Shape, int], "nn.Module"]
+
+
+def _of(module: str, name: str) -> Builder:
+    """Returns a builder whose module, and with it PyTorch, is imported once it builds."""
+
+    def build(input_shape: Shape, outputs: int) -> "nn.Module":
+        found: Builder = getattr(import_module(f"lepton_common.models.{module}"), name)
+        return found(input_shape, outputs)
+
+    return build
+
 
 MODELS: dict[str, Builder] = {
-    "logistic": linear.logistic,
-    "mlp": mlp.mlp,
-    "cnn": cnn.cnn,
-    "cnn_small": cnn.cnn_small,
-    "cnn_reference": cnn.cnn_reference,
+    "logistic": _of("linear", "logistic"),
+    "mlp": _of("mlp", "mlp"),
+    "cnn": _of("cnn", "cnn"),
+    "cnn_small": _of("cnn", "cnn_small"),
+    "cnn_reference": _of("cnn", "cnn_reference"),
 }
 
 
@@ -32,7 +43,7 @@ def model_fault(name: str) -> str | None:
     return None if name in MODELS else unknown("model", name, MODELS)
 
 
-def build_model(name: str, input_shape: Shape, outputs: int) -> nn.Module:
+def build_model(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
     """Returns an uninitialised-by-us model: PyTorch's own initialisation, global generator.
 
     Batch normalisation, where a builder has it, is replaced; see `replacements`.
@@ -47,6 +58,8 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> nn.Module:
         SettingsError: a network for images was named for records that are none, or the layers
             do not fit.
     """
+    from lepton_common.models.replacements import replace_batch_norms
+
     if name.startswith(PREFIX):
         return build_layers(name, input_shape, outputs)
     build = look_up(MODELS, name, "model")
@@ -58,8 +71,10 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> nn.Module:
     return replace_batch_norms(build(input_shape, outputs))
 
 
-def initial_model(name: str, input_shape: Shape, outputs: int, seed: int) -> nn.Module:
+def initial_model(name: str, input_shape: Shape, outputs: int, seed: int) -> "nn.Module":
     """Returns a model whose weights depend on ``seed`` alone; the global generator is restored."""
+    import torch
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build_model(name, input_shape, outputs)

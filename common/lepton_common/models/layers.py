@@ -7,12 +7,12 @@ understood. Nothing but what is listed here can be said.
 
 import math
 import re
-from typing import NamedTuple
-
-import torch
-from torch import nn
+from typing import TYPE_CHECKING, NamedTuple
 
 from lepton_common.errors import SettingsError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 PREFIX = "layers."
 _MOST_LAYERS, _WIDEST, _MOST_WEIGHTS = 64, 1 << 20, 1 << 30
@@ -29,7 +29,7 @@ _FORMS = {
     "tanh": r"tanh",
     "sigmoid": r"sigmoid",
 }
-_ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "sigmoid": nn.Sigmoid}
+_ACTIVATIONS = {"relu": "ReLU", "tanh": "Tanh", "sigmoid": "Sigmoid"}
 _OF_IMAGES = {"conv", "pool", "mean", "norm"}
 
 
@@ -56,7 +56,7 @@ def fault_in(name: str) -> str | None:
     return None
 
 
-def build_layers(name: str, input_shape: Shape, outputs: int) -> nn.Module:
+def build_layers(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
     """Returns the network that a name lists.
 
     Args:
@@ -67,6 +67,8 @@ def build_layers(name: str, input_shape: Shape, outputs: int) -> nn.Module:
     Raises:
         SettingsError: a layer is none, does not fit what comes before it, or all are too large.
     """
+    import torch
+
     if fault := fault_in(name):
         raise SettingsError(fault)
     # Without memory first, whoever asks.
@@ -89,7 +91,9 @@ def _read(word: str) -> _Layer | None:
     return None
 
 
-def _build(name: str, shape: Shape, outputs: int) -> nn.Module:
+def _build(name: str, shape: Shape, outputs: int) -> "nn.Module":
+    from torch import nn
+
     modules: list[nn.Module] = []
     for word in [*name.removeprefix(PREFIX).split("-"), f"linear{outputs}"]:
         layer = _read(word)
@@ -106,11 +110,13 @@ def _build(name: str, shape: Shape, outputs: int) -> nn.Module:
     return nn.Sequential(*modules)
 
 
-def _add(layer: _Layer, shape: Shape) -> tuple[nn.Module, Shape]:
+def _add(layer: _Layer, shape: Shape) -> "tuple[nn.Module, Shape]":
     """Returns a layer's module, and the shape after it."""
+    from torch import nn
+
     kind, numbers = layer.kind, layer.numbers
     if kind in _ACTIVATIONS:
-        return _ACTIVATIONS[kind](), shape
+        return getattr(nn, _ACTIVATIONS[kind])(), shape
     if kind == "linear":
         return nn.Linear(shape[0], numbers[0]), (numbers[0],)
     if kind == "norm":

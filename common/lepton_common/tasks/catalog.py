@@ -1,13 +1,13 @@
 """The catalog of tasks: name -> data set, loss and metrics."""
 
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import nn
-from torch.nn import functional
+from typing import TYPE_CHECKING, Literal
 
 from lepton_common.names import look_up
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 _BATCH = 1000
 
@@ -36,30 +36,34 @@ class Task:
         """Returns how many logits the model needs."""
         return 1 if self.loss == "binary" else classes
 
-    def losses(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """Returns the loss of each record, shape [n]; never depends on other records."""
+        from torch.nn import functional
+
         if self.loss == "binary":
             return functional.binary_cross_entropy_with_logits(
                 logits.squeeze(1), labels.to(logits.dtype), reduction="none"
             )
         return functional.cross_entropy(logits, labels, reduction="none")
 
-    def predictions(self, logits: torch.Tensor) -> torch.Tensor:
+    def predictions(self, logits: "torch.Tensor") -> "torch.Tensor":
         """Returns the predicted label of each record, int64, shape [n]."""
         if self.loss == "binary":
             return (logits.squeeze(1) > 0).long()
         return logits.argmax(dim=1)
 
-    @torch.no_grad()
     def evaluate(
-        self, model: nn.Module, features: torch.Tensor, labels: torch.Tensor
+        self, model: "nn.Module", features: "torch.Tensor", labels: "torch.Tensor"
     ) -> dict[str, float]:
         """Returns ``accuracy`` (in 0..1) and mean ``loss`` of a model on some records."""
+        import torch
+
         model.eval()
         correct, loss = 0, 0.0
         for start in range(0, len(labels), _BATCH):
             wanted = labels[start : start + _BATCH]
-            logits = model(features[start : start + _BATCH])
+            with torch.no_grad():
+                logits = model(features[start : start + _BATCH])
             correct += int((self.predictions(logits) == wanted).sum())
             loss += float(self.losses(logits, wanted).double().sum())
         return {"accuracy": correct / len(labels), "loss": loss / len(labels)}

@@ -3,8 +3,10 @@
 The proxy passes the public ones on, and says who calls from the certificate.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from concurrent import futures
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,6 +19,7 @@ from lepton_common.control import control_pb2_grpc as services
 
 SOCKET = "control.sock"
 _MOST_BYTES = 1 << 20  # of one request
+_LOG = logging.getLogger("lepton.server")
 _MOST_CALLS = 1024  # at once: each site that attends holds one, and a thread
 
 
@@ -24,9 +27,12 @@ def serve(socket: Path, **servicers: object) -> grpc.Server:
     """Starts services, given by their names, with health checking and reflection."""
     server = grpc.server(
         futures.ThreadPoolExecutor(_MOST_CALLS),
+        interceptors=[_OnlyNames()],
         maximum_concurrent_rpcs=_MOST_CALLS,
         options=[("grpc.max_receive_message_length", _MOST_BYTES)],
     )
+    # It writes a trace for each request that cannot be read; who sent it is told, and no more.
+    logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
     healthy, names = health.HealthServicer(), []
     for name, servicer in servicers.items():
         add: Callable[..., None] = getattr(services, f"add_{name}Servicer_to_server")
@@ -45,3 +51,42 @@ def refuse(context: grpc.ServicerContext, code: Any, error: BaseException) -> No
     """Ends a call with the name of an error and its sentence."""
     context.abort(code, f"{type(error).__name__}: {error}")
     raise AssertionError("abort raises")
+
+
+class _OnlyNames(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Has a call that fails say the name of the error; its text stays in the coordinator's log."""
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """Returns the method's handler, with its errors named."""
+        found = continuation(handler_call_details)
+        if found is None or found.request_streaming:  # of reflection and the like
+            return found
+        forms = (found.request_deserializer, found.response_serializer)
+        if not found.response_streaming:
+
+            def call(request: object, context: grpc.ServicerContext) -> object:
+                with _named(context):
+                    return found.unary_unary(request, context)
+
+            return grpc.unary_unary_rpc_method_handler(call, *forms)
+
+        def stream(request: object, context: grpc.ServicerContext) -> Iterator[object]:
+            with _named(context):
+                yield from found.unary_stream(request, context)
+
+        return grpc.unary_stream_rpc_method_handler(stream, *forms)
+
+
+@contextmanager
+def _named(context: grpc.ServicerContext) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if context.code() is None:  # else it was refused in so many words
+            _LOG.exception("A call of the control service failed.")
+            context.abort(grpc.StatusCode.INTERNAL, type(error).__name__)
+        raise

@@ -33,7 +33,7 @@ def test_a_message_is_read_and_has_its_id(pieces):
 
 @pytest.mark.parametrize("values", [[1.0, 2.0, 3.0], [0.0] * 5, []])
 def test_arrays_are_what_they_are_in_flower_s_own_reading(speaking, monkeypatch, values):
-    monkeypatch.setattr("flwr.app.message.array.MAX_ARRAY_CHUNK_SIZE", 8)  # bytes
+    monkeypatch.setattr("flwr.app.message.array.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", 8)  # bytes
     array = Array(np.array(values, dtype=np.float32))
     content = RecordDict({"model": ArrayRecord({"one": array, "same": array})})
     message = Message(content, dst_node_id=2, message_type="train")
@@ -59,7 +59,9 @@ def lose_a_part(pieces, name):
 
 
 def shorten_an_array(pieces, name):
-    return {part: data[:-1] if b"ArrayChunk" in data[:10] else data for part, data in pieces.items()}
+    return {
+        part: data[:-1] if b"ArrayChunk" in data[:10] else data for part, data in pieces.items()
+    }
 
 
 def another_child(pieces, name):
@@ -75,7 +77,10 @@ def another_thing(pieces, name):
     return {**pieces, name: record}
 
 
-@pytest.mark.parametrize("fault", [spoil_body, spoil_head, lose_a_part, shorten_an_array, another_child, another_thing])
+@pytest.mark.parametrize(
+    "fault",
+    [spoil_body, spoil_head, lose_a_part, shorten_an_array, another_child, another_thing],
+)
 def test_what_is_no_message_has_one_name(pieces, fault):
     name = list(pieces)[-1]
     changed = fault(pieces, name)

@@ -77,7 +77,7 @@ def ask(events: Iterator[dict]):
     async def receive():
         return next(events)
 
-    asyncio.run(WholeBodies(app)({"type": "http"}, receive, None))
+    asyncio.run(WholeBodies(app)({"type": "http", "path": "/v1/x"}, receive, None))
     return seen
 
 
@@ -95,6 +95,46 @@ def test_a_body_comes_whole_and_then_what_comes_next():
 def test_a_body_that_breaks_off_is_answered_by_nobody():
     pieces = [{"type": "http.request", "body": b"a", "more_body": True}]
     assert ask(iter([*pieces, {"type": "http.disconnect"}])) == []
+
+
+def test_few_objects_are_worked_on_at_once_and_a_slow_reader_keeps_nobody_waiting():
+    working, most, answered = 0, 0, []
+
+    async def app(scope, receive, send):
+        nonlocal working, most
+        assert (await receive())["body"] == b"x"
+        working += 1
+        most = max(most, working)
+        await asyncio.sleep(0.01)
+        await send({"type": "http.response.start"})
+        await send({"type": "http.response.body"})
+        working -= 1
+
+    async def everyone():
+        bodies, forever = WholeBodies(app), asyncio.Event()
+
+        async def one(number):
+            async def receive():
+                return {"type": "http.request", "body": b"x"}
+
+            async def send(event):
+                answered.append((number, event["type"]))
+                if number < 8:  # these take the head of their answer, and never the rest
+                    await forever.wait()
+
+            await bodies({"type": "http", "path": "/v1/fleet/pull-object"}, receive, send)
+
+        tasks = [asyncio.create_task(one(number)) for number in range(12)]
+        await asyncio.wait(tasks[8:], timeout=20)
+        for task in tasks:
+            task.cancel()
+
+    asyncio.run(everyone())
+    assert most == 4
+    for number in range(12):
+        kinds = [kind for who, kind in answered if who == number]
+        wanted = ["http.response.start", "http.response.body"]
+        assert kinds == (wanted if number >= 8 else wanted[:1])
 
 
 def test_objects_are_made_into_bytes_two_at_a_time(message):

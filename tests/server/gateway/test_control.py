@@ -169,3 +169,29 @@ def test_a_failed_run_says_why(coordinator, text):
     (state,) = coordinator.call("Watch", wire.RunName(name=run.name))
     assert (state.status, state.error) == ("failed", "ValueError: why")
     assert coordinator.runs.unfinished() == []
+
+
+@pytest.mark.parametrize(
+    ("call", "request_"), [("List", wire.ListRequest()), ("Watch", wire.RunName(name="r"))]
+)
+def test_a_failure_s_text_stays_at_the_coordinator(
+    coordinator, monkeypatch, caplog, call, request_
+):
+    def full(*_):
+        raise OSError(28, "No space left on device", "/srv/secret/path")
+
+    monkeypatch.setattr(coordinator.runs, "names", lambda: ["r"])
+    monkeypatch.setattr(coordinator.runs, "state", full)
+    with pytest.raises(grpc.RpcError) as error:
+        list(coordinator.call(call, request_))
+    assert error.value.code() is grpc.StatusCode.INTERNAL
+    assert error.value.details() == "OSError"
+    assert "/srv/secret/path" in caplog.text
+
+
+def test_a_request_that_cannot_be_read_leaves_no_trace(coordinator, caplog):
+    call = coordinator.channel.unary_unary("/lepton.control.v1.Control/List")
+    with pytest.raises(grpc.RpcError) as error:
+        call(b"\xff" * 40, timeout=10)
+    assert error.value.code() is grpc.StatusCode.INTERNAL
+    assert caplog.text == ""

@@ -102,3 +102,10 @@ def test_only_refusals_are_taken_for_one():
     found = refusal(2, {"a": "ConsentRefused", "b": "BudgetSpent"})
     assert found.exit_code == 4
     assert "Round 2" in str(found)
+
+
+def test_weights_that_all_sites_have_used_ask_for_another_seed():
+    spent = {"a": "UpdateAlreadySpent", "b": "UpdateAlreadySpent"}
+    assert "another seed" in str(refusal(1, spent))
+    assert refusal(2, spent) is None  # there it is about a retry
+    assert refusal(1, spent | {"c": "TimedOut"}) is None
