@@ -62,7 +62,9 @@ class BulkTransport(httpx.BaseTransport):
                 redirect=False,
                 decode_content=False,
             )
-        return httpx.Response(answer.status, headers=answer.headers.items(), content=answer.data)
+        return httpx.Response(
+            answer.status, headers=list(answer.headers.items()), content=answer.data
+        )
 
     def close(self) -> None:
         """Closes the connections."""

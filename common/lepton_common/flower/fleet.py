@@ -89,8 +89,8 @@ def _join_arrays(contents: dict[str, bytes]) -> "dict[str, InflatableObject]":
 
     Flower copies each piece three times on its way into an array, and keeps all copies meanwhile.
     """
+    from flwr.supercore.constant import HEAD_BODY_DIVIDER
     from flwr.supercore.inflatable.inflatable_object import (
-        HEAD_BODY_DIVIDER,
         get_object_body,
         get_object_head_values_from_object_content,
     )

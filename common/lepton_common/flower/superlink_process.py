@@ -17,8 +17,6 @@ from typing import Any
 
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
-from lepton_common.pages import keep_freed_pieces
-
 _SMALL = 1 << 16
 _OBJECT, _AT_ONCE = "-object", 4  # the end of the paths by which objects come and go
 _IN_FILE = b"in a file"  # an object's own content is longer: it begins with its head
@@ -132,7 +130,6 @@ def main() -> None:
     """Runs the SuperLink; the first word is the folder of its objects."""
     from starlette.middleware import Middleware
 
-    keep_freed_pieces()
     folder = Path(sys.argv[1])
     sys.argv = ["flower-superlink", *sys.argv[2:]]
     factory = importlib.import_module("flwr.supercore.object_store.object_store_factory")

@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 _SQUARES, _INPUTS, _OUTPUTS = 4, 30, 2  # the data set's 30 measurements and two classes
 SIZES_MB = (1, 50, 400, 2000)
@@ -23,8 +25,10 @@ def parameters_of(megabytes: int) -> int:
     return _SQUARES * (width + 1) * width + (_INPUTS + 1) * width + (width + 1) * _OUTPUTS
 
 
-def square(width: int, input_shape: tuple[int, ...], outputs: int) -> nn.Module:
+def square(width: int, input_shape: tuple[int, ...], outputs: int) -> "nn.Module":
     """Returns a perceptron of four hidden square layers."""
+    from torch import nn
+
     layers: list[nn.Module] = [nn.Flatten(), nn.Linear(math.prod(input_shape), width)]
     for _ in range(_SQUARES):
         layers += [nn.Tanh(), nn.Linear(width, width)]
@@ -36,6 +40,6 @@ def name_of(megabytes: int) -> str:
     return f"square_{megabytes}mb"
 
 
-MODELS: dict[str, Callable[[tuple[int, ...], int], nn.Module]] = {
+MODELS: dict[str, Callable[[tuple[int, ...], int], "nn.Module"]] = {
     name_of(size): partial(square, width_of(size)) for size in SIZES_MB
 }

@@ -199,6 +199,8 @@ class Server:
             "FLWR_HOME": str(private / "flower"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            # Else each of its threads holds on to pieces of models.
+            "MALLOC_ARENA_MAX": "1",
         }
         self._parts["superlink"] = start_part(
             words, at_death="KILL", environment=environment, output=subprocess.DEVNULL
