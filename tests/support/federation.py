@@ -201,9 +201,10 @@ class Federation:
 
 
 @contextlib.contextmanager
-def running(path, **more):
-    """A federation that is made, started and stopped."""
+def running(path, command=None, **more):
+    """A federation that is made, started and stopped; ``command``: see `Federation`."""
     made = Federation(path, **more)
+    made.command.update(command or {})
     made.make()
     try:
         made.start_all()

@@ -8,11 +8,13 @@ import json
 import os
 import shutil
 import signal
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import grpc
 import httpx
+import next_version
 import numpy as np
 import pytest
 import yaml
@@ -41,7 +43,9 @@ STUDY = {
 
 @pytest.fixture(scope="module")
 def federation(tmp_path_factory):
-    with running(tmp_path_factory.mktemp("federation")) as made:
+    # One site is a version ahead, as in a federation whose operators update when they can.
+    newer = {"site-4": [sys.executable, next_version.__file__]}
+    with running(tmp_path_factory.mktemp("federation"), command=newer) as made:
         yield made
 
 
@@ -66,6 +70,8 @@ def test_a_private_run_ends_with_a_model_and_logs_that_verify(federation):
         assert 0 < reported[site] <= 0.9
         allowed = {"site", "secagg", "masked", "header", "receipt"}
         assert {item["name"] for r in released for item in r.body["items"]} <= allowed
+        (policy,) = (r.body for r in opened.audit.records if r.kind == "policy")
+        assert policy["lepton"] == (next_version.NEXT if site == "site-4" else next_version.OURS)
     check_evidence(federation, name)
 
 
