@@ -46,10 +46,7 @@ from lepton_common.identity.sealed import sign_reply
 from lepton_server.gateway.nodes import read_nodes
 from lepton_server.gateway.signed_grid import SignedGrid
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif("LEPTON_CHAOS" not in os.environ, reason="takes long; set LEPTON_CHAOS=1"),
-]
+pytestmark = pytest.mark.system
 FUZZ_S = float(os.environ.get("LEPTON_FUZZ_S", "30"))
 SEED = int(os.environ.get("LEPTON_FUZZ_SEED", "20261121"))
 VICTIM, INSIDER = "site-3", "site-4"
