@@ -88,7 +88,7 @@ class Faults:
         self._kill("lepton_server.gateway.executor")
 
     def kill_superlink(self, site, seconds):
-        self._kill("flower-superlink")
+        self._kill("superlink_process")
 
     def kill_nginx(self, site, seconds):
         self._kill("nginx")
@@ -104,7 +104,7 @@ class Faults:
         self._stopped(self.federation.processes[site].pid, seconds)
 
     def slow_coordinator(self, site, seconds):
-        for process in self.federation.children("flower-superlink")[:1]:
+        for process in self._there("superlink_process"):
             self._stopped(process, seconds)
 
     def partition(self, site, seconds):
@@ -154,8 +154,14 @@ class Faults:
         while not hit() and time.monotonic() < most:
             time.sleep(0.1)
 
+    def _there(self, word):
+        """Returns the coordinator's processes of a word, which the fault before may have ended."""
+        found = []
+        self.federation.until(lambda: found.extend(self.federation.children(word)) or found)
+        return found
+
     def _kill(self, word):
-        for process in self.federation.children(word):
+        for process in self._there(word):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 

@@ -40,6 +40,16 @@ class SparingGrid(HttpGrid):
             yield reply
             del reply
 
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Is not to be had: Flower's goes over the replies twice, and here each comes once.
+
+        Raises:
+            NotImplementedError: always; `SignedGrid`, around this, has one that works.
+        """
+        raise NotImplementedError
+
     def _reply(self, announced: ProtoMessage, tree: ObjectTree) -> Message:
         pull = make_pull_object_fn_protobuf(
             self._runtime_client.PullObject, self.node, self.run.run_id

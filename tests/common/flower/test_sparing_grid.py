@@ -93,3 +93,8 @@ def test_garbage_of_one_site_is_an_error_and_the_others_replies_come(grid):
     lost, whole = grid.pull_messages(["asked-2", "asked-3"])
     assert lost.error.reason == LOST
     assert whole.content["n"]["n"] == 3
+
+
+def test_flower_s_own_way_to_wait_which_would_ask_for_ever_is_closed(grid):
+    with pytest.raises(NotImplementedError):
+        grid.send_and_receive([], timeout=0.0)
