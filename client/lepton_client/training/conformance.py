@@ -9,12 +9,13 @@ import logging
 from dataclasses import dataclass, replace
 
 import torch
+from torch.nn.modules.dropout import _DropoutNd
 
 from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.likeness import Kind, ordinary_weights, own_weights, rows_alike
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.resident import ResidentModel
-from lepton_common.errors import PrecisionUnavailable
+from lepton_common.errors import BuffersNotAllowed, PrecisionUnavailable
 from lepton_common.tasks.catalog import Task
 
 _LOG = logging.getLogger("lepton.trainer")
@@ -71,10 +72,12 @@ def conform(
 
     Raises:
         PrecisionUnavailable: the device has no float64.
+        BuffersNotAllowed: what the model says of one record depends on others.
     """
     if model.conformance is None:
         with own_weights(model.module):
             ordinary_weights(model.module)
+            _check_apart(model, input_shape)
             model.conformance = _compare(model, task, input_shape, classes)
     found: Conformance = model.conformance
     if found.precision == SINGLE and not _proven(model, found, task, input_shape, heights):
@@ -102,6 +105,31 @@ def _proven(
         return False
     model.proven.update(keys.values())
     return True
+
+
+@torch.no_grad()
+def _check_apart(model: ResidentModel, input_shape: tuple[int, ...]) -> None:
+    """Checks that records do not mix, which both engines take for granted.
+
+    Layers are known; what a model from a package does between them is not.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    features = torch.randn(_RECORDS, *input_shape, generator=generator).to(model.device)
+    chance = [m for m in model.module.modules() if isinstance(m, _DropoutNd) and m.training]
+    for layer in chance:
+        layer.eval()
+    together = model.module(features)
+    # Beside itself: some layers take no batch of one.
+    pairs = (record.expand(2, *input_shape) for record in features.split(1))
+    alone = torch.cat([model.module(pair)[:1] for pair in pairs])
+    for layer in chance:
+        layer.train()
+    largest = float(alone.abs().max())
+    if not torch.allclose(alone, together, rtol=0.0, atol=_LARGEST_DIFFERENCE * largest):
+        raise BuffersNotAllowed(
+            "What this model says of one record depends on the others in its batch, so that no "
+            "clipping bounds what one of them changes; mend the model."
+        )
 
 
 def _compare(

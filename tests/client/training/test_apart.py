@@ -1,0 +1,57 @@
+"""A model that mixes the records of a batch is refused, before any record is read."""
+
+import pytest
+import torch
+from toy_site import RECIPE
+from torch import nn
+from torch.nn import functional
+
+from lepton_client.training.conformance import conform
+from lepton_client.training.private import heights
+from lepton_client.training.resident import ResidentModel
+from lepton_common.arrays import Layout
+from lepton_common.errors import BuffersNotAllowed
+from lepton_common.tasks.catalog import Task
+
+TASK = Task("toy", "toy", "cross_entropy", "nothing")
+CPU = torch.device("cpu")
+
+
+class Between(nn.Module):
+    """Two linear layers, and what someone wrote between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.second, self.between = nn.Linear(4, 6), nn.Linear(6, 3), between
+
+    def forward(self, features):
+        return self.second(self.between(self.first(features)))
+
+
+def conformed(between):
+    module = Between(between)
+    recipe = heights(RECIPE, CPU)
+    return conform(ResidentModel(module, Layout.of(module), CPU), TASK, (4,), 3, recipe)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        lambda values: values - values.mean(0),
+        lambda values: functional.batch_norm(values, None, None, training=True),
+        lambda values: torch.softmax(values, dim=0),
+        lambda values: values + values.flip(0),
+    ],
+)
+def test_a_model_that_mixes_records_is_refused(between):
+    with pytest.raises(BuffersNotAllowed, match="depends on the others"):
+        conformed(between)
+
+
+@pytest.mark.parametrize(
+    "between", [torch.tanh, lambda values: values - values.mean(1, keepdim=True), nn.Dropout(0.5)]
+)
+def test_a_model_that_keeps_them_apart_is_not(between):
+    conformed(between)
+    if isinstance(between, nn.Dropout):
+        assert between.training
