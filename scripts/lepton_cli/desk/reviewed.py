@@ -53,7 +53,8 @@ class Reviewed:
             yield f"Model {name}, built by {builder}, of which runs say:"
             yield f"  {PackagedModel(wheel.package, name, wheel.sha256).name}"
         lines = sum(text.count("\n") for text in wheel.files.values())
-        yield f"{len(wheel.files)} files of Python, {lines} lines in all."
+        count = len(wheel.files)
+        yield f"{count} file{'' if count == 1 else 's'} of Python, {lines} lines in all."
         if before is None:
             yield "No version of it is approved here. All of it:"
         elif before.sha256 == wheel.sha256:

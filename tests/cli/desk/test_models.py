@@ -13,6 +13,7 @@ from lepton_client.approved_models import read_approved
 from lepton_client.site import Site
 from lepton_common.errors import SettingsError
 from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import Person
 
 
 def signed(path, key=DORA):
@@ -125,9 +126,11 @@ def test_an_altered_file_is_found_when_it_is_listed_or_compared(lepton, folder, 
 
 def test_only_a_lead_signs(lepton, folder, person, tmp_path):  # noqa: F811
     eve = SigningKey.generate()
-    folder.enrol()
-    ended = lepton("model", "sign", str(kidney(tmp_path)), "--as", str(person(eve)))
-    assert (ended.code, "RosterInvalid" in ended.err) == (8, True)
+    sign = ("model", "sign", str(kidney(tmp_path)), "--as")
+    assert "RosterInvalid" in lepton(*sign, str(person(eve))).err
+    people = [Person(name="eve", public_key=eve.public_hex, roles=["auditor"], authority="")]
+    folder.enrol(people=people)
+    assert "NotAllowed" in lepton(*sign, str(person(eve))).err
 
 
 def test_a_run_names_the_wheel_that_is_installed_here(tmp_path, monkeypatch):
