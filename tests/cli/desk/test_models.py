@@ -55,7 +55,7 @@ def test_from_the_leads_signature_to_a_run_that_may_be(lepton, folder, person, t
     assert lepton("site", "model", "approve", "site-1", str(wheel), "--yes").code == 0
     row = json.loads(lepton("site", "requests", "site-1", "--json").out)[0]
     assert row["state"] == "waits"
-    Site(folder.path)
+    Site(folder.path).note_models()
     assert (
         "approved the models in kidney 1.0, signed by dora" in lepton("site", "log", "site-1").out
     )
