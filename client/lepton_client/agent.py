@@ -49,10 +49,12 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
         TokenGone: the token with the site's key was pulled out.
         AuditRolledBack, LedgerRolledBack: the site's logs lack what others have witnessed.
         SettingsError: the site file has faults.
+        PackageAltered: nobody can tell which models are approved.
     """
     site = open_site(str(folder), passphrase)
     if site.file.trainer is None:
         raise SettingsError("site.yaml has no section 'trainer'; docs/deployment.md shows it.")
+    site.note_models()
     site.note_policy()
     keep_freed_pieces()
     wait_s = _FIRST_WAIT_S

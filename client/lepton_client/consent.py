@@ -84,7 +84,7 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
         raise ConsentRefused(f"This site's data is prepared by {site.data.prepare}.")
     if model_fault(request.model) is not None:
         raise ConsentRefused(f"No model '{request.model}' is installed at this site.")
-    if policy.models is not None and request.model not in policy.models:
+    if not policy.trains(request.model):
         raise ConsentRefused(f"This site does not train the model '{request.model}'.")
     if request.cohort < policy.min_cohort:
         raise ConsentRefused(

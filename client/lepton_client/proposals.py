@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lepton_client.approved_models import approved_version
 from lepton_client.ledger import StudyBudget
 from lepton_client.rules import LaunchRules
 from lepton_common.asking import keeps_privacy, masked_sum, recipe
@@ -20,6 +21,8 @@ from lepton_common.errors import (
     ApprovalPending,
     ConsentRefused,
     LeptonError,
+    ModelNotApproved,
+    PackageAltered,
     PolicyViolation,
     ProposalInvalid,
     StudyInvalid,
@@ -28,6 +31,7 @@ from lepton_common.identity.roster import Roster
 from lepton_common.identity.signed import Signed
 from lepton_common.identity.study import Study, read_study
 from lepton_common.messages import TrainRequest
+from lepton_common.models.packaged import packaged
 from lepton_common.policy import SitePolicy
 from lepton_common.proposal import Proposal, read_proposal
 from lepton_common.settings import Settings
@@ -66,6 +70,7 @@ class Proposals:
         Raises:
             ProposalInvalid: it is not signed as it should be, or is another than before.
             ConsentRefused: rules, study, policy or operator forbid it.
+            ModelNotApproved: its model is of a package that the operator has not approved so.
             ApprovalPending: the operator has not decided.
         """
         if text is None:
@@ -177,6 +182,11 @@ class Proposals:
             yield error
             return
         yield from _beyond_policy(settings, file.policy)
+        if model := packaged(settings.model):
+            try:
+                approved_version(self._folder, model)
+            except (ModelNotApproved, PackageAltered) as error:
+                yield error
         if proposal.study is not None:
             try:
                 study = self.study(proposal.study, roster)
@@ -265,7 +275,7 @@ def _beyond_policy(settings: Settings, policy: SitePolicy) -> Iterator[ConsentRe
     faults = {
         "without differential privacy": not settings.private and not policy.allow_without_dp,
         "without secure aggregation": not settings.secure and not policy.allow_without_secagg,
-        "of this model": policy.models is not None and settings.model not in policy.models,
+        "of this model": not policy.trains(settings.model),
         "of this task": policy.tasks is not None and settings.task not in policy.tasks,
         "with this delta": settings.private and (privacy.delta or 1.0) > policy.max_delta,
         "with this clipping norm": (

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import yaml
 
+from lepton_client.approved_models import approvals_file, note_changes, read_approved
 from lepton_client.data import SiteData
 from lepton_client.door import Door
 from lepton_client.ledger import Ledger
@@ -80,7 +81,7 @@ class Site:
         """
         self.folder = folder
         self.key = SigningKey.load(folder / KEY_FILE, passphrase)
-        self._stamp = _stamp(folder / SITE_FILE)
+        self._stamps = self._stamped()
         self.file = read_site_file(folder / SITE_FILE)
         self.audit = AuditLog(folder / AUDIT_FILE, self.key, self.file.name)
         self._obey(self.file)
@@ -92,13 +93,14 @@ class Site:
         self._trains_for: str | None = None
 
     def refresh(self) -> None:
-        """Reads the site file again where the operator has changed it.
+        """Reads the site file again where the operator has changed it, or what is approved.
 
         Raises:
             SettingsError: it has faults, or another name; nothing is answered until it is mended.
+            PackageAltered: nobody can tell which models are approved; likewise.
         """
-        stamp = _stamp(self.folder / SITE_FILE)
-        if stamp == self._stamp:
+        stamps = self._stamped()
+        if stamps == self._stamps:
             return
         file = read_site_file(self.folder / SITE_FILE)
         if file.name != self.file.name:
@@ -106,8 +108,12 @@ class Site:
         if isinstance(self.trainer, TrainerProcess):
             self.trainer.stop()
         self._obey(file)
-        self._stamp = stamp
+        self.note_models()
+        self._stamps = stamps
         self.note_policy()
+
+    def _stamped(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(self.folder / SITE_FILE), _stamp(approvals_file(self.folder))]
 
     def _obey(self, file: SiteFile) -> None:
         self.file = file
@@ -192,6 +198,14 @@ class Site:
         roster = take_roster(self.folder / ROSTER_FILE, self.folder / ROOT_FILE, text)
         self.__dict__["roster"] = roster  # the cached one
         return roster
+
+    def note_models(self) -> None:
+        """Puts on record which models of packages the operator has approved or removed.
+
+        Raises:
+            PackageAltered: nobody can tell.
+        """
+        note_changes(self.audit, read_approved(self.folder))
 
     def note_policy(self) -> None:
         """Puts on record by which policy, in which version of Lepton, the site answers from now."""

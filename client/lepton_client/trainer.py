@@ -24,15 +24,16 @@ from lepton_client.training.private import (
     train_private,
 )
 from lepton_client.training.resident import ResidentModel, resident_model
-from lepton_common.arrays import Vector
+from lepton_common.arrays import Layout, Vector, read_parameters
 from lepton_common.datasets.records import Records
 from lepton_common.device import pick_device
 from lepton_common.errors import DataInvalid, EmptySite, ModelMismatch, UpdateInvalid
 from lepton_common.messages import TrainRequest
+from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
 from lepton_common.secagg.ring import Integers
-from lepton_common.strict import Count, Name, Natural, record
+from lepton_common.strict import Count, Digest, ModelName, Name, Natural, record
 from lepton_common.summing import count_unit, update_bound
 from lepton_common.tasks.catalog import find_task
 
@@ -58,6 +59,34 @@ class Described:
     devices: list[str]
 
 
+@record
+class Wanted:
+    """A model to be built.
+
+    Attributes:
+        task: a name in the catalog.
+        model: what a run calls it.
+        seed: of its weights.
+    """
+
+    task: Name
+    model: ModelName
+    seed: Natural
+
+
+@dataclass(frozen=True)
+class Initial:
+    """A model before any training, for a rehearsal at the site.
+
+    Attributes:
+        layout: digest of its layout.
+        vector: float32, shape [d].
+    """
+
+    layout: Digest
+    vector: Vector
+
+
 @dataclass(frozen=True)
 class Trained:
     """What came of training without differential privacy; all of it is the site's secret.
@@ -81,6 +110,15 @@ class Trainer(Protocol):
 
         Raises:
             DataError: the data cannot be read.
+        """
+
+    def initial(self, wanted: Wanted) -> Initial:
+        """Builds a model for the site's data, with the weights that a seed gives.
+
+        Raises:
+            DataError: the data cannot be read.
+            SettingsError: the model does not fit it.
+            ModelNotApproved, PackageAltered: the model is of a package that is not approved so.
         """
 
     def people(self) -> frozenset[bytes]:
@@ -160,6 +198,13 @@ class LocalTrainer:
             classes=dataset.classes,
             devices=[torch.cuda.get_device_name(index) for index in gpus],
         )
+
+    def initial(self, wanted: Wanted) -> Initial:
+        """Builds the model; see `Trainer`."""
+        dataset = self._source.dataset()
+        outputs = find_task(wanted.task).outputs(dataset.classes)
+        model = initial_model(wanted.model, dataset.input_shape, outputs, wanted.seed)
+        return Initial(Layout.of(model).digest, read_parameters(model).numpy())
 
     def people(self) -> frozenset[bytes]:
         """Reads the records; see `Trainer`."""

@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lepton_client.approved_models import MODELS, approvals_file
 from lepton_client.data import SiteData
 from lepton_client.isolation import bound, cut_off
+from lepton_client.model_imports import build_approved_only
 from lepton_client.rules import TrainerRules
-from lepton_client.trainer import Described, LocalTrainer, Trained
+from lepton_client.trainer import Described, Initial, LocalTrainer, Trained, Wanted
 from lepton_client.trainer_wire import NOTHING, Answer, Call, Setup, receive, send
 from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Conformance
 from lepton_common import errors
@@ -34,6 +36,7 @@ from lepton_common.secagg.ring import Integers
 
 _HASH_BYTES = 16
 _MOST_PEOPLE = 1 << 28
+_LARGEST_MODEL = 1 << 32
 _LARGEST_CALL = 1 << 36
 # What a trainer needs to know of the agent's surroundings; a passphrase may stand there too.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "TMPDIR", "LEPTON_CACHE", "LD_LIBRARY_PATH", "CUDA_HOME",
@@ -81,6 +84,13 @@ class TrainerProcess:
         if answer.described is None:
             raise TrainerFailed("The trainer does not say what it finds.")
         return answer.described
+
+    def initial(self, wanted: Wanted) -> Initial:
+        """Builds the model; see `Trainer`."""
+        answer, found = self._call(Call(what="initial", wanted=wanted), most=_LARGEST_MODEL)
+        if answer.layout is None or found.nbytes % 4:
+            raise TrainerFailed("The trainer does not say which model it builds.")
+        return Initial(answer.layout, found.view(np.float32))
 
     def people(self) -> frozenset[bytes]:
         """Reads the records; see `Trainer`."""
@@ -188,6 +198,8 @@ def _command(rules: TrainerRules, folder: Path, data: SiteData) -> list[str]:
     if rules.isolation == "process":
         return bound(words)
     keep = [data.rows] if data.rows else []
+    if approvals_file(folder).exists():  # the agent starts another trainer when that changes
+        keep.append(MODELS)
     root = Path(data.root).resolve() if data.root else None
     if root is not None and root.is_relative_to(folder):
         keep.append(str(root.relative_to(folder)))
@@ -219,6 +231,7 @@ def serve(inward: IO[bytes], outward: IO[bytes]) -> None:
         most = int(setup.memory_gib * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     secret = bytes.fromhex(setup.secret)
+    build_approved_only(Path(setup.folder))
     trainer = LocalTrainer(setup.name, setup.data, Path(setup.folder), secret)
     while True:
         try:
@@ -242,6 +255,10 @@ def _answer(
         return Answer(described=trainer.describe()), NOTHING
     if call.what == "people":
         return Answer(), np.frombuffer(b"".join(sorted(trainer.people())), np.uint8)
+    if call.what == "initial":
+        assert call.wanted is not None
+        model = trainer.initial(call.wanted)
+        return Answer(layout=model.layout), model.vector
     assert call.request is not None
     if call.what == "device":
         return Answer(device=trainer.device(call.request)), NOTHING

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_client.data import SiteData
-from lepton_client.trainer import Described
+from lepton_client.trainer import Described, Wanted
 from lepton_common.errors import TrainerFailed
 from lepton_common.messages import TrainRequest
 from lepton_common.pages import use_huge_pages
@@ -45,15 +45,17 @@ class Call:
     """One method of `lepton_client.trainer.Trainer`; the model comes behind it, as float32."""
 
     what: Literal[
-        "describe", "people", "device", "conformance", "train", "train_privately", "noised_sum"
-    ]
+        "describe", "initial", "people", "device", "conformance", "train", "train_privately",
+        "noised_sum",
+    ]  # fmt: skip
     request: TrainRequest | None = None
+    wanted: Wanted | None = None
     plan: PrivacyPlan | None = None
 
 
 @record
 class Answer:
-    """What a call returns; hashes, update or sum come behind it, or an error's trace as text.
+    """What a call returns; hashes, model, update or sum come behind it, or an error's trace.
 
     Attributes:
         error: name of what was raised.
@@ -64,6 +66,7 @@ class Answer:
         difference: of `Conformance`.
         precision: of `Conformance`.
         described: what `describe` returns.
+        layout: of `Initial`.
     """
 
     error: Name | None = None
@@ -74,6 +77,7 @@ class Answer:
     difference: float | None = None
     precision: Name = "none"
     described: Described | None = None
+    layout: Digest | None = None
 
 
 def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING) -> None:

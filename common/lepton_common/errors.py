@@ -22,6 +22,7 @@ LeptonError                     exit code 1
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
 │   ├── DoorRefused
+│   ├── ModelNotApproved
 │   ├── IsolationUnavailable
 │   ├── PrecisionUnavailable
 │   └── AuditFailed
@@ -80,6 +81,16 @@ LeptonError                     exit code 1
 │   ├── BundleForged
 │   ├── BundleUnsafe
 │   └── BundleAltered
+├── PackageError                9   a model's wheel that cannot be reviewed or trusted
+│   ├── PackageUnreadable
+│   ├── PackageTooLarge
+│   ├── PackageUnsafe
+│   ├── PackageNotPure
+│   ├── PackageEntryPoints
+│   ├── PackageNeedsMore
+│   ├── PackageNameTaken
+│   ├── PackageForged
+│   └── PackageAltered
 └── Interrupted                 130 Ctrl-C: stopped after a finished round
 ```
 
@@ -186,6 +197,10 @@ class BuffersNotAllowed(PrivacyError):
 
 class DoorRefused(PrivacyError):
     """Something without a valid provenance tried to leave the site."""
+
+
+class ModelNotApproved(PrivacyError):
+    """The site's operator has approved no such model, or another version of it."""
 
 
 class IsolationUnavailable(PrivacyError):
@@ -430,6 +445,48 @@ class BundleUnsafe(BundleError):
 
 class BundleAltered(BundleError):
     """A bundle holds other bytes than its maker signed, or fewer, or more."""
+
+
+class PackageError(LeptonError):
+    """A model's wheel is not good."""
+
+    exit_code = 9
+
+
+class PackageUnreadable(PackageError):
+    """A file is no wheel, or a damaged one, or contradicts its own metadata."""
+
+
+class PackageTooLarge(PackageError):
+    """A model's wheel holds more than anyone reviews."""
+
+
+class PackageUnsafe(PackageError):
+    """A model's wheel holds what leads out of its package, or what a review would not show."""
+
+
+class PackageNotPure(PackageError):
+    """A model's wheel holds something else than Python source."""
+
+
+class PackageEntryPoints(PackageError):
+    """A model's wheel offers something else than models, or none."""
+
+
+class PackageNeedsMore(PackageError):
+    """A model's wheel needs a package that is not installed."""
+
+
+class PackageNameTaken(PackageError):
+    """A model's wheel has the name of something else that is installed."""
+
+
+class PackageForged(PackageError):
+    """A model's wheel is not signed by a lead of the federation, or is another one."""
+
+
+class PackageAltered(PackageError):
+    """An approved model's source, or the list of what is approved, was changed."""
 
 
 class Interrupted(LeptonError):

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from lepton_common.models.packaged import any_version
 from lepton_common.strict import (
     Count,
     Fraction,
@@ -44,7 +45,8 @@ class SitePolicy:
         devices: kinds of device that private work may use; on ``mps`` there is no float64, so what
             is proven of rounding does not hold there.
         tasks: tasks the site serves; None: all in its catalog.
-        models: models the site trains, by name, or by their whole list of layers; None: all.
+        models: models the site trains, by name, or by their whole list of layers; of a package
+            with the wheel's digest, or without: ``wheel.PACKAGE.MODEL``; None: all.
     """
 
     allow_without_dp: bool
@@ -65,3 +67,7 @@ class SitePolicy:
     devices: list[Literal["cpu", "cuda", "mps"]]
     tasks: list[Name] | None
     models: list[ModelName] | None
+
+    def trains(self, model: str) -> bool:
+        """Says whether a model is among those that the site trains."""
+        return self.models is None or bool({model, any_version(model)} & set(self.models))

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lepton_cli.groups import groups
 from lepton_common.errors import SettingsError
 from lepton_common.models.layers import PREFIX
+from lepton_common.models.packaged import named_here
 from lepton_common.names import did_you_mean, unknown
 from lepton_common.settings import Settings, parse_settings
 from lepton_common.strict import field_names
@@ -43,6 +44,10 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
         if values["model"] != "layers" or not isinstance(layers, list):
             raise SettingsError("layers is a list, such as [linear64,relu], for model=layers.")
         values["model"] = PREFIX + "-".join(map(str, layers))
+    if model := values.pop("wheel", None):
+        if values["model"] != "wheel":
+            raise SettingsError("wheel is the model of a package, for model=wheel.")
+        values["model"] = named_here(str(model))
     return {str(name): value for name, value in values.items()}
 
 
@@ -107,7 +112,11 @@ def _name_faults(override: str) -> list[str]:
         if value in groups()[name]:
             return []
         return [unknown(name, value, groups()[name])]
-    names = ["layers", *(known for known in field_names(Settings) if known not in groups())]
+    names = [
+        "layers",
+        "wheel",
+        *(known for known in field_names(Settings) if known not in groups()),
+    ]
     if name in names and not hasattr(Settings.__annotations__.get(name), "__pydantic_fields__"):
         return []
     return [f"Unknown setting '{name}'{did_you_mean(name, [*names, *groups()]) or '.'}"]

@@ -28,7 +28,7 @@ def control(folder: Path, passphrase: str | None = None) -> Iterator[ControlStub
         ServerUnreachable: the coordinator does not answer, or is another.
         LeptonError: what the coordinator refused a call with.
     """
-    key, roster, me = _identity(folder, passphrase)
+    key, roster, me = identity(folder, passphrase)
     if roster.coordinator is None:
         raise RosterInvalid("The roster names no coordinator; ask a partner to propose one.")
     leaf = issue_leaf(key, me.name)
@@ -49,13 +49,18 @@ def proposal_of(folder: Path, settings: Settings, study: str | None, passphrase:
     Raises:
         IdentityError: see `control`.
     """
-    key, roster, me = _identity(folder, passphrase)
+    key, roster, me = identity(folder, passphrase)
     federation = replace(settings.federation, name=roster.federation)
     settings = replace(settings, baselines=False, runs="runs", federation=federation)
     return make_proposal(key, me.name, study, roster.federation, settings)
 
 
-def _identity(folder: Path, passphrase: str | None) -> tuple[SigningKey, Roster, Person]:
+def identity(folder: Path, passphrase: str | None) -> tuple[SigningKey, Roster, Person]:
+    """Returns a person's key, their roster, and who they are in it.
+
+    Raises:
+        IdentityError: key or roster are not good, or the roster does not name this person.
+    """
     key = SigningKey.load(folder / KEY_FILE, passphrase)
     roster = read_roster_files(folder / ROSTER_FILE, folder / ROOT_FILE)
     roster.check_date(datetime.now(UTC).date())

@@ -17,6 +17,7 @@ from lepton_cli.commands import (
     federation,
     identities,
     installing,
+    models,
     privacy,
     reports,
     requests,
@@ -29,7 +30,7 @@ _EXIT_CODES = """
 Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
 5 a run failed or was not found · 6 an audit log or evidence does not verify · 7 secure
 aggregation stopped a round · 8 a key, certificate, roster or study is not good · 9 a bundle
-is incomplete or was altered · 130 stopped by Ctrl-C.
+or a model's wheel is incomplete, not signed or was altered · 130 stopped by Ctrl-C.
 """
 
 app = typer.Typer(
@@ -73,6 +74,8 @@ for name, help_, command in (
     identities.site_app.command(name, help=help_)(command)
 app.command("submit", help=deployment.SUBMIT_HELP)(deployment.submit)
 app.add_typer(deployment.run_app, name="run")
+app.add_typer(models.app, name="model")
+identities.site_app.add_typer(models.site_app, name="model")
 app.add_typer(identities.site_app, name="site")
 app.add_typer(identities.server_app, name="server")
 app.add_typer(identities.person_app, name="person")

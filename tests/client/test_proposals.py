@@ -7,10 +7,12 @@ from datetime import datetime, time
 
 import pytest
 import yaml
+from model_wheel import FILES, kidney
 from toy_site import PARTNER, PERMISSIVE, ask, context
 
 from lepton_cli.compose import compose_settings
 from lepton_client.app import app
+from lepton_client.approved_models import approve
 from lepton_client.proposals import Proposals
 from lepton_client.rules import LaunchRules
 from lepton_client.site import Site, forget_sites
@@ -20,6 +22,7 @@ from lepton_common.errors import (
     ApprovalPending,
     BudgetSpent,
     ConsentRefused,
+    ModelNotApproved,
     PolicyViolation,
     ProposalInvalid,
     StudyInvalid,
@@ -30,6 +33,7 @@ from lepton_common.identity.signed import Signed, sign
 from lepton_common.identity.study import Study
 from lepton_common.messages import HELLO, HelloRequest, TrainRequest, hello_content
 from lepton_common.models.catalog import initial_model
+from lepton_common.models.wheel import read_model_wheel
 from lepton_common.proposal import make_proposal, read_proposal
 from lepton_common.strict import parse, to_json
 
@@ -133,6 +137,24 @@ def test_a_changed_byte_is_found(site):
     signed["document"] = signed["document"].replace('\\"rounds\\":3', '\\"rounds\\":4')
     with pytest.raises(ProposalInvalid, match="not signed"):
         admit(site, json.dumps(signed))
+
+
+def test_a_model_of_a_package_is_the_approved_version_or_none(site, tmp_path):
+    wheel = read_model_wheel(kidney(tmp_path))
+    model = f"wheel.kidney.tiny.{wheel.sha256}"
+    run = replace(SETTINGS, model=model)
+    with pytest.raises(ModelNotApproved, match="No version of kidney"):
+        admit(site, proposal(run))
+    approve(site.folder, wheel, "dora")
+    admit(site, proposal(run), run="run-2")
+    check(site, asked(run, run="run-2"))
+    with pytest.raises(PolicyViolation, match="model differs"):
+        check(site, asked(run, run="run-2", model=model[:-64] + "b" * 64))
+    # The operator approves another version in the midst of the run.
+    other = kidney(tmp_path, "1.1", {**FILES, "kidney/more.py": "MORE = 1\n"})
+    approve(site.folder, read_model_wheel(other), "dora")
+    with pytest.raises(ModelNotApproved, match=r"approved version 1\.1"):
+        check(site, asked(run, run="run-2"))
 
 
 def test_a_run_without_a_proposal_is_refused(site):

@@ -11,19 +11,24 @@ import time
 
 import numpy as np
 import pytest
+from model_wheel import FILES, kidney
 from toy_site import PRIVACY, request
 from trainer_folder import ASKED, DATA, RULES, SECRET, WEIGHTS, fill
 
+from lepton_client.approved_models import approve, remove
 from lepton_client.isolation import cut_off
 from lepton_client.rules import TrainerRules
-from lepton_client.trainer import LocalTrainer
+from lepton_client.trainer import LocalTrainer, Wanted
 from lepton_client.trainer_process import TrainerProcess
 from lepton_common.errors import (
     DataMissing,
     EmptySite,
     IsolationUnavailable,
+    ModelNotApproved,
+    PackageAltered,
     TrainerFailed,
 )
+from lepton_common.models.wheel import read_model_wheel
 from lepton_common.privacy.plan import SharedNoise
 
 pytestmark = pytest.mark.system
@@ -160,3 +165,39 @@ for act in (lambda: socket.create_connection(("127.0.0.1", port), 5),
         ended = subprocess.run(cut, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     assert (folder / "signing.pem").read_text() == "the site's key"
+
+
+def test_it_trains_an_approved_model_as_the_same_one_of_the_catalog(folder, local, tmp_path):
+    wheel = read_model_wheel(kidney(tmp_path))
+    asked = request(**{**vars(ASKED), "model": f"wheel.kidney.tiny.{wheel.sha256}"})
+    isolation = "process" if confined() else "namespace"
+    rules = TrainerRules(**{**vars(RULES), "isolation": isolation})
+
+    def trains(act):
+        trainer = TrainerProcess("a", DATA, folder, SECRET, rules)  # as the agent does
+        try:
+            return act(trainer)
+        finally:
+            trainer.stop()
+
+    with pytest.raises(ModelNotApproved):
+        trains(lambda trainer: trainer.train(asked, WEIGHTS))
+    approve(folder, wheel, "dora")
+    try:
+        found = trains(lambda trainer: trainer.train(asked, WEIGHTS))
+        expected = local.train(ASKED, WEIGHTS).update
+        np.testing.assert_allclose(found.update, expected, rtol=1e-5, atol=1e-8)
+        wanted = Wanted(task=asked.task, model=asked.model, seed=0)
+        initial = trains(lambda trainer: trainer.initial(wanted))
+        assert initial.layout == ASKED.layout
+        np.testing.assert_array_equal(initial.vector, WEIGHTS)
+        assert trains(lambda trainer: trainer.conformance(asked)) == local.conformance(ASKED)
+        place = folder / "models" / f"kidney-1.0-{wheel.sha256}" / "kidney"
+        place.chmod(0o755)
+        (place / "nets.py").chmod(0o644)
+        (place / "nets.py").write_text(FILES["kidney/nets.py"] + "\nALTERED = True\n")
+        with pytest.raises(PackageAltered):
+            trains(lambda trainer: trainer.train(asked, WEIGHTS))
+    finally:
+        remove(folder, "kidney")
+    assert "kidney" not in sys.modules

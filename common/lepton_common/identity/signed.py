@@ -8,7 +8,8 @@ from lepton_common.identity.keys import SigningKey, verify
 from lepton_common.strict import Count, Digest, record
 
 Signature = Annotated[str, Field(pattern=r"^[0-9a-f]{128}$")]
-Kind = Literal["roster", "study", "join", "proposal", "bundle", "evidence", "heads", "witness"]
+Kind = Literal["roster", "study", "join", "proposal", "bundle", "evidence", "heads", "witness",
+               "model"]  # fmt: skip
 
 
 @record

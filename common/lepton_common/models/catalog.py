@@ -5,6 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lepton_common.errors import SettingsError
+from lepton_common.models import packaged
 from lepton_common.models.layers import PREFIX, build_layers, fault_in
 from lepton_common.names import look_up, unknown
 
@@ -35,11 +36,19 @@ MODELS: dict[str, Builder] = {
 
 
 def model_fault(name: str) -> str | None:
-    """Returns why there is no such model; None where there is one."""
+    """Returns why there is no such model; None where there is one.
+
+    Of a model from a package this says only whether it is named rightly: whether it is here, and
+    may be used, is known where it is built.
+    """
     if name.startswith(PREFIX):
         return fault_in(name)
     if name == "layers":
         return "model=layers needs layers, such as layers=[linear64,relu]."
+    if name == "wheel":
+        return "model=wheel needs the model of an installed package, such as wheel=kidney.unet."
+    if name.startswith(packaged.PREFIX):
+        return packaged.fault_in(name)
     return None if name in MODELS else unknown("model", name, MODELS)
 
 
@@ -49,19 +58,22 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
     Batch normalisation, where a builder has it, is replaced; see `replacements`.
 
     Args:
-        name: a name in the catalog, or a list of layers; see `layers`.
+        name: a name in the catalog, a list of layers (see `layers`), or a model of a package (see
+            `packaged`).
         input_shape: shape of one record, channels first for images.
         outputs: number of logits.
 
     Raises:
         UnknownName: no such model.
         SettingsError: a network for images was named for records that are none, or the layers
-            do not fit.
+            do not fit, or the model of a package is none or not here.
     """
     from lepton_common.models.replacements import replace_batch_norms
 
     if name.startswith(PREFIX):
         return build_layers(name, input_shape, outputs)
+    if name.startswith(packaged.PREFIX):
+        return replace_batch_norms(_built(name, input_shape, outputs))
     build = look_up(MODELS, name, "model")
     if name.startswith("cnn") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
         raise SettingsError(
@@ -69,6 +81,15 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
             "choose model=mlp or model=logistic."
         )
     return replace_batch_norms(build(input_shape, outputs))
+
+
+def _built(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
+    from torch import nn
+
+    module: object = packaged.build_of(name)(input_shape, outputs)
+    if not isinstance(module, nn.Module):
+        raise SettingsError(f"What builds {name} returns no torch.nn.Module; mend the package.")
+    return module
 
 
 def initial_model(name: str, input_shape: Shape, outputs: int, seed: int) -> "nn.Module":

@@ -12,6 +12,8 @@ _WORDS = {
     "proposed": "a run was proposed",
     "engine": "gradients are computed by {engine}",
     "refusal": "refused: {error}",
+    "model_approved": "the operator approved the models in {package} {version}, signed by {by}",
+    "model_removed": "the operator removed the models in {package}",
     "succession": "{charges} charges came over from an earlier key",
 }
 _ITEMS = {

@@ -21,6 +21,7 @@ from lepton_cli.desk.rehearsed import Rehearsed
 from lepton_cli.desk.requests import Asked
 from lepton_cli.desk.stand_in import Watched, roster_with, stand_ins
 from lepton_client.app import app
+from lepton_client.approved_models import approvals_file
 from lepton_client.people import people_secret
 from lepton_client.proposals import FOLDER, STUDIES
 from lepton_client.site import (
@@ -32,9 +33,8 @@ from lepton_client.site import (
     Site,
     open_site,
 )
-from lepton_client.trainer import Trainer
+from lepton_client.trainer import Trainer, Wanted
 from lepton_common import errors
-from lepton_common.arrays import Layout, read_parameters
 from lepton_common.asking import privacy_request, shared_noise
 from lepton_common.chain import ChainRecord
 from lepton_common.errors import LeptonError, RehearsalFailed
@@ -46,9 +46,7 @@ from lepton_common.messages import (
     hello_content,
     read_facts,
 )
-from lepton_common.models.catalog import initial_model
 from lepton_common.settings import Settings
-from lepton_common.tasks.catalog import find_task
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.rounds.checkpoint import Checkpoint
 from lepton_server.rounds.clip_scale import ClipScale
@@ -113,6 +111,9 @@ def _copy(desk: Desk, place: Path, run: str, passphrase: str | None) -> Site:
             contextlib.closing(sqlite3.connect(folder / LEDGER_FILE)) as target,
         ):
             source.backup(target)
+    if approvals_file(desk.folder).exists():  # what they say; the code is the trainer's alone
+        approvals_file(folder).parent.mkdir()
+        shutil.copy(approvals_file(desk.folder), approvals_file(folder))
     if (desk.folder / STUDIES).is_dir():
         shutil.copytree(desk.folder / STUDIES, folder / STUDIES)
     (folder / FOLDER).mkdir()
@@ -181,10 +182,9 @@ def _coordinate(
     contents = dict.fromkeys(grid.get_node_ids(), hello)
     for node, answer in collect(grid, contents, HELLO, settings.federation.round_timeout_s):
         sites[node] = read_facts(_good(answer))
-    found = trainer.describe()
-    outputs = find_task(settings.task).outputs(found.classes)
-    model = initial_model(settings.model, tuple(found.input_shape), outputs, settings.seed)
-    layout, values = Layout.of(model), read_parameters(model).numpy()
+    wanted = Wanted(task=settings.task, model=settings.model, seed=settings.seed)
+    model = trainer.initial(wanted)
+    size, values = len(model.vector), model.vector
     equal = settings.federation.weights == "equal"
     weights = {facts.name: 1 if equal else facts.public_size for facts in sites.values()}
     if not settings.secure:  # each site is asked alone, so the others are but names
@@ -193,9 +193,9 @@ def _coordinate(
     request = train_request(
         settings,
         run,
-        layout,
+        model.layout,
         Checkpoint(round=0, model=values),
-        privacy_request(settings, layout.size),
+        privacy_request(settings, size),
         weights,
         {},
         ClipScale(settings.privacy.clip_quantile).value,
@@ -204,12 +204,12 @@ def _coordinate(
         journal = SumJournal(place / "sums")
         gathered = gather_secure(grid, settings, sites, request, values, journal)
     else:
-        mean = ExactMean(layout.size, weights, keep_each=False)
+        mean = ExactMean(size, weights, keep_each=False)
         timeout_s = settings.federation.round_timeout_s
         gathered = gather_plain(grid, sites, request, values, mean, timeout_s)
     for name in gathered.failed.values():
         _good(name)
-    return request, layout.size, gathered.mean.count == len(sites)
+    return request, size, gathered.mean.count == len(sites)
 
 
 def _good(answer: RecordDict | str) -> RecordDict:

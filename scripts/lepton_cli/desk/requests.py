@@ -6,7 +6,7 @@ from typing import Any, Literal
 from lepton_cli.desk.budgets import Budget, budgets_of_run
 from lepton_cli.desk.folder import Desk, trainer_of
 from lepton_client import consent
-from lepton_common.arrays import Layout
+from lepton_client.trainer import Wanted
 from lepton_common.asking import masked_sum, privacy_request, recipe, shared_noise
 from lepton_common.errors import (
     BudgetSpent,
@@ -16,11 +16,9 @@ from lepton_common.errors import (
     RunNotFound,
 )
 from lepton_common.messages import TrainRequest
-from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.proposal import Proposal, read_proposal
 from lepton_common.settings import Settings
-from lepton_common.tasks.catalog import find_task
 
 State = Literal["waits", "approved", "refused", "automatic", "beyond the policy"]
 _NO_DIGEST = "0" * 64
@@ -196,9 +194,7 @@ def _plan(desk: Desk, settings: Settings, size: int) -> PrivacyPlan:
 
 
 def _size(desk: Desk, settings: Settings) -> int:
-    """Returns the number of weights of the run's model on the site's data, read by the trainer."""
+    """Returns the number of weights of the run's model on the site's data, built by the trainer."""
     with trainer_of(desk) as trainer:
-        found = trainer.describe()
-    outputs = find_task(settings.task).outputs(found.classes)
-    model = initial_model(settings.model, tuple(found.input_shape), outputs, settings.seed)
-    return Layout.of(model).size
+        wanted = Wanted(task=settings.task, model=settings.model, seed=settings.seed)
+        return len(trainer.initial(wanted).vector)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from lepton_client.site import KEY_FILE, SITE_FILE, Site, SiteFile, open_site
-from lepton_client.trainer import Described, Trained, Trainer
+from lepton_client.trainer import Described, Initial, Trained, Trainer, Wanted
 from lepton_client.training.conformance import OURS, SINGLE, Conformance
 from lepton_common.arrays import Vector
 from lepton_common.durable import write_atomic
@@ -41,6 +41,10 @@ class Watched:
     def describe(self) -> Described:
         """Passes on."""
         return self.inner.describe()
+
+    def initial(self, wanted: Wanted) -> Initial:
+        """Passes on."""
+        return self.inner.initial(wanted)
 
     def people(self) -> frozenset[bytes]:
         """Passes on."""
@@ -90,6 +94,10 @@ class NoTrainer:
     def describe(self) -> Described:
         """Says that nothing is there; see `Trainer`."""
         return Described(records=0, units=0, unit="row", input_shape=[1], classes=1, devices=[])
+
+    def initial(self, wanted: Wanted) -> Initial:
+        """Returns a model without a weight; see `Trainer`."""
+        return Initial("0" * 64, np.empty(0, np.float32))
 
     def people(self) -> frozenset[bytes]:
         """Returns nobody; see `Trainer`."""

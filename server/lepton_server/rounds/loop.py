@@ -65,7 +65,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
             raise QuorumNotMet(f"Round {round_}: one site is there, and one alone is no sum.")
         weights = _weights(cohort, settings)
         request = train_request(
-            settings, run, evaluator.layout, state, privacy, weights, ledgers, scale.value
+            settings, run, evaluator.layout.digest, state, privacy, weights, ledgers, scale.value
         )
         if settings.secure:
             gathered = gather_secure(grid, settings, cohort, request, state.model, journal)

@@ -1,16 +1,17 @@
 """The request of a round, made of settings and the state so far."""
 
-from lepton_common.arrays import Layout, digest_of, pack
+from lepton_common.arrays import digest_of, pack
 from lepton_common.asking import masked_sum, recipe
 from lepton_common.messages import PrivacyRequest, TrainRequest
 from lepton_common.settings import Settings
+from lepton_common.strict import Digest
 from lepton_server.rounds.checkpoint import Checkpoint
 
 
 def train_request(
     settings: Settings,
     run: str,
-    layout: Layout,
+    layout: Digest,
     state: Checkpoint,
     privacy: PrivacyRequest | None,
     weights: dict[str, int],
@@ -22,7 +23,7 @@ def train_request(
     Args:
         settings: the whole configuration.
         run: name of the run.
-        layout: the model's.
+        layout: digest of the model's.
         state: after the last finished round.
         privacy: what the run asks of each site's privacy plan.
         weights: public weight of each site of the cohort.
@@ -36,7 +37,7 @@ def train_request(
         model=settings.model,
         prepare=settings.data.prepare,
         cohort=len(weights),
-        layout=layout.digest,
+        layout=layout,
         model_digest=digest_of(pack(state.model).data),
         recipe=recipe(settings, state.round + 1, update_scale),
         privacy=privacy,
