@@ -9,6 +9,7 @@ from torch import nn
 from toy_site import RECIPE, VECTOR, synthetic
 
 from lepton_client.training import conformance
+from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Conformance, conform
 from lepton_client.training.likeness import rows_alike
 from lepton_client.training.private import Engine, clipped_sum, heights, train_private
@@ -220,6 +221,24 @@ def test_where_rows_differ_all_is_computed_in_float64(monkeypatch, engine):
                            replace(plan, steps_per_round=2), found)  # fmt: skip
     assert update.dtype == np.float32
     assert update.any()
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_a_sigmoid_is_the_same_at_every_place(threads, count):
+    # Each thread computed the last numbers of its share otherwise: 100 clipping norms over 6,400
+    # records, at a width of which one made-up record shows nothing.
+    threads(count)
+    model = resident(nn.Sequential(nn.Linear(8, 1025), nn.Sigmoid(), nn.Linear(1025, 2)))
+    generator = torch.Generator().manual_seed(0)
+    differing = 0
+    with torch.no_grad(), ClippedGradients(model.module):
+        sigmoid = model.module[1]
+        for _ in range(40):
+            row = torch.randn(1025, generator=generator)
+            values = sigmoid(row.expand(64, -1).contiguous())
+            differing += int((values != values[:1]).any())
+            assert float((values[0] - torch.sigmoid(row)).abs().max()) < 2e-7
+    assert differing == 0
 
 
 def test_a_device_that_can_do_neither_is_refused(monkeypatch):
