@@ -168,14 +168,14 @@ def clipped_sum(
         height = _filled_up(len(index))
         if model.device.type != "cpu":
             height = max(height, most)
-        single, missing = count == len(index), height - len(index)
+        single = count == len(index)
         of_row = torch.from_numpy(unit_of_row).to(model.device)
         part = engine.gradients.sum(
             losses,
-            _filled(features, missing),
-            _filled(records.labels[index].to(model.device), missing),
+            _filled(features, height),
+            _filled(records.labels[index].to(model.device), height),
             clipping_norm=plan.clipping_norm,
-            unit_of_row=None if single else _filled(of_row, missing),
+            unit_of_row=None if single else _filled(of_row, height),
             units=height if single else count,
             mask=torch.arange(height, device=model.device) < len(index),
         )
@@ -225,9 +225,12 @@ def _filled_up(rows: int) -> int:
     return -(-rows // SMALLEST) * SMALLEST
 
 
-def _filled(values: torch.Tensor, missing: int) -> torch.Tensor:
-    """Returns values with so many rows of zeros behind them."""
-    return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values
+def _filled(values: torch.Tensor, height: int) -> torch.Tensor:
+    """Returns values with rows of zeros behind them, laid out in memory as `likeness` tried it."""
+    # Views of images come in another order, for which there are other kernels.
+    batch = values.new_zeros(height, *values.shape[1:])
+    batch[: len(values)] = values
+    return batch
 
 
 def _rows_by_unit(records: Records) -> list[Rows]:

@@ -14,10 +14,12 @@ from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Con
 from lepton_client.training.likeness import rows_alike
 from lepton_client.training.private import Engine, clipped_sum, heights, train_private
 from lepton_client.training.resident import ResidentModel, resident_model
+from lepton_client.training.views import Views
 from lepton_common.arrays import Layout
 from lepton_common.datasets.records import Records
 from lepton_common.errors import PrecisionUnavailable
 from lepton_common.models.catalog import initial_model
+from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.tasks.catalog import Task
 
@@ -239,6 +241,23 @@ def test_a_sigmoid_is_the_same_at_every_place(threads, count):
             differing += int((values != values[:1]).any())
             assert float((values[0] - torch.sigmoid(row)).abs().max()) < 2e-7
     assert differing == 0
+
+
+def test_what_goes_through_is_laid_out_as_it_was_tried():
+    # Views of images have their channels last, for which a normalisation sums in another order.
+    images = torch.rand(64, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    task, seen = replace(TASK, shift=1, mirror=True), []
+    model = resident(initial_model("logistic", (3, 8, 8), 3, seed=0))
+    model.module.register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()))
+    for views in (None, Views(task, replace(RECIPE, augmentations=4), SecretRandom())):
+        for count in (3, 16, 64):
+            records = Records(images[:count], torch.zeros(count, dtype=torch.int64))
+            units = list(np.arange(count).reshape(-1, 1))
+            with Conformance(OURS, 0.0).open(model) as hooks:
+                hooks._probed = True
+                clipped_sum(Engine(model, hooks), task, records, units, 64, PLAN, views)
+    assert seen
+    assert set(seen) == {(192, 64, 8, 1)}
 
 
 def test_a_device_that_can_do_neither_is_refused(monkeypatch):
