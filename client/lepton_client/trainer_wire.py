@@ -63,6 +63,7 @@ class Answer:
         engine: of `Conformance`.
         difference: of `Conformance`.
         precision: of `Conformance`.
+        together: of `Conformance`.
         described: what `describe` returns.
     """
 
@@ -73,6 +74,7 @@ class Answer:
     engine: Name = "none"
     difference: float | None = None
     precision: Name = "none"
+    together: bool = True
     described: Described | None = None
 
 

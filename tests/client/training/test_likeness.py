@@ -204,7 +204,7 @@ def test_where_rows_differ_all_is_computed_in_float64(monkeypatch, engine):
     model = resident(initial_model("mlp", (4,), 3, seed=0))
     model.load(VECTOR)
     found = conform(model, TASK, (4,), 3, (64,))
-    assert (found.precision, model.dtype) == (DOUBLE, torch.float64)
+    assert (found.precision, found.together, model.dtype) == (DOUBLE, False, torch.float64)
     assert model.layout == Layout.of(model.module)
     assert np.array_equal(torch.cat([p.flatten() for p in model.module.parameters()])
                           .detach().float().numpy(), VECTOR)  # fmt: skip
@@ -223,6 +223,26 @@ def test_where_rows_differ_all_is_computed_in_float64(monkeypatch, engine):
                            replace(plan, steps_per_round=2), found)  # fmt: skip
     assert update.dtype == np.float32
     assert update.any()
+
+
+def test_where_rows_differ_in_float64_too_each_person_goes_through_alone():
+    # What is left of the difference in float64, a deep network makes as large as it likes.
+    model = resident(_Crooked("place"))
+    found = conform(model, TASK, (16,), 3, (64, 128))
+    assert (found.precision, found.together) == (DOUBLE, False)
+    assert conform(model, TASK, (16,), 3, (64, 128)) is found
+    records = Records(torch.ones(5, 16), torch.zeros(5, dtype=torch.int64))
+    sums = []
+    for units in ([[0]], [[3]], [[0], [3], [4]], [[4], [0], [3], [0]], [[1, 2], [0]], [[1, 2]]):
+        with found.open(model) as hooks:
+            engine = Engine(model, hooks, found.together)
+            rows = [np.array(unit) for unit in units]
+            sums.append(clipped_sum(engine, TASK, records, rows, 64, PLAN))
+    one = float(sums[0].norm())
+    assert one > 0.01
+    for found_sum, count in zip(sums[1:4], (1, 3, 4), strict=True):
+        torch.testing.assert_close(found_sum, count * sums[0], rtol=1e-14, atol=0)
+    torch.testing.assert_close(sums[4] - sums[5], sums[0], rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("count", [3, 5])
