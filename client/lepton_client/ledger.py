@@ -327,10 +327,10 @@ class Ledger:
         )
 
     def _versions(self) -> dict[str, tuple[str, int]]:
-        """The versions of the data: what one unit of each is, and the number of its entry."""
+        """The versions of the data: what one unit of each is, and the number of its first entry."""
         return {
             str(record.body["version"]): (str(record.body["unit"]), record.sequence)
-            for record in self._file.contents.records
+            for record in reversed(self._file.contents.records)
             if record.kind == "data"
         }
 

@@ -109,7 +109,7 @@ class TrainerProcess:
         answer, _ = self._call(Call(what="conformance", request=request))
         if answer.engine not in (OURS, OPACUS) or answer.precision not in (SINGLE, DOUBLE):
             raise TrainerFailed("The trainer names an engine or a precision that there is not.")
-        return Conformance(answer.engine, answer.difference, answer.precision)
+        return Conformance(answer.engine, answer.difference, answer.precision, answer.together)
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:
         """Trains without differential privacy; see `Trainer`."""

@@ -65,6 +65,7 @@ class Answer:
         engine: of `Conformance`.
         difference: of `Conformance`.
         precision: of `Conformance`.
+        together: of `Conformance`.
         described: what `describe` returns.
         layout: of `Initial`.
     """
@@ -76,6 +77,7 @@ class Answer:
     engine: Name = "none"
     difference: float | None = None
     precision: Name = "none"
+    together: bool = True
     described: Described | None = None
     layout: Digest | None = None
 

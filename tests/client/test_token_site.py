@@ -38,7 +38,7 @@ def test_it_signs_its_log_and_ledger_with_the_token(folder):
     assert kinds.count("release") == 2
     ledger = read_ledger(folder / "ledger.db", key.public_hex)
     assert [record.kind for record in ledger.records] == [
-        "open", "data", "charge", "release", "charge", "release",
+        "open", "data", "charge", "release", "data", "charge", "release",
     ]  # fmt: skip
 
 

@@ -1,9 +1,13 @@
-"""Linear layers that read rows of whole cache lines, whatever their width.
+"""Layers whose kernels treat every row alike, in place of some that do not.
 
 A matrix product may take another path for a row whose address is not a multiple of 16 bytes, and
 round in another way there. Rows of 30 numbers begin at such an address every other time, so that
 each gradient would depend on how many records stand in front of its own. Behind columns of zeros
 all rows begin alike; weights, gradients and the model's file know nothing of them.
+
+A sigmoid is computed by vectors of numbers, but the last few of each thread's share one by one and
+by another function, which differs in one of 25 values: too seldom for `likeness` to see. The
+hyperbolic tangent has one function for all.
 """
 
 from functools import partial
@@ -24,13 +28,21 @@ def linear(
     return functional.linear(inputs, weight, bias)
 
 
+def sigmoid(inputs: torch.Tensor) -> torch.Tensor:
+    """Returns the logistic function of each number, wherever it stands."""
+    return 0.5 + 0.5 * torch.tanh(0.5 * inputs)
+
+
 def align(module: nn.Module) -> list[nn.Module]:
-    """Gives a model's linear layers such a forward pass; returns them, for `restore`."""
+    """Gives a model's layers such forward passes; returns those layers, for `restore`."""
     layers: list[nn.Module] = []
     for layer in module.modules():
         # By exact type: what a subclass computes, nobody knows.
         if type(layer) is nn.Linear and layer.in_features % _WIDTH:
             vars(layer)["forward"] = partial(_forward, layer)
+            layers.append(layer)
+        elif type(layer) is nn.Sigmoid:
+            vars(layer)["forward"] = sigmoid
             layers.append(layer)
     return layers
 

@@ -39,10 +39,12 @@ class Engine(NamedTuple):
     Attributes:
         model: the model.
         gradients: the hooks.
+        together: whether people share a batch; see `Conformance`.
     """
 
     model: ResidentModel
     gradients: ClippedGradients | OpacusGradients
+    together: bool = True
 
 
 def train_private(
@@ -64,7 +66,7 @@ def train_private(
     optimizer, views = new_optimizer(model.module, recipe), Views(task, recipe, secret)
     rows_of_unit = _rows_by_unit(records)
     with conformance.open(model) as gradients:
-        engine = Engine(model, gradients)
+        engine = Engine(model, gradients, conformance.together)
         for _ in range(plan.steps_per_round):
             check_weights(model)
             units = _sample(rows_of_unit, plan, recipe, secret)
@@ -99,7 +101,7 @@ def noisy_sum(
     units = _sample(_rows_by_unit(records), plan, recipe, secret)
     views = Views(task, recipe, secret)
     with conformance.open(model) as gradients:
-        engine = Engine(model, gradients)
+        engine = Engine(model, gradients, conformance.together)
         total = clipped_sum(engine, task, records, units, recipe.batch_size, plan, views)
     return noised(total.cpu().numpy().astype(np.float64), plan, secret)
 
@@ -145,10 +147,11 @@ def clipped_sum(
 
     Matrix products of other heights take other kernels, which round in other ways, and by that a
     record could change what the others' gradients are. So what goes through the model is filled
-    up to one of `heights`, at which `conform` has seen that all rows are computed alike.
+    up to one of `heights`, at which `conform` has seen that all rows are computed alike; where it
+    has seen otherwise, each unit goes through alone.
     """
     model, count_of = engine.model, views.count if views else 1
-    most = _rows_at_once(batch_size)
+    most = _rows_at_once(batch_size) if engine.together else 1
 
     def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return task.losses(outputs, labels) / count_of
@@ -165,17 +168,17 @@ def clipped_sum(
             features = views.of(features)
             index, unit_of_row = index.repeat_interleave(count_of), unit_of_row.repeat(count_of)
         # On a GPU kernels may differ at any height, so there it is always the same one.
-        height = _filled_up(len(index))
+        height = _filled_up(len(index)) if engine.together else len(index)
         if model.device.type != "cpu":
             height = max(height, most)
-        single, missing = count == len(index), height - len(index)
+        single = count == len(index)
         of_row = torch.from_numpy(unit_of_row).to(model.device)
         part = engine.gradients.sum(
             losses,
-            _filled(features, missing),
-            _filled(records.labels[index].to(model.device), missing),
+            _filled(features, height),
+            _filled(records.labels[index].to(model.device), height),
             clipping_norm=plan.clipping_norm,
-            unit_of_row=None if single else _filled(of_row, missing),
+            unit_of_row=None if single else _filled(of_row, height),
             units=height if single else count,
             mask=torch.arange(height, device=model.device) < len(index),
         )
@@ -225,9 +228,12 @@ def _filled_up(rows: int) -> int:
     return -(-rows // SMALLEST) * SMALLEST
 
 
-def _filled(values: torch.Tensor, missing: int) -> torch.Tensor:
-    """Returns values with so many rows of zeros behind them."""
-    return torch.cat([values, values.new_zeros(missing, *values.shape[1:])]) if missing else values
+def _filled(values: torch.Tensor, height: int) -> torch.Tensor:
+    """Returns values with rows of zeros behind them, laid out in memory as `likeness` tried it."""
+    # Views of images come in another order, for which there are other kernels.
+    batch = values.new_zeros(height, *values.shape[1:])
+    batch[: len(values)] = values
+    return batch
 
 
 def _rows_by_unit(records: Records) -> list[Rows]:

@@ -24,7 +24,7 @@ class ResidentModel:
         device: where it lives.
         conformance: of its private gradients, once they were compared.
         proven: under which engine, with how many threads and at which heights of a batch every row
-            is computed alike.
+            is computed alike, in the dtype that its weights have now.
     """
 
     module: nn.Module

@@ -109,20 +109,24 @@ def _split(forms: list[Form]) -> tuple[list[Form], list[Form]]:
 
 
 def _instantiated(forms: list[Form], unit_of_row: torch.Tensor, units: int) -> torch.Tensor:
-    """Writes the units' gradients out, some units at a time: sums over rows and forms first."""
+    """Writes the units' gradients out, some units at a time: sums over rows and forms first.
+
+    As exactly as they will be summed: in float32, a unit's 1,024 rows came out shorter than they
+    are by 0.2 %.
+    """
     # Several forms of one parameter add up before the norm is taken.
     parameters = {id(p): p for form in forms for p in form.parameters}
     size = sum(parameter.numel() for parameter in parameters.values())
-    device, dtype = forms[0].device, forms[0].dtype
+    device, precision = forms[0].device, precision_on(forms[0].device)
     order = torch.argsort(unit_of_row, stable=True)
     counts = torch.bincount(unit_of_row, minlength=units)
     ends = [0, *counts.cumsum(0).tolist()]
-    total = torch.zeros(units, dtype=precision_on(device), device=device)
-    step = max(1, _UNIT_BYTES // (size * dtype.itemsize))
+    total = torch.zeros(units, dtype=precision, device=device)
+    step = max(1, _UNIT_BYTES // (size * precision.itemsize))
     for first in range(0, units, step):
         last = min(first + step, units)
         sums = {
-            key: torch.zeros(last - first, parameter.numel(), dtype=dtype, device=device)
+            key: torch.zeros(last - first, parameter.numel(), dtype=precision, device=device)
             for key, parameter in parameters.items()
         }
         rows = order[ends[first] : ends[last]]
@@ -130,7 +134,7 @@ def _instantiated(forms: list[Form], unit_of_row: torch.Tensor, units: int) -> t
             for piece, parts in form.select(rows).in_pieces():
                 place = unit_of_row[rows[piece]] - first
                 for parameter, part in zip(form.parameters, parts, strict=True):
-                    sums[id(parameter)].index_add_(0, place, part)
+                    sums[id(parameter)].index_add_(0, place, part.to(precision))
         for values in sums.values():
             total[first:last] += square_sums(values)
     return total

@@ -96,9 +96,11 @@ def site_facts(records: SiteRecords, run: str, policy: Mapping[str, Any]) -> dic
         "conformance": found.engines,
         "data": dict(policy["data"]),
         "charged_data": sorted(
-            f"{r.body['dataset']} (unit {r.body['unit']})"
-            for r in records.ledger.records
-            if r.kind == "data" and r.body["version"] in {c.body["version"] for c in charges}
+            {
+                f"{r.body['dataset']} (unit {r.body['unit']})"
+                for r in records.ledger.records
+                if r.kind == "data" and r.body["version"] in {c.body["version"] for c in charges}
+            }
         ),
         "plan": {
             "digests": sorted({str(charge.body["plan"]) for charge in charges}),

@@ -69,7 +69,8 @@ def test_the_same_people_are_one_version_under_any_name(path):
     ledger = LedgerFile(path, KEY)
     one = ledger.add_version("a", "patient", frozenset({ANN, BOB}))
     assert ledger.add_version("renamed", "patient", frozenset({BOB, ANN})) == one
-    assert [r.kind for r in ledger.contents.records] == ["open", "data"]
+    assert [r.kind for r in ledger.contents.records] == ["open", "data", "data"]
+    assert read_ledger(path, KEY.public_hex) == ledger.contents
 
 
 def test_data_without_anyone_is_a_version_too(path):
