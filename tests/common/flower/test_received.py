@@ -59,7 +59,9 @@ def lose_a_part(pieces, name):
 
 
 def shorten_an_array(pieces, name):
-    return {part: data[:-1] if b"ArrayChunk" in data[:10] else data for part, data in pieces.items()}
+    return {
+        part: data[:-1] if b"ArrayChunk" in data[:10] else data for part, data in pieces.items()
+    }
 
 
 def another_child(pieces, name):
@@ -75,7 +77,9 @@ def another_thing(pieces, name):
     return {**pieces, name: record}
 
 
-@pytest.mark.parametrize("fault", [spoil_body, spoil_head, lose_a_part, shorten_an_array, another_child, another_thing])
+@pytest.mark.parametrize(
+    "fault", [spoil_body, spoil_head, lose_a_part, shorten_an_array, another_child, another_thing]
+)
 def test_what_is_no_message_has_one_name(pieces, fault):
     name = list(pieces)[-1]
     changed = fault(pieces, name)
