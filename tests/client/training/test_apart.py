@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from toy_site import RECIPE
 from torch import nn
 from torch.nn import functional
+from toy_site import RECIPE
 
 from lepton_client.training.conformance import conform
 from lepton_client.training.private import heights
