@@ -47,7 +47,7 @@ from lepton_server.gateway.nodes import read_nodes
 from lepton_server.gateway.signed_grid import SignedGrid
 
 pytestmark = pytest.mark.system
-FUZZ_S = float(os.environ.get("LEPTON_FUZZ_S", "30"))
+FUZZ_S = float(os.environ.get("LEPTON_FUZZ_S", "15"))
 SEED = int(os.environ.get("LEPTON_FUZZ_SEED", "20261121"))
 VICTIM, INSIDER = "site-3", "site-4"
 RUN = (

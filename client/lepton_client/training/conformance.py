@@ -128,7 +128,7 @@ def _check_apart(model: ResidentModel, input_shape: tuple[int, ...]) -> None:
         layer.eval()
     together = model.module(features)
     # Beside itself: some layers take no batch of one.
-    pairs = (record.expand(2, *input_shape) for record in features.split(1))
+    pairs = (record.expand(2, *input_shape) for record in features)
     alone = torch.cat([model.module(pair)[:1] for pair in pairs])
     for layer in chance:
         layer.train()
