@@ -172,7 +172,8 @@ def check_books(federation, names):
         heads = {r.hash for r in opened.audit.records}
         entries = {GENESIS, *(r.hash for r in opened.ledger.records)}
         came = [r for r in collected if site in r.body["heads"]]
-        assert len(came) <= len(used)
+        # A coordinator that died with a sum on disk puts the same round on record once more.
+        assert len({r.body["heads"][site] for r in came}) <= len(used)
         for record in came:
             assert record.body["heads"][site] in heads
             assert record.body["ledgers"][site] in entries
