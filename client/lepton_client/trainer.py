@@ -228,7 +228,7 @@ class LocalTrainer:
             find_task(request.task),
             dataset.input_shape,
             dataset.classes,
-            heights(request.recipe, model.device),
+            heights(request.recipe, model),
         )
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:

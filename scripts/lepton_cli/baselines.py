@@ -109,7 +109,7 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
             update, _ = train_plain(model, task, records, vector, how, seed)
         else:
             plan = asked.plan(dataset.unit, public_size_class(records.unit_count))
-            used = heights(how, device)
+            used = heights(how, model)
             engine = conform(model, task, dataset.input_shape, dataset.classes, used)
             update = train_private(model, task, records, vector, how, plan, engine)
         vector = strategy.step(round_, vector, SecureMean([update], 1))

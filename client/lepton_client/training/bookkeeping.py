@@ -27,6 +27,8 @@ from lepton_common.errors import BuffersNotAllowed
 
 Losses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
+_MOST_ROWS, _MOST_WRITTEN_OUT = 1024, 256
+
 
 class ClippedGradients:
     """Hooks on a model's layers, from `__enter__` until `__exit__`, whatever happens between.
@@ -238,6 +240,17 @@ class ClippedGradients:
                     part = part + places[id(parameter)].view_as(part)
                 begun.add(id(parameter))
                 places[id(parameter)].copy_(part.reshape(-1))
+
+
+def most_rows(module: nn.Module) -> int:
+    """Returns the number of records beyond which a batch takes memory and is not faster.
+
+    Fewer where records' gradients are written out, so that they can be held between the norms and
+    the sum.
+    """
+    own = (layer for layer in module.modules() if any(True for _ in layer.parameters(False)))
+    whole = all(isinstance(layer, (nn.Linear, nn.Embedding)) for layer in own)
+    return _MOST_ROWS if whole else _MOST_WRITTEN_OUT
 
 
 @contextmanager

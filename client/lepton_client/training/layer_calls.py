@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from lepton_client.training.layer_convolution import Convolution, Window
 from lepton_client.training.layer_forms import Held, Lookup, Opaque, Signals, tensors_in
-from lepton_client.training.layer_norms import Form, Product, pieces
+from lepton_client.training.layer_norms import COPY_BYTES, Form, Product, pieces, precision_on
 
 
 @dataclass
@@ -116,6 +116,10 @@ def affine_form(
         return []
     if inputs.dim() > 3:
         inputs, signal = inputs.flatten(1, -2), signal.flatten(1, -2)
+    precision = precision_on(inputs.device)
+    if inputs.dim() == 2 and precision.itemsize * inputs.numel() <= COPY_BYTES:
+        # Norm and sum both read them so.
+        inputs = inputs.to(precision)
     return [Product(kept, inputs, signal, weight.requires_grad, len(_trained(bias)) == 1)]
 
 

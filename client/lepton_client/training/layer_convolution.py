@@ -9,8 +9,9 @@ from torch import nn
 from lepton_client.training.layer_forms import Held
 from lepton_client.training.layer_norms import Form
 
-# A layer may hold its records' gradients up to this size.
+# A layer may hold its records' gradients up to this size, and so many times that of its images.
 _HELD_BYTES = 1 << 26
+_HELD_IMAGES = 8
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,19 @@ class Convolution(Form):
         return replace(self, inputs=self.inputs[index], signal=self.signal[index])
 
     def held_if_small(self) -> Form:
-        """Returns the records' gradients themselves where they are no larger than the images.
+        """Returns the records' gradients themselves where they are not too large.
 
-        They then serve the norms and the sum, and the images can be let go.
+        They then serve the norms and the sum, where they would be computed twice, and the images
+        can be let go.
         """
         size = self.rows * self.size
         held = size * self.signal.element_size() <= _HELD_BYTES
-        if held and size <= 2 * (self.inputs.numel() + self.signal.numel()):
-            each = zip(*(parts for _, parts in self.in_pieces()), strict=True)
-            return Held(self.parameters, tuple(torch.cat(parts) for parts in each))
+        if held and size <= _HELD_IMAGES * (self.inputs.numel() + self.signal.numel()):
+            parts = tuple(self.signal.new_empty(self.rows, p.numel()) for p in self.parameters)
+            for piece, each in self.in_pieces():
+                for part, values in zip(parts, each, strict=True):
+                    part[piece] = values
+            return Held(self.parameters, parts)
         return self
 
     def instantiate(self) -> list[torch.Tensor]:

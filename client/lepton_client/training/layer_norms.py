@@ -22,11 +22,12 @@ from typing import Self
 import torch
 from torch import nn
 
-# Pieces of work of about a core's cache.
-_PIECE_BYTES = 1 << 20
+# Pieces of work of about two cores' caches.
+_PIECE_BYTES = 1 << 21
+# Copies in float64 are of this size at most.
+COPY_BYTES = 1 << 23
 # The convolution library reorders what it reads: more rows at once cost memory, fewer time.
 _MOST_ROWS = 32
-_COPY_BYTES = 1 << 23
 _PAIRED_ROWS = 64
 # A float64 product costs about this many float32 ones.
 _DOUBLE_COST = 2.5
@@ -46,7 +47,7 @@ def square_sums(values: torch.Tensor) -> torch.Tensor:
         return exact.square()
     norms = torch.empty(len(flat), dtype=precision, device=values.device)
     # In pieces: a float64 copy of everything, made anew each time, takes longer than its sum.
-    for piece in pieces(len(flat), precision.itemsize * flat.shape[1], _COPY_BYTES):
+    for piece in pieces(len(flat), precision.itemsize * flat.shape[1], COPY_BYTES):
         torch.linalg.vector_norm(flat[piece], dim=1, dtype=precision, out=norms[piece])
     return norms.square_()
 
@@ -171,7 +172,7 @@ class Product(Form):
 
     Attributes:
         parameters: weight [out, in] and bias [out], less those that are not trained.
-        inputs: shape [rows, in] or [rows, positions, in].
+        inputs: shape [rows, in], in float64 perhaps, or [rows, positions, in].
         signal: gradient of the output, shape [rows, out] or [rows, positions, out].
         has_weight: whether the weight is trained.
         has_bias: whether the bias is trained.
@@ -194,7 +195,7 @@ class Product(Form):
 
     def instantiate(self) -> list[torch.Tensor]:
         """Returns the records' gradients, shape [rows, numel] each."""
-        inputs, signal = self.inputs, self.signal
+        inputs, signal = self.inputs.to(self.signal.dtype), self.signal
         if signal.dim() == 2:
             inputs, signal = inputs.unsqueeze(1), signal.unsqueeze(1)
         out = []
@@ -213,7 +214,7 @@ class Product(Form):
         out = []
         if self.has_weight:
             total = scaled.new_zeros(scaled.shape[1], width)
-            for piece in pieces(self.rows, precision.itemsize * width, _COPY_BYTES):
+            for piece in pieces(self.rows, precision.itemsize * width, COPY_BYTES):
                 total.addmm_(scaled[piece].t(), self.inputs[piece].to(precision))
             out.append(total)
         return out + ([scaled.sum(0)] if self.has_bias else [])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lepton_client.training.bookkeeping import ClippedGradients
+from lepton_client.training.bookkeeping import ClippedGradients, most_rows
 from lepton_client.training.conformance import Conformance
 from lepton_client.training.likeness import SMALLEST
 from lepton_client.training.opacus_gradients import OpacusGradients
@@ -28,9 +28,6 @@ from lepton_common.privacy.integer_noise import skellam
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import LARGEST_WEIGHT, SHARE_VARIANCE, PrivacyPlan
 from lepton_common.tasks.catalog import Task
-
-# More rows at once take memory and are not faster. Sums are float64, within a chunk and beyond.
-_MOST_ROWS = 1024
 
 
 class Engine(NamedTuple):
@@ -69,7 +66,7 @@ def train_private(
         engine = Engine(model, gradients, conformance.together)
         for _ in range(plan.steps_per_round):
             check_weights(model)
-            units = _sample(rows_of_unit, plan, recipe, secret)
+            units = _sample(rows_of_unit, plan, recipe, model, secret)
             gradient = clipped_sum(engine, task, records, units, recipe.batch_size, plan, views)
             noise = secret.gaussian(len(gradient), plan.noise_multiplier * plan.clipping_norm)
             gradient += torch.from_numpy(noise).to(gradient)
@@ -98,7 +95,7 @@ def noisy_sum(
     """
     secret = SecretRandom()
     model.load(received)
-    units = _sample(_rows_by_unit(records), plan, recipe, secret)
+    units = _sample(_rows_by_unit(records), plan, recipe, model, secret)
     views = Views(task, recipe, secret)
     with conformance.open(model) as gradients:
         engine = Engine(model, gradients, conformance.together)
@@ -151,7 +148,7 @@ def clipped_sum(
     has seen otherwise, each unit goes through alone.
     """
     model, count_of = engine.model, views.count if views else 1
-    most = _rows_at_once(batch_size) if engine.together else 1
+    most = _rows_at_once(batch_size, model) if engine.together else 1
 
     def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return task.losses(outputs, labels) / count_of
@@ -202,10 +199,14 @@ def check_weights(model: ResidentModel) -> None:
 
 
 def _sample(
-    rows_of_unit: list[Rows], plan: PrivacyPlan, recipe: Recipe, secret: SecretRandom
+    rows_of_unit: list[Rows],
+    plan: PrivacyPlan,
+    recipe: Recipe,
+    model: ResidentModel,
+    secret: SecretRandom,
 ) -> list[Rows]:
     """Returns the rows of a Poisson sample of units, of each no more than go through at once."""
-    most = max(1, _rows_at_once(recipe.batch_size) // recipe.augmentations)
+    most = max(1, _rows_at_once(recipe.batch_size, model) // recipe.augmentations)
     units = []
     for unit in secret.poisson_sample(len(rows_of_unit), plan.sample_rate):
         rows = rows_of_unit[unit]
@@ -213,15 +214,15 @@ def _sample(
     return units
 
 
-def heights(recipe: Recipe, device: torch.device) -> tuple[int, ...]:
+def heights(recipe: Recipe, model: ResidentModel) -> tuple[int, ...]:
     """Returns the heights that a batch may have under a recipe, whatever the records are."""
     # A record's views go through together, however many.
-    most = max(_rows_at_once(recipe.batch_size), _filled_up(recipe.augmentations))
-    return tuple(range(SMALLEST, most + 1, SMALLEST)) if device.type == "cpu" else (most,)
+    most = max(_rows_at_once(recipe.batch_size, model), _filled_up(recipe.augmentations))
+    return tuple(range(SMALLEST, most + 1, SMALLEST)) if model.device.type == "cpu" else (most,)
 
 
-def _rows_at_once(batch_size: int) -> int:
-    return _filled_up(min(batch_size, _MOST_ROWS))
+def _rows_at_once(batch_size: int, model: ResidentModel) -> int:
+    return _filled_up(min(batch_size, most_rows(model.module)))
 
 
 def _filled_up(rows: int) -> int:

@@ -83,7 +83,7 @@ class CanarySite:
         steps = releases * plan.steps_per_round
         furthest = scale * plan.clipping_norm * (steps + 6 * plan.noise_multiplier * steps**0.5)
         self._recipe = plain_recipe(plan.denominator / furthest)
-        used = heights(self._recipe, device)
+        used = heights(self._recipe, self._model)
         self._engine = conform(self._model, TASK, (1,), 2, used)
         self._weights = np.zeros(canaries, dtype=np.float32)
 

@@ -61,7 +61,7 @@ def invert_gradient(plan: PrivacyPlan, device: torch.device = CPU) -> Inversion:
         torch.from_numpy(picture).float().view(1, 1, _SIDE, _SIDE),
         torch.zeros(1, dtype=torch.int64),
     )
-    used = heights(plain_recipe(1.0, batch_size=1), device)
+    used = heights(plain_recipe(1.0, batch_size=1), model)
     with conform(model, TASK, (1, _SIDE, _SIDE), _CLASSES, used).open(model) as hooks:
         total = clipped_sum(Engine(model, hooks), TASK, records, [np.array([0])], 1, plan)
     clipped = total.double().cpu().numpy()

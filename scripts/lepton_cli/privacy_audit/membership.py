@@ -104,7 +104,7 @@ def _losses(plan: PrivacyPlan, records: Records, device: torch.device) -> Values
     # number.
     rate = _STEP * math.sqrt(_MEMBERS) / (plan.steps_per_round * plan.clipping_norm)
     recipe = plain_recipe(rate)
-    engine = conform(model, TASK, (_FEATURES,), _CLASSES, heights(recipe, device))
+    engine = conform(model, TASK, (_FEATURES,), _CLASSES, heights(recipe, model))
     train_private(model, TASK, members, start, recipe, plan, engine)
     with torch.no_grad():
         logits = model.module(records.features.to(device, model.dtype)).cpu()

@@ -221,10 +221,11 @@ def test_a_record_whose_terms_cancel_drowns_nobody(make, clipping_norm):
 def test_a_unit_with_more_rows_than_go_through_at_once_is_sampled():
     rows = [np.arange(1000), np.array([1000, 1001])]
     recipe = replace(RECIPE, batch_size=128, augmentations=4)
-    picked, small = _sample(rows, PLAN, recipe, SecretRandom())
+    model = resident_model("mlp", (4,), 3, CPU, channels_last=False)
+    picked, small = _sample(rows, PLAN, recipe, model, SecretRandom())
     assert len(picked) == len(set(picked.tolist())) == 32
     assert set(picked.tolist()) <= set(range(1000))
-    again, _ = _sample(rows, PLAN, recipe, SecretRandom())
+    again, _ = _sample(rows, PLAN, recipe, model, SecretRandom())
     assert sorted(picked) != sorted(again)
     assert np.array_equal(small, rows[1])
 
