@@ -12,6 +12,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
+_EXPONENT_OF_ONE = np.uint64(1023 << 52)
+
 
 class SecretRandom:
     """Draws from a cryptographic keystream (NIST SP 800-38A, CTR mode)."""
@@ -26,7 +28,13 @@ class SecretRandom:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Returns ``count`` uniform values strictly inside (0, 1): odd multiples of 2**-53."""
-        return ((self.words(count) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        bits = self.words(count) >> np.uint64(12)
+        # Read as the fractions of numbers from 1 to 2 (IEEE 754), they need no conversion.
+        bits |= _EXPONENT_OF_ONE
+        values = bits.view(np.float64)
+        values -= 1.0
+        values += 2.0**-53
+        return values
 
     def gaussian(self, count: int, standard_deviation: float) -> NDArray[np.float64]:
         """Returns ``count`` independent draws of N(0, standard_deviation²), by inversion.
