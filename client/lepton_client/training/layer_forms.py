@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lepton_client.training.layer_norms import Form, pieces, precision_on, square_sums
+from lepton_client.training.layer_norms import COPY_BYTES, Form, pieces, precision_on, square_sums
 
 Signals = tuple[torch.Tensor, ...]
 # Per-record gradients of a layer without a rule, this many records at a time.
@@ -41,7 +41,7 @@ class Held(Form):
         totals = [part.new_zeros(part.shape[1], dtype=precision) for part in self.parts]
         weights = weights.to(precision)
         for total, part in zip(totals, self.parts, strict=True):
-            for piece in pieces(self.rows, precision.itemsize * part.shape[1]):
+            for piece in pieces(self.rows, precision.itemsize * part.shape[1], COPY_BYTES):
                 total += weights[piece] @ part[piece].to(precision)
         return totals
 
