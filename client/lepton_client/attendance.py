@@ -163,7 +163,7 @@ class Attendance:
         try:
             self._take_witnessed(call.result().statement)
         except (grpc.RpcError, grpc.FutureCancelledError, OSError) as error:
-            # They are told again with the next release, or when the stream is opened again.
+            self._unseen = True  # they are told again
             _LOG.info("The logs' heads were not witnessed (%s).", type(error).__name__)
 
     def _take(self, notice: wire.Notice) -> None:

@@ -111,6 +111,7 @@ def test_only_an_unknown_run_has_no_pack(written):
         written(run="run-3")
 
 
+@pytest.mark.slow
 def test_sites_that_began_a_round_from_different_models_are_found(federation, written):
     one, root = written()
     train(federation, 2, run="run-1", round=1)

@@ -260,7 +260,7 @@ def test_a_token_makes_no_key_for_what_is_refused(lepton, token, tmp_path):
         assert list(session.get_objects()) == []
 
 
-@pytest.mark.parametrize("where", ["file", "token"])
+@pytest.mark.parametrize("where", ["file", pytest.param("token", marks=pytest.mark.slow)])
 def test_a_lost_key_is_replaced_and_what_was_spent_goes_over(
     do, lepton, hospitals, tmp_path, request, where
 ):

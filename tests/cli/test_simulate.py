@@ -92,7 +92,7 @@ def test_the_returned_run_holds_a_model_that_predicts_as_measured(decay):
     assert again | {"train_loss": run.metrics["train_loss"]} == run.metrics
 
 
-@pytest.mark.parametrize("task", ["digits", "breast_cancer"])
+@pytest.mark.parametrize("task", [pytest.param("digits", marks=pytest.mark.slow), "breast_cancer"])
 def test_one_seed_gives_the_same_bits_for_any_number_of_workers_and_any_carrier(task):
     common = {"task": task, "sites": 5, "rounds": 2, "privacy": "none", "seed": 7}
     runs = [

@@ -72,6 +72,7 @@ def test_an_honest_installation_is_consistent_with_its_claim(lepton, finished):
     assert found["inversion"]["without_noise"]["cosine"] > 0.999
 
 
+@pytest.mark.slow
 def test_a_broken_installation_ends_with_its_code_and_one_document(lepton, break_it):
     break_it("no noise")
     ended = lepton("privacy", "audit", "--epsilon", "3", *_SMALL, "--json")

@@ -286,7 +286,9 @@ def test_a_robust_strategy_sees_the_weighted_means_of_groups(federation, monkeyp
 
     monkeypatch.setattr(SumJournal, "keep_grouping", remembering)
     monkeypatch.setattr("lepton_server.strategies.secure._ROBUST", (Watching,))
-    result = run(*federation(), inner=Watching(), rounds=3, groups=2, colluders=0)
+    grid, folder = federation()
+    result = run(grid, folder, inner=Watching(), rounds=3, groups=2, colluders=0)
+    assert [reply.error.reason for reply in grid.seen if reply.has_error()] == []
     moved = [0.0, *(float(np.mean(means)) for means in seen)]
     for round_, (groups, means) in enumerate(zip(groupings, seen, strict=True)):
         expected = [
