@@ -109,6 +109,22 @@ def write_parameters(module: "nn.Module", vector: "torch.Tensor") -> None:
             start = stop
 
 
+def lend_parameters(module: "nn.Module", layout: Layout, vector: "torch.Tensor") -> None:
+    """Makes the parameters views of ``vector``, shape [d]; only those of images are copied."""
+    import torch
+
+    pieces = torch.split(vector, layout.sizes)
+    for parameter, piece, shape in zip(module.parameters(), pieces, layout.shapes, strict=True):
+        parameter.data = piece.view(shape)
+    image_order(module)
+
+
+def take_back_parameters(module: "nn.Module") -> None:
+    """Leaves the parameters of a module without memory, and without values, until others come."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.new_empty(0)
+
+
 def pack(vector: Vector) -> Array:
     """Returns a vector as a Flower array of raw little-endian float32."""
     data = np.ascontiguousarray(vector, dtype="<f4").tobytes()

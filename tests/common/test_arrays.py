@@ -13,8 +13,10 @@ from lepton_common.arrays import (
     Layout,
     digest_of,
     image_order,
+    lend_parameters,
     pack,
     read_parameters,
+    take_back_parameters,
     unpack,
     write_parameters,
 )
@@ -139,6 +141,20 @@ def test_image_order_changes_the_memory_and_no_value(module):
     write_parameters(module, vector * 2)
     assert module[0].weight.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(read_parameters(module), vector * 2, rtol=0, atol=0)
+
+
+def test_lent_parameters_are_the_vector_s_memory_and_are_taken_back(module):
+    layout, images = Layout.of(module), torch.randn(2, 3, 4, 4)
+    vector = read_parameters(module)
+    expected = module(images)
+    take_back_parameters(module)
+    assert all(parameter.numel() == 0 for parameter in module.parameters())
+    for _ in range(2):
+        lend_parameters(module, layout, vector)
+        assert module[3].bias.data_ptr() == vector[-2:].data_ptr()
+        torch.testing.assert_close(module(images), expected)
+        take_back_parameters(module)
+    assert Layout.of(module).size == 0
 
 
 class _Remembering(nn.Module):

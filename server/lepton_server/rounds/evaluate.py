@@ -1,16 +1,23 @@
 """Judges each round's model on data that no site trained on, and keeps the last and the best."""
 
 import json
+from functools import partial
 
 import numpy as np
 import torch
 from safetensors.numpy import save
 
-from lepton_common.arrays import Layout, Vector, image_order, read_parameters, write_parameters
+from lepton_common.arrays import (
+    Layout,
+    Vector,
+    lend_parameters,
+    read_parameters,
+    take_back_parameters,
+)
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.device import pick_device
 from lepton_common.durable import link_atomic, write_atomic
-from lepton_common.models.catalog import initial_model
+from lepton_common.models.catalog import build_model, initial_model
 from lepton_common.settings import Settings
 from lepton_common.tasks.catalog import find_task
 from lepton_server.rounds.checkpoint import Checkpoint
@@ -18,7 +25,10 @@ from lepton_server.run_folder import RunFolder
 
 
 class Evaluator:
-    """The server's model and its held-back test set: public figures, which cost no privacy."""
+    """The server's model and its held-back test set: public figures, which cost no privacy.
+
+    Its model has no weights of its own: those that it judges are lent to it.
+    """
 
     def __init__(self, settings: Settings) -> None:
         """Loads the test set and builds the model.
@@ -29,18 +39,19 @@ class Evaluator:
         self._settings = settings
         self._task = find_task(settings.task)
         data = load_dataset(self._task.dataset, settings.data.root, settings.data.prepare)
-        outputs = self._task.outputs(data.classes)
-        self._model = initial_model(settings.model, data.input_shape, outputs, settings.seed)
-        self.layout = Layout.of(self._model)
+        kind = settings.model, data.input_shape, self._task.outputs(data.classes)
+        self._initial = partial(initial_model, *kind, settings.seed)
         self._device = pick_device(settings.train.device)
-        image_order(self._model).to(self._device)
+        self._model = build_model(*kind).to(self._device)
+        self.layout = Layout.of(self._model)
+        take_back_parameters(self._model)
         self._features = data.test.features.to(self._device)
         self._labels = data.test.labels.to(self._device)
         self._origins = data.test.origins
 
     def initial_vector(self) -> Vector:
-        """Returns the model that the run's seed gives, float32, shape [d]; before any is judged."""
-        initial: Vector = read_parameters(self._model).cpu().numpy()
+        """Returns the model that the run's seed gives, float32, shape [d]."""
+        initial: Vector = read_parameters(self._initial()).numpy()
         return initial
 
     def evaluate(self, vector: Vector) -> dict[str, float]:
@@ -49,16 +60,11 @@ class Evaluator:
         Where the test set's records come from natural sites, also the mean of the sites' own
         accuracies, in which a small site counts as much as a large one.
         """
-        write_parameters(self._model, torch.from_numpy(vector).to(self._device))
-        metrics = self._task.evaluate(self._model, self._features, self._labels)
-        if self._origins is None:
-            return metrics
-        each = []
-        for origin in np.unique(self._origins):
-            own = torch.from_numpy(np.flatnonzero(self._origins == origin)).to(self._device)
-            found = self._task.evaluate(self._model, self._features[own], self._labels[own])
-            each.append(found["accuracy"])
-        return metrics | {"site_mean_accuracy": sum(each) / len(each)}
+        lend_parameters(self._model, self.layout, torch.from_numpy(vector).to(self._device))
+        try:
+            return self._evaluate()
+        finally:
+            take_back_parameters(self._model)
 
     def model_file(self, run: str, state: Checkpoint) -> bytes:
         """Returns a state's model as safetensors: parameters by name, and what it is."""
@@ -78,3 +84,14 @@ class Evaluator:
         accuracies = [entry["metrics"]["accuracy"] for entry in state.history]
         if int(np.argmax(accuracies)) == len(accuracies) - 1:
             link_atomic(folder.final_model, folder.best_model)
+
+    def _evaluate(self) -> dict[str, float]:
+        metrics = self._task.evaluate(self._model, self._features, self._labels)
+        if self._origins is None:
+            return metrics
+        each = []
+        for origin in np.unique(self._origins):
+            own = torch.from_numpy(np.flatnonzero(self._origins == origin)).to(self._device)
+            found = self._task.evaluate(self._model, self._features[own], self._labels[own])
+            each.append(found["accuracy"])
+        return metrics | {"site_mean_accuracy": sum(each) / len(each)}

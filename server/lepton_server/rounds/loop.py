@@ -70,9 +70,13 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         if settings.secure:
             gathered = gather_secure(grid, settings, cohort, request, state.model, journal)
         else:
-            mean = ExactMean(state.model.size, weights, strategy.needs_each)
             gathered = gather_plain(
-                grid, cohort, request, state.model, mean, federation.round_timeout_s
+                grid,
+                cohort,
+                request,
+                state.model,
+                ExactMean(state.model.size, weights, strategy.needs_each),
+                federation.round_timeout_s,
             )
         # The witness comes first: a released update is on record whatever becomes of the round.
         audit.append("collected", {"round": round_, "model": request.model_digest,
@@ -84,6 +88,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
             _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
         model = strategy.step(round_, state.model, gathered.mean)
+        del gathered.mean  # twice as large as the model, of which files are made next
         scale.learn(gathered.metrics)
         kept = strategy.snapshot() | scale.snapshot()
         after = Checkpoint(round_, model, state.history, kept)
