@@ -137,15 +137,20 @@ class Faults:
 
     def clock_jump(self, site, seconds):
         shift = int(self._chance.choice([-3 * 86400, -400, 400, 3 * 86400]))
-        self.clocks[site].write_bytes(shift.to_bytes(8, "little", signed=True))
+        self._shift_clock(site, shift)
         time.sleep(seconds)
-        self.clocks[site].write_bytes(bytes(8))
+        self._shift_clock(site, 0)
 
     def message_twice(self, site, seconds):
         (self.federation.path / f"{site}.received-twice").write_bytes(b"..")
 
     def reply_twice(self, site, seconds):
         (self.federation.path / f"{site}.sent-twice").write_bytes(b"..")
+
+    def _shift_clock(self, site, shift):
+        # In place: the agent has the file mapped, and would die of one that is cut short.
+        with self.clocks[site].open("r+b") as file:
+            file.write(shift.to_bytes(8, "little", signed=True))
 
     def _until_hit(self, hit, seconds):
         """Waits so long, and on until something came by that was hit: lines may be quiet."""

@@ -22,10 +22,7 @@ from lepton_common import errors
 from lepton_common.audit import read_records
 from lepton_common.chain import GENESIS
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif("LEPTON_CHAOS" not in os.environ, reason="takes long; set LEPTON_CHAOS=30"),
-]
+pytestmark = pytest.mark.system
 FAULTS = int(os.environ.get("LEPTON_CHAOS", "30"))
 SEED = int(os.environ.get("LEPTON_CHAOS_SEED", "20261121"))
 RUN = (
@@ -171,12 +168,12 @@ def check_books(federation, names):
         assert len(updates) == len(set(updates))
         heads = {r.hash for r in opened.audit.records}
         entries = {GENESIS, *(r.hash for r in opened.ledger.records)}
-        came = [r for r in collected if site in r.body["heads"]]
+        # A site that dropped out of a round before its update left has shown a log, and no ledger.
+        came = [r for r in collected if site in r.body["ledgers"]]
         # A coordinator that died with a sum on disk puts the same round on record once more.
         assert len({r.body["heads"][site] for r in came}) <= len(used)
-        for record in came:
-            assert record.body["heads"][site] in heads
-            assert record.body["ledgers"][site] in entries
+        assert {r.body["ledgers"][site] for r in came} <= entries
+        assert {r.body["heads"][site] for r in collected if site in r.body["heads"]} <= heads
         print(f"{site}: {len(charged)} charged, {len(used)} released, {len(came)} collected")
 
 
