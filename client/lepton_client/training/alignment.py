@@ -41,7 +41,7 @@ def unshared(
     function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor
 ) -> torch.Tensor:
     """Returns a function of each number, which no place among several threads decides."""
-    pieces = inputs.reshape(-1).split(_UNSHARED)
+    pieces = torch.split(inputs.reshape(-1), _UNSHARED)
     return torch.cat([function(piece) for piece in pieces]).view(inputs.shape)
 
 
