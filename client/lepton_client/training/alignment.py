@@ -7,9 +7,11 @@ all rows begin alike; weights, gradients and the model's file know nothing of th
 
 A sigmoid is computed by vectors of numbers, but the last few of each thread's share one by one and
 by another function, which differs in one of 25 values: too seldom for `likeness` to see. The
-hyperbolic tangent has one function for all.
+hyperbolic tangent has one function for all. So has any activation in pieces that no second thread
+gets a share of, as batches are multiples of 64 rows.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -17,6 +19,8 @@ from torch import nn
 from torch.nn import functional
 
 _WIDTH = 16  # floats, 64 bytes
+_UNSHARED = 1 << 13  # numbers that PyTorch leaves to one thread; of most functions, four times that
+_SHARED = {nn.CELU, nn.ELU, nn.GELU, nn.Mish, nn.SELU, nn.SiLU, nn.Softplus}
 
 
 def linear(
@@ -33,6 +37,14 @@ def sigmoid(inputs: torch.Tensor) -> torch.Tensor:
     return 0.5 + 0.5 * torch.tanh(0.5 * inputs)
 
 
+def unshared(
+    function: Callable[[torch.Tensor], torch.Tensor], inputs: torch.Tensor
+) -> torch.Tensor:
+    """Returns a function of each number, which no place among several threads decides."""
+    pieces = torch.split(inputs.reshape(-1), _UNSHARED)
+    return torch.cat([function(piece) for piece in pieces]).view(inputs.shape)
+
+
 def align(module: nn.Module) -> list[nn.Module]:
     """Gives a model's layers such forward passes; returns those layers, for `restore`."""
     layers: list[nn.Module] = []
@@ -43,6 +55,9 @@ def align(module: nn.Module) -> list[nn.Module]:
             layers.append(layer)
         elif type(layer) is nn.Sigmoid:
             vars(layer)["forward"] = sigmoid
+            layers.append(layer)
+        elif type(layer) in _SHARED:
+            vars(layer)["forward"] = partial(unshared, layer.forward)
             layers.append(layer)
     return layers
 

@@ -7,9 +7,12 @@ person at a time where float64 would not either.
 """
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lepton_client.training.bookkeeping import ClippedGradients
@@ -24,6 +27,11 @@ OURS, OPACUS = "book-keeping", "opacus"
 SINGLE, DOUBLE = "float32", "float64"
 _RECORDS, _SEED = 8, 20261121
 _NORMS = (1.0, 0.01)  # one that clips few of the made-up records, and one that clips all
+_WILD = (float("nan"), 1e30)  # that records may hold
+_MIXES = (
+    "What this model says of one record depends on the others in its batch, so that no clipping "
+    "bounds what one of them changes; mend the model."
+)
 _LARGEST_DIFFERENCE = 1e-4  # of the sum's norm; float32 kernels differ by about 1e-7
 
 
@@ -109,6 +117,8 @@ def _proven(
     threads = torch.get_num_threads()
     keys = {height: (found.engine, threads, height) for height in heights}
     new = [height for height, key in keys.items() if key not in model.proven]
+    if new:
+        _check_undisturbed(model, input_shape, max(new))
     if new and not rows_alike(model, found.kind, task, input_shape, new):
         return False
     model.proven.update(keys.values())
@@ -123,21 +133,48 @@ def _check_apart(model: ResidentModel, input_shape: tuple[int, ...]) -> None:
     """
     generator = torch.Generator().manual_seed(_SEED)
     features = torch.randn(_RECORDS, *input_shape, generator=generator).to(model.device)
-    chance = [m for m in model.module.modules() if isinstance(m, _DropoutNd) and m.training]
-    for layer in chance:
-        layer.eval()
-    together = model.module(features)
-    # Beside itself: some layers take no batch of one.
-    pairs = (record.expand(2, *input_shape) for record in features)
-    alone = torch.cat([model.module(pair)[:1] for pair in pairs])
-    for layer in chance:
-        layer.train()
+    with _without_chance(model.module):
+        together = model.module(features)
+        # Beside itself: some layers take no batch of one.
+        pairs = (record.expand(2, *input_shape) for record in features)
+        alone = torch.cat([model.module(pair)[:1] for pair in pairs])
     largest = float(alone.abs().max())
     if not torch.allclose(alone, together, rtol=0.0, atol=_LARGEST_DIFFERENCE * largest):
-        raise BuffersNotAllowed(
-            "What this model says of one record depends on the others in its batch, so that no "
-            "clipping bounds what one of them changes; mend the model."
-        )
+        raise BuffersNotAllowed(_MIXES)
+
+
+@torch.no_grad()
+def _check_undisturbed(model: ResidentModel, input_shape: tuple[int, ...], rows: int) -> None:
+    """Checks the same in a large batch, half of which are no numbers or very large ones.
+
+    They show what is mixed by a share too small to be seen, or only where numbers are large.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    records = torch.rand(rows, *input_shape, generator=generator)
+    records = records.to(next(model.module.parameters()))
+    wild = torch.rand(rows, generator=generator).to(records.device) < 0.5
+    with own_weights(model.module):
+        ordinary_weights(model.module)
+        with _without_chance(model.module):
+            plain = model.module(records)[~wild]
+            for value in _WILD:
+                records[wild] = value
+                beside = model.module(records)[~wild]
+                largest = float(plain.abs().max())
+                if not torch.allclose(plain, beside, rtol=0.0, atol=_LARGEST_DIFFERENCE * largest):
+                    raise BuffersNotAllowed(_MIXES)
+
+
+@contextmanager
+def _without_chance(module: nn.Module) -> Iterator[None]:
+    chance = [m for m in module.modules() if isinstance(m, _DropoutNd) and m.training]
+    for layer in chance:
+        layer.eval()
+    try:
+        yield
+    finally:
+        for layer in chance:
+            layer.train()
 
 
 def _compare(

@@ -10,8 +10,8 @@ small, and yet its terms, added up together with other records', would drown tho
 So where there are positions, a record's gradient is written out alone, some records at a time and
 always as many, before it is measured or added to others.
 
-Records are added up in float64. A product of two float32 numbers is exact there, so what a record
-adds depends on that record alone, and only the additions round: see `Form.weighted`.
+Records are added up in float64. What a record adds depends on that record alone, and only the sum
+rounds: see `Form.weighted`.
 """
 
 from abc import ABC, abstractmethod
@@ -210,7 +210,8 @@ class Product(Form):
         if self.signal.dim() > 2:
             return self.weighted_one_by_one(weights)
         precision, width = precision_on(self.device), self.inputs.shape[1]
-        scaled = (self.signal * weights.unsqueeze(1)).to(precision)
+        # Exact so; in float32, numbers as small as 1e-45 could be rounded to twice what they are.
+        scaled = self.signal.to(precision) * weights.to(precision).unsqueeze(1)
         out = []
         if self.has_weight:
             total = scaled.new_zeros(scaled.shape[1], width)

@@ -4,6 +4,7 @@ De et al. (2022) call it augmentation multiplicity: the clipped gradient of a re
 for it, and costs no privacy, because the views are functions of one record and random numbers.
 """
 
+import numpy as np
 import torch
 from torch.nn import functional
 
@@ -23,7 +24,8 @@ class Views:
         """Takes what suits the task; records that are no images have one view, themselves."""
         self.count = recipe.augmentations
         self._shift, self._mirror = task.shift, task.mirror
-        self._generator = torch.Generator().manual_seed(int(secret.words(1)[0] >> 1))
+        # Not PyTorch's generator, which reads 32 bits of its seed: few enough to try them all.
+        self._secret = secret
 
     def of(self, features: torch.Tensor) -> torch.Tensor:
         """Returns the views of each record one after another.
@@ -36,8 +38,7 @@ class Views:
         """
         images = features.repeat_interleave(self.count, dim=0)
         if self._mirror:
-            turned = torch.rand(len(images), generator=self._generator) < 0.5
-            turned = turned.to(images.device)
+            turned = self._numbers(2, len(images)).to(images.device) == 1
             images = torch.where(turned.view(-1, 1, 1, 1), images.flip(3), images)
         if self._shift:
             images = self._shifted(images)
@@ -46,10 +47,14 @@ class Views:
     def _shifted(self, images: torch.Tensor) -> torch.Tensor:
         count, _, height, width = images.shape
         padded = functional.pad(images, [self._shift] * 4, mode="replicate")
-        moves = torch.randint(0, 2 * self._shift + 1, (2, count, 1), generator=self._generator)
+        moves = self._numbers(2 * self._shift + 1, 2 * count).view(2, count, 1)
         down, right = moves.to(images.device)
         rows = down + torch.arange(height, device=images.device)
         columns = right + torch.arange(width, device=images.device)
         each = torch.arange(count, device=images.device).view(-1, 1, 1)
         # Advanced indices around the channels put these last.
         return padded[each, :, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+    def _numbers(self, below: int, count: int) -> torch.Tensor:
+        drawn = self._secret.words(count) % np.uint64(below)
+        return torch.from_numpy(drawn.astype(np.int64))

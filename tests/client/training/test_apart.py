@@ -38,6 +38,12 @@ def conformed(between):
         lambda values: functional.batch_norm(values, None, None, training=True),
         lambda values: torch.softmax(values, dim=0),
         lambda values: values + values.flip(0),
+        # In a few small records these do not show.
+        lambda values: values + 1e-5 * values.mean(0),
+        lambda values: values + 1e-6 * values.nan_to_num().mean(0),
+        lambda values: values * (20.0 / values.abs().max().clamp(min=20.0)),
+        lambda values: values - values.mean(0) if len(values) > 8 else values,
+        lambda values: torch.cat([values[:16], values[16:] + values[:-16]]),
     ],
 )
 def test_a_model_that_mixes_records_is_refused(between):

@@ -250,20 +250,27 @@ def test_where_rows_differ_in_float64_too_each_person_goes_through_alone():
 
 
 @pytest.mark.parametrize("count", [3, 5])
-def test_a_sigmoid_is_the_same_at_every_place(threads, count):
+@pytest.mark.parametrize(
+    "activation",
+    [nn.Sigmoid(), nn.CELU(), nn.ELU(), nn.GELU(), nn.GELU("tanh"), nn.Mish(), nn.SELU(),
+     nn.SiLU(), nn.Softplus()],
+)  # fmt: skip
+def test_an_activation_is_the_same_at_every_place(threads, activation, count):
     # Each thread computed the last numbers of its share otherwise: 100 clipping norms over 6,400
     # records, at a width of which one made-up record shows nothing.
     threads(count)
-    model = resident(nn.Sequential(nn.Linear(8, 1025), nn.Sigmoid(), nn.Linear(1025, 2)))
+    model = resident(nn.Sequential(nn.Linear(8, 1025), activation, nn.Linear(1025, 2)))
     generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(20, 1, 1025, generator=generator).expand(-1, 64, -1)
+    expected = activation(rows[:, 0])
     differing = 0
-    with torch.no_grad(), ClippedGradients(model.module):
-        sigmoid = model.module[1]
-        for _ in range(40):
-            row = torch.randn(1025, generator=generator)
-            values = sigmoid(row.expand(64, -1).contiguous())
-            differing += int((values != values[:1]).any())
-            assert float((values[0] - torch.sigmoid(row)).abs().max()) < 2e-7
+    with ClippedGradients(model.module):
+        for row, alone in zip(rows, expected, strict=True):
+            given = row.contiguous().requires_grad_()
+            values = activation(given)
+            (slopes,) = torch.autograd.grad(values.sum(), given)
+            differing += int((values != values[:1]).any()) + int((slopes != slopes[:1]).any())
+            torch.testing.assert_close(values[0], alone, rtol=1e-6, atol=2e-7)
     assert differing == 0
 
 

@@ -24,7 +24,7 @@ from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Layout
 from lepton_common.datasets.records import Records
 from lepton_common.errors import UpdateInvalid
-from lepton_common.models.catalog import initial_model
+from lepton_common.models.catalog import build_model, initial_model
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.tasks.catalog import Task
@@ -267,3 +267,28 @@ def test_a_step_that_throws_the_model_far_off_is_the_last():
     once = replace(plan, steps_per_round=1)
     train_private(model, TASK, synthetic(), VECTOR, recipe, once, Conformance(OURS, 0.0))
     assert MODEL is not model.module
+
+
+def test_a_gradient_of_the_smallest_numbers_is_clipped_like_any_other():
+    # A signal of one denormal step, times a factor above one half, was rounded up to itself; what
+    # the layer reads is as large as numbers get.
+    module = build_model("layers." + "-".join(["linear1"] * 19 + ["linear64"] * 2), (4,), 2)
+    *first, _, last = layers = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
+    record, logits = torch.ones(1, 4), torch.tensor([-23.0, 23.0])
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.zero_()
+            layer.bias.zero_()
+        values = record
+        for layer in first:
+            layer.weight[:, 0] = min(100.0, 3e38 / float(values[0, 0]))
+            values = layer(values)
+        last.bias.copy_(logits)
+        last.weight[0] = 2.0**-149 / logits.softmax(0)[0]
+    records = Records(record, torch.ones(1, dtype=torch.int64))
+    length = float(summed(module, records, PLAN).norm())
+    assert length > 1e-5
+    for shorter in (1.5, 1.99, 2.5):
+        plan = replace(PLAN, clipping_norm=length / shorter)
+        found = float(summed(module, records, plan).norm()) * shorter / length
+        assert found == pytest.approx(1.0, abs=1e-6)  # they were 1.5, 1.99 and 0

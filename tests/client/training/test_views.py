@@ -75,6 +75,14 @@ def test_the_global_generator_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_the_keystream_alone_decides_what_views_there_are(monkeypatch):
+    # PyTorch tells 2**32 seeds apart: a server could try them all, and so know each record's view.
+    monkeypatch.setattr(SecretRandom, "words", lambda _, count: np.zeros(count, np.uint64))
+    images = _images(2)
+    for image, views in zip(images, _views("fashion_mnist", 4).of(images).split(4), strict=True):
+        assert all(torch.equal(view, _moved(image, -2, -2)) for view in views)
+
+
 @pytest.mark.parametrize("batch_size", [4, 64])
 @pytest.mark.parametrize("units", [None, np.array([0, 0, 1, 2, 2, 2])])
 def test_gradients_of_views_are_averaged_before_they_are_clipped(batch_size, units):
