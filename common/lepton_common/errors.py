@@ -25,6 +25,7 @@ LeptonError                     exit code 1
 │   ├── ModelNotApproved
 │   ├── IsolationUnavailable
 │   ├── PrecisionUnavailable
+│   ├── GradientsUnavailable
 │   └── AuditFailed
 ├── RunError                    5   what went wrong in a round
 │   ├── MalformedMessage
@@ -209,6 +210,10 @@ class IsolationUnavailable(PrivacyError):
 
 class PrecisionUnavailable(PrivacyError):
     """A device on which rounding would tell too much, and which cannot round more finely."""
+
+
+class GradientsUnavailable(PrivacyError):
+    """A model whose records' gradients no engine computes one by one."""
 
 
 class AuditFailed(PrivacyError):

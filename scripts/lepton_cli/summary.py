@@ -109,7 +109,7 @@ def _engines(sites: Iterable[SiteEvidence]) -> str:
     if fell_back:
         return f"Gradients by Opacus at {len(fell_back)} sites, where ours differed from it. "
     found = [value for site in sites for value in site.engines.values() if value is not None]
-    return f"Gradients within {max(found):.0e} of Opacus on a conformance batch. " if found else ""
+    return f"Gradients within {max(found):.0e} of the reference's. " if found else ""
 
 
 def is_red(run: Run) -> bool:

@@ -1,9 +1,10 @@
 """One batch of made-up records, by our engine and by Opacus, before any real one is touched.
 
-Where the two differ, Opacus' gradients are used and the run's evidence says so. The records are
-random numbers, so the outcome says nothing about anybody's data. Nor does that of `likeness`, by
-which a model works in float64 wherever float32 would not compute all rows alike, and on one
-person at a time where float64 would not either.
+Where the two differ, Opacus' gradients are used and the run's evidence says so. Of recurrent
+layers and attention Opacus has none; there ours must agree with each record's by itself, or the
+model is refused. The records are random numbers, so the outcome says nothing about anybody's data.
+Nor does that of `likeness`, by which a model works in float64 wherever float32 would not compute
+all rows alike, and on one person at a time where float64 would not either.
 """
 
 import logging
@@ -19,7 +20,8 @@ from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.likeness import Kind, ordinary_weights, own_weights, rows_alike
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.resident import ResidentModel
-from lepton_common.errors import BuffersNotAllowed, PrecisionUnavailable
+from lepton_client.training.written_out import EachAlone, WrittenOut
+from lepton_common.errors import BuffersNotAllowed, GradientsUnavailable, PrecisionUnavailable
 from lepton_common.tasks.catalog import Task
 
 _LOG = logging.getLogger("lepton.trainer")
@@ -41,7 +43,8 @@ class Conformance:
 
     Attributes:
         engine: ``book-keeping``, or ``opacus`` where the two differ.
-        difference: relative L2 distance of the two sums; None where ours could not be computed.
+        difference: relative L2 distance of our sums from the reference's; None where ours could
+            not be computed.
         precision: ``float32``, or ``float64`` where a row's place in a batch would tell otherwise.
         together: whether people share a batch; not where their places would tell in float64 too.
     """
@@ -85,6 +88,7 @@ def conform(
     Raises:
         PrecisionUnavailable: the device has no float64.
         BuffersNotAllowed: what the model says of one record depends on others.
+        GradientsUnavailable: no engine computes its records' gradients.
     """
     if model.conformance is None:
         with own_weights(model.module):
@@ -180,29 +184,48 @@ def _without_chance(module: nn.Module) -> Iterator[None]:
 def _compare(
     model: ResidentModel, task: Task, input_shape: tuple[int, ...], classes: int
 ) -> Conformance:
+    """Holds our sums against Opacus', or where it has none, against each record's by itself.
+
+    Whatever fails here fails of made-up records, so that the site's log may tell it.
+    """
     generator = torch.Generator().manual_seed(_SEED)
     features = torch.randn(_RECORDS, *input_shape, generator=generator).to(model.device)
     labels = torch.randint(0, classes, (_RECORDS,), generator=generator).to(model.device)
     unit_of_row = torch.arange(_RECORDS, device=model.device) // 2
-    furthest = 0.0
-    for clipping_norm in _NORMS:
-        sums = []
-        for kind in (OpacusGradients, ClippedGradients):
-            try:
-                with kind(model.module) as engine:
-                    sums.append(
-                        engine.sum(task.losses, features, labels, clipping_norm=clipping_norm,
-                                   unit_of_row=unit_of_row, units=_RECORDS // 2)
-                    )  # fmt: skip
-            except Exception:
-                if kind is OpacusGradients:
-                    raise
-                # Of made-up records, so that it may be told; the site's log says that it was so.
-                _LOG.warning("Opacus computes the gradients; ours fail.", exc_info=True)
-                return Conformance(OPACUS, None)
-        theirs, ours = sums
-        length = float(theirs.norm())
-        if length == 0.0:  # two zeros that agree show nothing
-            return Conformance(OPACUS, None)
-        furthest = max(furthest, float((ours - theirs).norm()) / length)
-    return Conformance(OURS if furthest <= _LARGEST_DIFFERENCE else OPACUS, furthest)
+
+    def sums(kind: type[WrittenOut | ClippedGradients]) -> list[torch.Tensor]:
+        with kind(model.module) as engine:
+            return [
+                engine.sum(task.losses, features, labels, clipping_norm=clipping_norm,
+                           unit_of_row=unit_of_row, units=_RECORDS // 2)
+                for clipping_norm in _NORMS
+            ]  # fmt: skip
+
+    fallback = True
+    try:
+        theirs = sums(OpacusGradients)
+    except Exception as error:
+        _LOG.info("Opacus has no gradients of this model (%s).", type(error).__name__)
+        theirs, fallback = sums(EachAlone), False
+    try:
+        difference = _furthest(sums(ClippedGradients), theirs)
+    except Exception:
+        _LOG.warning("Our own engine has no gradients of this model.", exc_info=True)
+        difference = None
+    if difference is not None and difference <= _LARGEST_DIFFERENCE:
+        return Conformance(OURS, difference)
+    if fallback:
+        return Conformance(OPACUS, difference)
+    raise GradientsUnavailable(
+        "Neither our engine nor Opacus computes this model's gradients record by record; build it "
+        "from PyTorch's own layers, with records first."
+    )
+
+
+def _furthest(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float | None:
+    """Returns the largest relative distance; None of zeros, which agree and show nothing."""
+    lengths = [float(sum_.norm()) for sum_ in theirs]
+    if not all(lengths):
+        return None
+    pairs = zip(ours, theirs, lengths, strict=True)
+    return max(float((one - other).norm()) / length for one, other, length in pairs)

@@ -45,9 +45,10 @@ class _Steps(torch.autograd.Function):
         for step in range(time):
             gate = gates[step]
             torch.addmm(from_inputs[step], hidden, turned, out=gate)
-            gate[:, : 2 * width].sigmoid_()
+            # Sigmoids by the hyperbolic tangent: see `alignment`.
+            for sigmoids in (gate[:, : 2 * width], gate[:, 3 * width :]):
+                sigmoids.mul_(0.5).tanh_().mul_(0.5).add_(0.5)
             gate[:, 2 * width : 3 * width].tanh_()
-            gate[:, 3 * width :].sigmoid_()
             enter, forget, new, leave = gate.chunk(4, 1)
             torch.mul(forget, cells[step], out=cells[step + 1]).addcmul_(enter, new)
             torch.tanh(cells[step + 1], out=tanhs[step])

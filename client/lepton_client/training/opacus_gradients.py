@@ -16,14 +16,13 @@ from torch import nn
 from lepton_client.training import alignment
 from lepton_client.training.bookkeeping import Losses
 from lepton_client.training.layer_norms import precision_on
-
-_ROWS_AT_ONCE = 32
+from lepton_client.training.written_out import WrittenOut
 
 # Opacus registers its hooks on modules whose input needs no gradient, as a first layer's.
 warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
 
 
-class OpacusGradients:
+class OpacusGradients(WrittenOut):
     """Opacus' hooks on a model, from `__enter__` until `__exit__`, whatever happens between.
 
     Fresh hooks for each request: what an aborted step left in them cannot reach the next.
@@ -53,36 +52,6 @@ class OpacusGradients:
             for name in ("_current_grad_sample", "grad_sample"):
                 vars(parameter).pop(name, None)
             parameter.grad = None
-
-    def sum(
-        self,
-        losses: Losses,
-        features: torch.Tensor,
-        labels: torch.Tensor,
-        *,
-        clipping_norm: float,
-        unit_of_row: torch.Tensor | None = None,
-        units: int | None = None,
-        mask: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Returns what `ClippedGradients.sum` returns, by way of each record's own gradient."""
-        precision = precision_on(features.device)
-        per_unit = self._record_gradients(losses, features, labels)
-        if mask is not None:
-            per_unit[~mask] = 0.0
-        if unit_of_row is not None and units is not None:
-            per_record, per_unit = per_unit, per_unit.new_zeros(units, per_unit.shape[1])
-            per_unit.index_add_(0, unit_of_row, per_record)
-        # In double precision: a float32 norm over a million elements comes out too small.
-        norms = torch.linalg.vector_norm(per_unit, dim=1, dtype=precision)
-        finite = torch.isfinite(norms)
-        per_unit[~finite] = 0.0
-        factors = torch.where(finite, clipping_norm / norms.clamp(min=1e-30), 0.0).clamp(max=1.0)
-        total = torch.zeros(per_unit.shape[1], dtype=precision, device=features.device)
-        for start in range(0, len(per_unit), _ROWS_AT_ONCE):
-            stop = start + _ROWS_AT_ONCE
-            total += factors[start:stop] @ per_unit[start:stop].to(precision)
-        return total
 
     def each_row(
         self, losses: Losses, features: torch.Tensor, labels: torch.Tensor

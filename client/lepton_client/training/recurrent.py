@@ -130,8 +130,8 @@ class _Direction:
             return total.tanh() if self._layer.nonlinearity == "tanh" else total.relu()
         reset_in, update_in, new_in = inputs.chunk(3, 1)
         reset, update, new = gates.chunk(3, 1)
-        keep = (update_in + update).sigmoid()
-        fresh = (new_in + (reset_in + reset).sigmoid() * new).tanh()
+        keep = alignment.sigmoid(update_in + update)
+        fresh = (new_in + alignment.sigmoid(reset_in + reset) * new).tanh()
         return fresh + keep * (output - fresh)
 
     def _keep(

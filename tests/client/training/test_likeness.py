@@ -17,7 +17,7 @@ from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_client.training.views import Views
 from lepton_common.arrays import Layout
 from lepton_common.datasets.records import Records
-from lepton_common.errors import PrecisionUnavailable
+from lepton_common.errors import GradientsUnavailable, PrecisionUnavailable
 from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
@@ -139,6 +139,60 @@ def test_threads_that_share_a_batch_unevenly_change_no_gradient(threads, count):
         records = Records(features, torch.zeros(rows, dtype=torch.int64))
         sums.append(summed(model, records, engine=found.engine))
     assert float((sums[1] - sums[0]).norm()) <= 1 + 1e-5  # three made it 1.025
+
+
+class _Sequence(nn.Module):
+    """A recurrent layer or attention, of which Opacus has no gradients, and a linear layer."""
+
+    def __init__(self, layer, width):
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(width, 3)
+
+    def forward(self, sequences):
+        attention = isinstance(self.layer, nn.MultiheadAttention)
+        outputs, _ = self.layer(*(3 * [sequences] if attention else [sequences]))
+        return self.head(outputs[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "width"),
+    [
+        (nn.RNN, 8),
+        (nn.GRU, 8),
+        (nn.LSTM, 8),
+        pytest.param(nn.GRU, 521, marks=pytest.mark.slow),  # threads share its gates
+        pytest.param(nn.LSTM, 521, marks=pytest.mark.slow),
+    ],
+)
+def test_recurrent_layers_train_and_no_place_changes_a_gradient(threads, kind, width):
+    threads(3)
+    torch.manual_seed(0)
+    model = resident(_Sequence(kind(4, width, batch_first=True), width))
+    found = conform(model, TASK, (3, 4), 3, (64,))
+    assert found.engine == OURS
+    assert found.difference < 1e-5
+    assert found.together
+    generator = torch.Generator().manual_seed(1)
+    records = torch.randn(40, 3, 4, generator=generator).to(model.dtype)
+    with found.open(model) as engine:
+        for record in records:
+            batch = record.expand(64, 3, 4).contiguous()
+            for _, rows in engine.each_row(TASK.losses, batch, torch.zeros(64).long()):
+                assert bool((rows == rows[:1]).all())  # of LSTMs 17 of 40 differed
+
+
+def test_attention_trains():
+    torch.manual_seed(0)
+    model = resident(_Sequence(nn.MultiheadAttention(8, 2, batch_first=True), 8))
+    found = conform(model, TASK, (3, 8), 3, (64,))
+    assert (found.engine, found.difference < 1e-5) == (OURS, True)
+
+
+def test_a_model_of_which_no_engine_has_gradients_is_refused(monkeypatch):
+    monkeypatch.setattr(ClippedGradients, "sum", lambda *_, **__: torch.ones(3 * 81 + 3))
+    model = resident(_Sequence(nn.RNN(4, 8, batch_first=True), 8))
+    with pytest.raises(GradientsUnavailable, match="PyTorch's own layers"):
+        conform(model, TASK, (3, 4), 3, (64,))
 
 
 class _Crooked(nn.Module):
