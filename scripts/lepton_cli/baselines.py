@@ -27,7 +27,7 @@ from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.plan import public_size_class
 from lepton_common.settings import ROBUST, Settings
 from lepton_common.tasks.catalog import find_task
-from lepton_server.rounds.gathered import SecureMean
+from lepton_server.rounds.gathered import Means
 from lepton_server.strategies.catalog import AVERAGE, make_strategy
 
 
@@ -112,7 +112,7 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
             used = heights(how, model)
             engine = conform(model, task, dataset.input_shape, dataset.classes, used)
             update = train_private(model, task, records, vector, how, plan, engine)
-        vector = strategy.step(round_, vector, SecureMean([update], 1))
+        vector = strategy.step(round_, vector, Means([update], 1))
     model.load(strategy.snapshot().get(AVERAGE, vector).astype(np.float32))
     test = dataset.test
     features = test.features.to(device, model.dtype)

@@ -4,6 +4,7 @@ import numpy as np
 
 from lepton_common.arrays import Vector
 from lepton_common.errors import UpdateInvalid
+from lepton_server.rounds.gathered import Mean, Means
 
 _SCALE = 2.0**40
 _BOUND = 2.0**20
@@ -67,6 +68,12 @@ class ExactMean:
         for start in range(0, self.size, _CHUNK):
             mean[start : start + _CHUNK] = self._sum[start : start + _CHUNK] * factor
         return mean
+
+    def without_sum(self) -> Mean:
+        """Returns the same in a third of the memory, where nobody needs the single updates."""
+        if self._each is not None or not self._came:
+            return self
+        return Means([self.value()], self.count)
 
     def each(self) -> list[Vector]:
         """Returns the single updates in order of the sites' names."""

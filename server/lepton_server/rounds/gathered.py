@@ -25,8 +25,8 @@ class Mean(Protocol):
 
 
 @dataclass(frozen=True)
-class SecureMean:
-    """The mean that secure sums give: of a whole cohort, or one for each of its groups.
+class Means:
+    """Means and nothing behind them: of a whole cohort, or one for each of its groups.
 
     Attributes:
         groups: mean of each group, float32, shape [d].
@@ -42,7 +42,7 @@ class SecureMean:
         return mean
 
     def each(self) -> list[Vector]:
-        """Returns the groups' means; nobody has the single updates."""
+        """Returns the groups' means; the single updates are not at hand."""
         return self.groups
 
 

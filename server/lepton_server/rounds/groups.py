@@ -18,7 +18,7 @@ from lepton_common.settings import Settings, least_updates
 from lepton_common.stages import SecAggStage, StageRequest, read_stage_reply, stage_content
 from lepton_common.summing import run_id_of
 from lepton_server.rounds.conversation import Ask, Conversation, hold, hold_together
-from lepton_server.rounds.gathered import Gathered, SecureMean
+from lepton_server.rounds.gathered import Gathered, Means
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.secure_round import SecureRound
 
@@ -192,9 +192,7 @@ def _for_members(request: TrainRequest, members: set[str]) -> TrainRequest:
 def _joined(parts: list[Gathered], failed: dict[str, str]) -> Gathered:
     """Returns what all groups came to."""
     counts = [part.mean.count for part in parts]
-    joined = Gathered(
-        SecureMean([mean for part in parts for mean in part.mean.each()], sum(counts))
-    )
+    joined = Gathered(Means([mean for part in parts for mean in part.mean.each()], sum(counts)))
     joined.failed |= failed
     for part in parts:
         joined.epsilon |= part.epsilon

@@ -88,7 +88,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
             _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
         model = strategy.step(round_, state.model, gathered.mean)
-        del gathered.mean  # twice as large as the model, of which files are made next
+        del gathered.mean  # files are made next, which need room
         scale.learn(gathered.metrics)
         kept = strategy.snapshot() | scale.snapshot()
         after = Checkpoint(round_, model, state.history, kept)

@@ -37,4 +37,5 @@ def gather_plain(
             del update
         del answer  # before the next is taken
     gathered.sort()
+    gathered.mean = mean.without_sum()
     return gathered

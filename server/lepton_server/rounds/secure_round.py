@@ -27,7 +27,7 @@ from lepton_common.summing import (
 )
 from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.conversation import Conversation
-from lepton_server.rounds.gathered import Gathered, SecureMean, check_receipt
+from lepton_server.rounds.gathered import Gathered, Means, check_receipt
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.refusal import refusal
 from lepton_server.rounds.secure_sum import Exchange, SecureSum
@@ -175,7 +175,7 @@ class SecureRound:
             weight = sum(weight_share(facts["weights"], name) for name in names)
         mean, metrics = self._summed.mean(spec, result.total, weight)
         gathered = Gathered(
-            mean=SecureMean([mean], len(names)),
+            mean=Means([mean], len(names)),
             epsilon=facts["epsilon"],
             heads=heads,
             ledgers=facts["ledgers"],

@@ -76,14 +76,16 @@ class Strategy:
                 f"{len(updates)} came; lower strategy.num_malicious_nodes or ask more sites."
             )
         if type(self._inner) in _MEANS:
-            return self._kept(round_, model, model + updates[0])
+            following = updates[0]
+            following += model  # in place: of a large model there is no room for one more
+            return self._kept(round_, model, following)
         if isinstance(self._inner, flower.FedAvgM):
             self._inner.current_arrays = _record(self._zero)
         elif isinstance(self._inner, flower.FedAdagrad | flower.FedAdam | flower.FedYogi):
             self._inner.current_arrays = {_KEY: self._zero}
         arrays, _ = self._inner.aggregate_train(round_, [_reply(update) for update in updates])
         assert arrays is not None, "Flower's strategies aggregate what they are given"
-        following: Vector = model + arrays[_KEY].numpy().astype(np.float32)
+        following = model + arrays[_KEY].numpy().astype(np.float32)
         return self._kept(round_, model, following)
 
     def _kept(self, round_: int, model: Vector, following: Vector) -> Vector:
