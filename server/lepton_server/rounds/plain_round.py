@@ -5,6 +5,7 @@ from flwr.serverapp import Grid
 from lepton_common.arrays import Vector
 from lepton_common.errors import LeptonError
 from lepton_common.messages import TRAIN, SiteFacts, TrainRequest, read_update, train_content
+from lepton_common.pages import give_back_freed_memory
 from lepton_server.rounds.collect import collect
 from lepton_server.rounds.exact_mean import ExactMean
 from lepton_server.rounds.gathered import Gathered, check_receipt
@@ -37,5 +38,6 @@ def gather_plain(
             del update
         del answer  # before the next is taken
     gathered.sort()
+    give_back_freed_memory()  # the pieces in which updates came
     gathered.mean = mean.without_sum()
     return gathered
