@@ -12,11 +12,13 @@ import lepton_cli.packs.make
 from lepton_cli.packs.archive import list_members, read_pack, write_pack
 from lepton_cli.packs.make import make_coordinator_pack, make_site_pack
 from lepton_cli.packs.verify import verify_pack, verify_together
+from lepton_common.audit import AuditLog
 from lepton_common.chain import withhold
 from lepton_common.errors import AuditError, EvidenceContradicts
 from lepton_common.identity.keys import SigningKey
 from lepton_common.strict import parse_json, to_json
 from lepton_server.gateway.runs import Submitted
+from lepton_server.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +166,25 @@ def test_a_charge_that_is_left_out_is_missed(resign, packs, root):
         path = resign("site-1", {"ledger.jsonl": changed})
         with pytest.raises(EvidenceContradicts, match=r"ledger\.jsonl|released on a charge"):
             verify_pack(path, root)
+
+
+@pytest.mark.parametrize("came", [False, True])
+def test_who_dropped_out_of_a_sum_needs_no_transcript_of_it(run, packs, root, tmp_path, came):
+    """A site that showed its log, and then went away, has masked nothing; one that came has."""
+    folder = RunFolder(shutil.copytree(run.folder.path, tmp_path / run.name))
+    key = SigningKey.load(folder.server_key)
+    log = AuditLog(folder.audit, key, "server")
+    body = [record.body for record in log.records if record.kind == "collected"][-1]
+    ledgers = body["ledgers"] if came else {}
+    log.append("collected", body | {"secagg": ["0" * 64], "ledgers": ledgers})
+    path = tmp_path / "coordinator.zip"
+    path.write_bytes(make_coordinator_pack(folder, run.settings, key).data)
+    both = [verify_pack(path, root), verify_pack(packs["site-1"], root)]
+    if came:
+        with pytest.raises(EvidenceContradicts, match="transcript that is not"):
+            verify_together(both)
+    else:
+        assert verify_together(both) == 1 + 2 + 1
 
 
 @pytest.mark.parametrize("which", [0, 3])

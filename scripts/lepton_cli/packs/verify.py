@@ -214,7 +214,8 @@ def _check_witness(coordinator: Checked, site: Checked) -> int:
                 f"{pair}: the entry {entry[:12]}…, which the coordinator witnessed, is not in the "
                 f"site's {LEDGER}."
             )
-        if record.kind == "collected" and head is not None and record.body["secagg"]:
+        # Who dropped out before its update came has shown a log, and no ledger.
+        if record.kind == "collected" and entry is not None and record.body["secagg"]:
             _check_masked(pair, record, site.facts)
         found += head is not None
     return found
