@@ -95,6 +95,7 @@ def test_the_same_records_make_the_same_bytes(run, packs):
     assert again.data == packs["site-1"].read_bytes()
 
 
+@pytest.mark.slow
 def test_the_command_makes_and_verifies(lepton, run, packs, root):
     runs = str(run.folder.path.parent)
     shown = lepton("evidence", run.name, "--runs", runs, "--show")

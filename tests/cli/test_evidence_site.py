@@ -126,6 +126,7 @@ def test_sites_that_began_a_round_from_different_models_are_found(federation, wr
         verify_together([verify_pack(one, root), verify_pack(elsewhere, root)])
 
 
+@pytest.mark.slow
 def test_a_study_fills_the_records_and_must_name_the_site(written, tmp_path):
     def study_file(study):
         text = to_json(study)

@@ -215,6 +215,7 @@ def test_an_emptied_ledger_is_refused_and_left_as_it_is(ledger):
     assert path.read_bytes() == b""
 
 
+@pytest.mark.slow
 def test_a_plan_that_no_run_could_have_is_refused(tmp_path):
     words = ["--rounds", "10", "--batch", "25", "--public-size", "100", "--epsilon", "3"]
     for more, said in (

@@ -111,11 +111,13 @@ def test_a_run_without_shared_noise_has_no_such_table(lepton):
     assert "shared noise" not in ended.out
 
 
+@pytest.mark.slow
 def test_baselines_have_noise_of_their_own():
     run = lepton_cli.simulate(*DISTRIBUTED, baselines=True)
     assert set(run.baselines) == {"pooled", "pooled_without_privacy", "local"}
 
 
+@pytest.mark.slow
 def test_baselines_train_on_the_features_and_with_the_momentum_of_the_run():
     values = {"data": {"prepare": "scattering"}, "model": "logistic", "rounds": 3, "sites": 2}
     run = lepton_cli.simulate(

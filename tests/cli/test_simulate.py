@@ -124,7 +124,10 @@ class StopsAfter(Observer):
         self.stop_requested = report.round == self.last
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "fedavgm"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["fedavg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fedadam", "fedavgm"))],
+)
 def test_a_stopped_run_goes_on_to_the_same_model(strategy):
     from lepton_cli.compose import compose_settings
     from lepton_cli.simulation import start

@@ -133,7 +133,7 @@ def test_stopping_ends_it_in_the_midst_of_training(remote):
     training = threading.Thread(target=train)
     training.start()
     time.sleep(0.3)
-    assert training.is_alive()
+    assert training.is_alive(), raised
     remote.stop()
     training.join(10)
     assert raised

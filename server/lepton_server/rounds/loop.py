@@ -61,8 +61,12 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
     while state.round < settings.rounds and not observer.stop_requested:
         began, round_ = time.monotonic(), state.round + 1
         cohort = pick_cohort(sites, settings.cohort, settings.seed, round_)
-        if settings.secure and len(cohort) < 2:
-            raise QuorumNotMet(f"Round {round_}: one site is there, and one alone is no sum.")
+        least = settings.colluders + 2
+        if settings.secure and len(cohort) < least:
+            raise QuorumNotMet(
+                f"Round {round_}: {len(cohort)} of the {least} sites are there that a sum needs "
+                f"where {settings.colluders} may collude; resume when the others are back."
+            )
         weights = _weights(cohort, settings)
         request = train_request(
             settings, run, evaluator.layout.digest, state, privacy, weights, ledgers, scale.value

@@ -163,6 +163,7 @@ def test_layers_that_mix_records_let_through_fail(make_plan, monkeypatch):
     assert _failed(audit_conformance(make_plan())) == {"layers that mix records: refused"}
 
 
+@pytest.mark.slow
 def test_views_that_are_clipped_one_by_one_fail(make_plan, monkeypatch):
     honest = private.clipped_sum
 

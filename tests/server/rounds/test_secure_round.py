@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord
 
 from lepton_client.app import app as client_app
 from lepton_common.audit import read_records
-from lepton_common.errors import RoundLost, SettingsError, TooFewSites
+from lepton_common.errors import QuorumNotMet, RoundLost, SettingsError, TooFewSites
 from lepton_common.settings import LINEAR, ROBUST
 from lepton_common.stages import DRAWING, SecAggStage
 from lepton_server.engines.inprocess import InProcessGrid
@@ -41,6 +41,7 @@ def test_sites_that_count_by_masked_records_give_their_weighted_mean(simulate, i
     assert np.abs(masked - by_class).max() < 0.1 * np.abs(masked).max()
 
 
+@pytest.mark.slow
 def test_a_run_of_few_rotated_coordinates_learns(simulate):
     changes = {
         "rounds": 12,
@@ -352,6 +353,15 @@ def test_strategies_that_need_single_updates_are_refused_with_the_reason(make_se
 @pytest.mark.parametrize("strategy", LINEAR)
 def test_linear_strategies_are_offered(make_settings, strategy):
     assert make_settings({"secagg.mode": "sa1", "strategy.name": strategy}).secure
+
+
+def test_fewer_sites_than_a_sum_needs_are_no_round_that_sites_would_refuse(simulate):
+    def few(site, stage):
+        return "before" if stage == "hello" and site > 2 else None
+
+    with pytest.raises(QuorumNotMet, match="2 of the 3 sites are there"):
+        simulate(changes={"secagg.colluders": 1}, fails=few)
+    assert len(simulate(changes={"secagg.colluders": 1})) > 0
 
 
 def test_a_cohort_too_small_for_its_colluders_is_refused(make_settings):

@@ -185,6 +185,7 @@ def test_a_robust_strategy_matches_its_definition(make, model, name, seed):
     assert np.abs(came).max() < 1
 
 
+@pytest.mark.slow
 def test_bulyan_is_not_dragged_away_by_one_site(make, model):
     strategy, _ = make("bulyan")
     updates = _updates(1, sites=9)[0]
