@@ -201,20 +201,19 @@ def _compare(
                 for clipping_norm in _NORMS
             ]  # fmt: skip
 
-    fallback = True
+    theirs = None
     try:
         theirs = sums(OpacusGradients)
     except Exception as error:
         _LOG.info("Opacus has no gradients of this model (%s).", type(error).__name__)
-        theirs, fallback = sums(EachAlone), False
     try:
-        difference = _furthest(sums(ClippedGradients), theirs)
+        difference = _furthest(sums(ClippedGradients), theirs or sums(EachAlone))
     except Exception:
-        _LOG.warning("Our own engine has no gradients of this model.", exc_info=True)
+        _LOG.warning("Our own engine's gradients could not be compared.", exc_info=True)
         difference = None
     if difference is not None and difference <= _LARGEST_DIFFERENCE:
         return Conformance(OURS, difference)
-    if fallback:
+    if theirs is not None:
         return Conformance(OPACUS, difference)
     raise GradientsUnavailable(
         "Neither our engine nor Opacus computes this model's gradients record by record; build it "

@@ -15,6 +15,7 @@ from lepton_client.training.likeness import rows_alike
 from lepton_client.training.private import Engine, clipped_sum, heights, train_private
 from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_client.training.views import Views
+from lepton_client.training.written_out import EachAlone
 from lepton_common.arrays import Layout
 from lepton_common.datasets.records import Records
 from lepton_common.errors import GradientsUnavailable, PrecisionUnavailable
@@ -192,6 +193,16 @@ def test_a_model_of_which_no_engine_has_gradients_is_refused(monkeypatch):
     monkeypatch.setattr(ClippedGradients, "sum", lambda *_, **__: torch.ones(3 * 81 + 3))
     model = resident(_Sequence(nn.RNN(4, 8, batch_first=True), 8))
     with pytest.raises(GradientsUnavailable, match="PyTorch's own layers"):
+        conform(model, TASK, (3, 4), 3, (64,))
+
+
+def test_a_model_that_takes_no_record_alone_is_refused_by_name(monkeypatch):
+    def one(*_, **__):
+        raise RuntimeError("no batch of one")
+
+    monkeypatch.setattr(EachAlone, "_record_gradients", one)
+    model = resident(_Sequence(nn.RNN(4, 8, batch_first=True), 8))
+    with pytest.raises(GradientsUnavailable):
         conform(model, TASK, (3, 4), 3, (64,))
 
 
