@@ -12,6 +12,8 @@ from lepton_client.training.layer_norms import Form
 # A layer may hold its records' gradients up to this size, and so many times that of its images.
 _HELD_BYTES = 1 << 26
 _HELD_IMAGES = 8
+# For so few channels of input, kernels of the backward pass are several times slower.
+_FEW_CHANNELS = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ class Convolution(Form):
     """A convolution of any number of dimensions.
 
     All records' gradients come from one convolution in which every record is a group of its
-    own, so no image is ever unfolded.
+    own, so no image is ever unfolded. It is the backward pass of a convolution with so many
+    groups or, for images of few channels, what that is by definition: signals slide over images,
+    where stride and dilation change places.
 
     Attributes:
         parameters: weight [out, in / groups, *kernel] and bias [out], where trained.
@@ -78,13 +82,8 @@ class Convolution(Form):
         """Returns the records' gradients, shape [rows, numel] each."""
         out = []
         if self.has_weight:
-            gradient = self._backward(
-                self.inputs.reshape(1, -1, *self.inputs.shape[2:]),
-                self.signal.reshape(1, -1, *self.signal.shape[2:]),
-                (self.rows * self.shape[0], *self.shape[1:]),
-                self.rows * self.window.groups,
-            )
-            out.append(gradient.reshape(self.rows, -1))
+            few = self.shape[1] <= _FEW_CHANNELS
+            out.append(self._slid() if few else self._backward())
         if self.has_bias:
             out.append(self.signal.flatten(2).sum(2))
         return out
@@ -93,15 +92,35 @@ class Convolution(Form):
         """Returns the weighted sum of the gradients."""
         return self.weighted_one_by_one(weights)
 
-    def _backward(
-        self, inputs: torch.Tensor, signal: torch.Tensor, shape: tuple[int, ...], groups: int
-    ) -> torch.Tensor:
-        """Returns a convolution's gradient of its weight alone."""
-        window, dimensions = self.window, len(shape) - 2
-        # Only the shape of the weight is read; expanding one number avoids writing it.
-        weight = inputs.new_zeros(1).expand(shape)
-        gradient: torch.Tensor = torch.ops.aten.convolution_backward(
+    def _slid(self) -> torch.Tensor:
+        """Returns the weight's gradients by a convolution of images with signals."""
+        window, groups, size = self.window, self.rows * self.window.groups, self.shape[2:]
+        images = self.inputs.reshape(groups, self.shape[1], *self.inputs.shape[2:])
+        signal = self.signal.reshape(-1, 1, *self.signal.shape[2:])
+        gradient = torch.convolution(
+            images.transpose(0, 1),
             signal,
+            None,
+            window.dilation,
+            window.padding,
+            window.stride,
+            False,
+            [0] * len(size),
+            groups,
+        )
+        # Where the stride leaves a remainder, signals slide further than the kernel is long.
+        for dim, length in enumerate(size, 2):
+            gradient = gradient.narrow(dim, 0, length)
+        return gradient.transpose(0, 1).reshape(self.rows, -1)
+
+    def _backward(self) -> torch.Tensor:
+        """Returns the weight's gradients by the backward pass of a convolution."""
+        window = self.window
+        inputs = self.inputs.reshape(1, -1, *self.inputs.shape[2:])
+        # Only the shape of the weight is read; expanding one number avoids writing it.
+        weight = inputs.new_zeros(1).expand(self.rows * self.shape[0], *self.shape[1:])
+        gradient: torch.Tensor = torch.ops.aten.convolution_backward(
+            self.signal.reshape(1, -1, *self.signal.shape[2:]),
             inputs,
             weight,
             None,
@@ -109,8 +128,8 @@ class Convolution(Form):
             window.padding,
             window.dilation,
             False,
-            [0] * dimensions,
-            groups,
+            [0] * len(window.stride),
+            self.rows * window.groups,
             [False, True, False],
         )[1]
-        return gradient
+        return gradient.reshape(self.rows, -1)

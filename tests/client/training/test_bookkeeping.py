@@ -145,10 +145,11 @@ def random_mlp(rng):
 
 
 def random_cnn(rng):
-    groups = int(rng.integers(1, 3))
-    width, kernel, stride = 2 * groups, int(rng.integers(1, 4)), int(rng.integers(1, 3))
+    # Few channels of input and more take different ways.
+    channels, groups = int(rng.choice([2, 5])), int(rng.integers(1, 3))
+    width, kernel, stride = channels * groups, int(rng.integers(1, 4)), int(rng.integers(1, 3))
     layers = [
-        nn.Conv2d(2, width, kernel, stride, padding=int(rng.integers(3)), bias=False),
+        nn.Conv2d(channels, width, kernel, stride, padding=int(rng.integers(3)), bias=False),
         nn.GroupNorm(groups, width) if rng.integers(2) else nn.InstanceNorm2d(width, affine=True),
         nn.Tanh(),
         nn.Conv2d(width, 4, 2, dilation=int(rng.integers(1, 3)), padding=2, groups=groups),
@@ -156,8 +157,8 @@ def random_cnn(rng):
         nn.Flatten(),
     ]
     trunk = nn.Sequential(*layers)
-    flat = trunk(torch.zeros(1, 2, 7, 8)).shape[1]
-    return nn.Sequential(trunk, nn.Linear(flat, CLASSES)), (2, 7, 8)
+    flat = trunk(torch.zeros(1, channels, 7, 8)).shape[1]
+    return nn.Sequential(trunk, nn.Linear(flat, CLASSES)), (channels, 7, 8)
 
 
 def sequence_linear(_):
