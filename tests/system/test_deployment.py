@@ -169,6 +169,18 @@ def test_a_part_that_is_killed_comes_back_and_the_run_goes_on(federation, victim
         Site(federation.path / site)
 
 
+def test_a_superlink_that_is_killed_as_it_starts_is_started_again(federation):
+    coordinator, dead = federation.processes["srv"], set()
+    for _ in range(3):
+        federation.until(lambda: set(federation.children("superlink_process")) - dead)
+        for process in set(federation.children("superlink_process")) - dead:
+            dead.add(process)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+    federation.until(lambda: is_well(federation), timeout=120)
+    assert coordinator.poll() is None
+
+
 def test_the_whole_coordinator_is_killed_and_goes_on(federation):
     name = federation.submit(
         "task=breast_cancer rounds=4 privacy=record privacy.epsilon=0.2 privacy.spare_rounds=8 "
@@ -265,9 +277,14 @@ def test_a_site_is_who_its_certificate_says_whatever_it_sends(federation):
     assert attend("dora", "site-1") is None
 
 
+def is_well(federation):
+    address = f"http://127.0.0.1:{federation.metrics_port}/health"
+    return httpx.get(address, trust_env=False).json()["ok"]
+
+
 def test_health_tells_of_every_part_and_site(federation):
     address = f"http://127.0.0.1:{federation.metrics_port}"
-    federation.until(lambda: httpx.get(f"{address}/health", trust_env=False).json()["ok"])
+    federation.until(lambda: is_well(federation))
 
     def attends(site):
         metrics = httpx.get(f"{address}/metrics", trust_env=False).text.splitlines()

@@ -5,7 +5,6 @@ client code is used here without its loop.
 """
 
 import contextlib
-import json
 import ssl
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -13,37 +12,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import httpx
-from flwr.app import Array, Context, Message, RecordDict
+from flwr.app import Context, Message, RecordDict
 
 from lepton_common.errors import MalformedMessage
 from lepton_common.flower.bulk_transport import carry_in_bulk
+from lepton_common.flower.received import pull_message
 
 if TYPE_CHECKING:
     from flwr.proto.node_pb2 import Node
     from flwr.supercore.inflatable.inflatable_object import InflatableObject
 
 HEARTBEAT_S = 30.0
-# A message is announced before its content is there. Flower waits a second before it looks again.
-_FIRST_WAIT_S, _LONGEST_WAIT_S, _TRIES = 0.01, 0.5, 40
 _AT_ONCE = 2
-_PIECE = "ArrayChunk"
-
-
-def pull_sooner(object_ids: list[str], pull_object_fn: Callable[[str], bytes]) -> dict[str, bytes]:
-    """Pulls the objects of a message, by their ids, asking again soon for what is not there yet.
-
-    Raises:
-        flwr's ObjectPullError: one did not come within some 20 seconds of waiting.
-    """
-    from flwr.supercore.inflatable.inflatable_utils import pull_objects
-
-    return pull_objects(
-        object_ids,
-        pull_object_fn,
-        max_tries_per_object=_TRIES,
-        initial_backoff=_FIRST_WAIT_S,
-        backoff_cap=_LONGEST_WAIT_S,
-    )
 
 
 def push_bounded(
@@ -63,57 +43,6 @@ def push_bounded(
             batch = wanted[start : start + _AT_ONCE]
             contents = [objects.pop(object_id).deflate() for object_id in batch]
             list(pool.map(push_object_fn, batch, contents))
-
-
-def inflate_message(message_id: str, contents: dict[str, bytes]) -> Message:
-    """Returns the message that pulled objects make up.
-
-    Raises:
-        MalformedMessage: they make up none. Flower's parsers raise whatever they stumble over.
-    """
-    from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
-
-    try:
-        arrays = _join_arrays(contents)
-        message = inflate_object_from_contents(message_id, contents, objects=arrays)
-    except Exception as error:
-        raise MalformedMessage("What came cannot be read as a message.") from error
-    if not isinstance(message, Message):
-        raise MalformedMessage("What came is something else than a message.")
-    message.metadata.__dict__["_message_id"] = message_id
-    return message
-
-
-def _join_arrays(contents: dict[str, bytes]) -> "dict[str, InflatableObject]":
-    """Returns the arrays among pulled objects, whose pieces are let go of.
-
-    Flower copies each piece three times on its way into an array, and keeps all copies meanwhile.
-    """
-    from flwr.supercore.constant import HEAD_BODY_DIVIDER
-    from flwr.supercore.inflatable.inflatable_object import (
-        get_object_body,
-        get_object_head_values_from_object_content,
-    )
-
-    heads = {name: get_object_head_values_from_object_content(c) for name, c in contents.items()}
-    arrays: dict[str, InflatableObject] = {}
-    for name, (kind, children, _) in heads.items():
-        if kind != Array.__qualname__:
-            continue
-        said = json.loads(get_object_body(contents[name], Array))
-        pieces = []
-        for child in (children[index] for index in said["arraychunk_ids"]):
-            piece_kind, _, length = heads[child]
-            begin = contents[child].index(HEAD_BODY_DIVIDER) + 1
-            if piece_kind != _PIECE or begin + length != len(contents[child]):
-                raise ValueError
-            pieces.append(memoryview(contents[child])[begin:])
-        shape = tuple(said["shape"])
-        arrays[name] = Array(said["dtype"], shape, said["stype"], b"".join(pieces))
-    for name, (kind, _, _) in heads.items():
-        if kind == _PIECE:
-            del contents[name]
-    return arrays
 
 
 class FleetNode:
@@ -212,8 +141,6 @@ class FleetNode:
         """
         from flwr.common.serde import message_from_proto
         from flwr.proto.fleet_pb2 import PullMessagesRequest
-        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
-        from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
         from flwr.supercore.inflatable.inflatable_protobuf_utils import (
             make_pull_object_fn_protobuf,
         )
@@ -227,19 +154,17 @@ class FleetNode:
             tree = pulled.message_object_trees[0]
         except (ValueError, TypeError, LookupError) as error:
             raise MalformedMessage("What the coordinator announces is no message.") from error
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, self._node, metadata.run_id)
         try:
-            contents = pull_sooner(
-                [part.object_id for part in iterate_object_tree(tree)],
-                make_pull_object_fn_protobuf(self._client.PullObject, self._node, metadata.run_id),
-            )
+            message = pull_message(metadata.message_id, tree, pull)
         except ObjectPullError:
             return None  # whoever announced it died before all of it was there
-        self._client.ConfirmMessageReceived(
-            ConfirmMessageReceivedRequest(
-                node=self._node, run_id=metadata.run_id, message_object_id=metadata.message_id
-            )
-        )
-        return inflate_message(metadata.message_id, contents)
+        except MalformedMessage:
+            # It would be announced again for ever.
+            self._confirm(metadata.run_id, metadata.message_id)
+            raise
+        self._confirm(metadata.run_id, metadata.message_id)
+        return message
 
     def send(self, reply: Message, seconds: float) -> None:
         """Sends a reply; returns once the server holds all of it.
@@ -278,6 +203,15 @@ class FleetNode:
                 ),
                 object_ids_to_push=set(pushed.objects_to_push),
             )
+
+    def _confirm(self, run_id: int, message_id: str) -> None:
+        from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
+
+        self._client.ConfirmMessageReceived(
+            ConfirmMessageReceivedRequest(
+                node=self._node, run_id=run_id, message_object_id=message_id
+            )
+        )
 
     def _beat(self, node: "Node") -> bool:
         from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest

@@ -8,20 +8,31 @@ from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.superlink.grid import HttpGrid
 
 from lepton_common.errors import MalformedMessage
-from lepton_common.flower.fleet import inflate_message, pull_sooner
 from lepton_common.flower.message_id import with_error
+from lepton_common.flower.received import pull_message
 
 LOST = "ReplyLost"
+# No array in a reply is larger than this, or than so many times the largest that was sent.
+_LARGEST_ARRAY, _TIMES = 1 << 26, 4
 
 
 class SparingGrid(HttpGrid):
     """Pulls a reply when it is asked for, and not before the last was dealt with."""
+
+    _most = _LARGEST_ARRAY
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Sends messages and returns their ids."""
+        batch = list(messages)
+        records = [r for m in batch if m.has_content() for r in m.content.array_records.values()]
+        sent = max((len(array.data) for record in records for array in record.values()), default=0)
+        self._most = max(self._most, _TIMES * sent)
+        return super().push_messages(batch)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Yields the replies that are there; what is none, or came in part only, is an error."""
@@ -55,8 +66,7 @@ class SparingGrid(HttpGrid):
             self._runtime_client.PullObject, self.node, self.run.run_id
         )
         try:
-            contents = pull_sooner([part.object_id for part in iterate_object_tree(tree)], pull)
-            return inflate_message(announced.metadata.message_id, contents)
+            return pull_message(announced.metadata.message_id, tree, pull, self._most)
         except (ObjectPullError, MalformedMessage):
             lost = Error(ErrorCode.MESSAGE_UNAVAILABLE, LOST)
             return with_error(message_from_proto(announced), lost)

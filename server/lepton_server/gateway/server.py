@@ -128,6 +128,8 @@ class Server:
             self._renew()
         if self._gone("superlink"):
             self._start_superlink()
+        if self._link is None:
+            return  # it was killed before it was up
         if self._gone("proxy"):
             self._parts["proxy"] = start_proxy(self._private / "nginx.conf")
         if self._gone("executor"):
@@ -160,6 +162,8 @@ class Server:
             except httpx.HTTPStatusError:
                 # Flower takes no node back that it has let out.
                 self._stop("superlink")
+            except httpx.TransportError:
+                _LOG.warning("The SuperLink is gone; the next one lets the roster's nodes in.")
         self.sites.published()
 
     def _renew(self) -> None:
@@ -202,6 +206,7 @@ class Server:
             # Else each of its threads holds on to pieces of models.
             "MALLOC_ARENA_MAX": "1",
         }
+        self._link = None
         self._parts["superlink"] = start_part(
             words, at_death="KILL", environment=environment, output=subprocess.DEVNULL
         )
@@ -235,12 +240,15 @@ class Server:
                 )
         write_nodes(self.folder, list(self._nodes.values()))
 
-    def _when_up(self, connect: Callable[[], SuperLink]) -> SuperLink:
+    def _when_up(self, connect: Callable[[], SuperLink]) -> SuperLink | None:
+        """Returns what connects to the SuperLink; None where somebody has killed it meanwhile."""
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline and self._parts["superlink"].poll() is None:
             with suppress(httpx.TransportError):
                 return connect()
             time.sleep(0.1)
+        if (self._parts["superlink"].poll() or 0) < 0:
+            return None
         raise ServerFailed(
             f"The SuperLink does not come up; see {self._private / 'superlink.log'}."
         )
@@ -251,10 +259,11 @@ class Server:
 
     def _start_runs(self) -> None:
         """Starts the oldest run that has not ended; the others wait for it."""
-        assert self._link is not None
+        assert self._link is not None, "the look before has started it"
         for name in self.runs.unfinished()[:1]:
             if name not in self._started:
-                self._started[name] = self._link.start_run({"run": name})
+                with suppress(httpx.TransportError):  # it was killed; the next look finds out
+                    self._started[name] = self._link.start_run({"run": name})
 
     def _stop(self, *names: str) -> None:
         for name in names:

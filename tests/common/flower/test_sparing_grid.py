@@ -2,14 +2,15 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.app.message import remove_content_from_message
 from flwr.common.serde import message_to_proto
 from flwr.proto.runtime_pb2 import PullAppMessagesResponse
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
-from lepton_common.flower import fleet
+from lepton_common.flower import received
 from lepton_common.flower.message_id import assign_message_id
 from lepton_common.flower.run import empty_run
 from lepton_common.flower.sparing_grid import LOST, SparingGrid
@@ -77,7 +78,7 @@ def test_no_reply_is_pulled_before_the_last_was_dealt_with(grid):
 
 
 def test_a_reply_that_never_comes_whole_is_an_error_of_that_name(grid, monkeypatch):
-    monkeypatch.setattr(fleet, "_TRIES", 1)
+    monkeypatch.setattr(received, "_TRIES", 1)
     first, second = grid._client.response.message_object_trees
     del grid._client.contents[first.object_id]
     lost, whole = grid.pull_messages(["asked-2", "asked-3"])
@@ -93,6 +94,24 @@ def test_garbage_of_one_site_is_an_error_and_the_others_replies_come(grid):
     lost, whole = grid.pull_messages(["asked-2", "asked-3"])
     assert lost.error.reason == LOST
     assert whole.content["n"]["n"] == 3
+
+
+def test_a_reply_may_be_some_times_as_large_as_what_was_asked_and_no_larger(grid, monkeypatch):
+    monkeypatch.setattr(SparingGrid, "_most", 1 << 10)
+    monkeypatch.setattr("flwr.superlink.grid.HttpGrid.push_messages", lambda _, messages: messages)
+
+    def asked(values):
+        record = ArrayRecord({"vector": Array(np.zeros(values, np.float32))})
+        return Message(RecordDict({"model": record}), dst_node_id=2, message_type="train")
+
+    question = asked(0)
+    assign_message_id(question, "asked-2")
+    grid._client = Runtime([Message(asked(2000).content, reply_to=question)])
+    (lost,) = grid.pull_messages(["asked-2"])
+    assert lost.error.reason == LOST
+    grid.push_messages([asked(1000)])
+    (whole,) = grid.pull_messages(["asked-2"])
+    assert len(whole.content["model"]["vector"].data) > 8000
 
 
 def test_flower_s_own_way_to_wait_which_would_ask_for_ever_is_closed(grid):
