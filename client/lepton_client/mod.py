@@ -7,7 +7,7 @@ replies the server could read, is refused.
 
 from collections.abc import Callable
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, MetricRecord
 
 from lepton_client import consent, secure
 from lepton_client.answering import answer_at_site
@@ -16,6 +16,7 @@ from lepton_client.drawing import check_group, draw_groups
 from lepton_client.participant import Participant
 from lepton_client.site import Site
 from lepton_client.work import introduce
+from lepton_common.content import records_of
 from lepton_common.errors import ConsentRefused, MalformedMessage, PolicyViolation
 from lepton_common.messages import TRAIN
 from lepton_common.privacy.provenance import PROTOCOL
@@ -113,9 +114,10 @@ def _train(
         reply = call_next(message, context)
     finally:
         message.content = outer
-    if reply.has_error() or len(reply.content.metric_records) != 1:
+    found = [] if reply.has_error() else list(records_of(reply.content, MetricRecord).values())
+    if len(found) != 1:
         raise MalformedMessage("The app should reply with arrays and one MetricRecord.")
-    metrics = next(iter(reply.content.metric_records.values()))
+    (metrics,) = found
     counted = metrics.get(terms.weighted_by)
     if not isinstance(counted, int | float) or not counted > 0:
         raise MalformedMessage(f"The app should return '{terms.weighted_by}', above zero.")

@@ -9,11 +9,11 @@ field or type is refused. Replies are built in the site's door only.
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from pydantic import Field
 
 from lepton_common.arrays import Vector, digest_of, pack, unpack
-from lepton_common.content import expect_records, read_text, read_vector
+from lepton_common.content import expect_records, read_text, read_vector, records_of
 from lepton_common.datasets.preparation import Preparation
 from lepton_common.device import DEVICE
 from lepton_common.errors import MalformedMessage, ModelMismatch, PlanError
@@ -311,7 +311,7 @@ def read_update(content: RecordDict, size: int) -> tuple[Vector, dict[str, float
     """
     expect_records(content, {"update", "metrics", "receipt"})
     update = unpack(read_vector(content, "update"), size)
-    metrics = content.metric_records.get("metrics")
+    metrics = records_of(content, MetricRecord).get("metrics")
     if metrics is None:
         raise MalformedMessage("The record 'metrics' should hold metrics.")
     losses = {name: value for name, value in metrics.items() if isinstance(value, float)}

@@ -10,7 +10,7 @@ from enum import Enum
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from lepton_common.content import expect_records, read_text, read_vector
+from lepton_common.content import expect_records, read_text, read_vector, records_of
 from lepton_common.errors import MalformedMessage
 from lepton_common.messages import Receipt, TrainRequest
 from lepton_common.strict import to_json
@@ -80,7 +80,7 @@ def read_stage(content: RecordDict, *, alone: bool = True) -> StageRequest:
     Raises:
         MalformedMessage: anything but exactly that.
     """
-    fields = content.config_records.get("secagg")
+    fields = records_of(content, ConfigRecord).get("secagg")
     if fields is None or set(fields) != {"stage", "spec", "body"}:
         raise MalformedMessage("The record 'secagg' should hold a stage, a round and a body.")
     name, spec, body = fields["stage"], fields["spec"], fields["body"]
@@ -150,7 +150,7 @@ def masked_record(packed: bytes) -> ArrayRecord:
 
 
 def _answer(content: RecordDict) -> tuple[bytes, str]:
-    fields = content.config_records.get("secagg", ConfigRecord())
+    fields = records_of(content, ConfigRecord).get("secagg", ConfigRecord())
     body, head = fields.get("body"), fields.get("head")
     sound = isinstance(body, bytes) and isinstance(head, str) and len(fields) == 2
     if not sound or re.fullmatch("[0-9a-f]{64}", str(head)) is None:

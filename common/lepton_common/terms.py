@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from lepton_common.arrays import Vector
-from lepton_common.content import read_text
+from lepton_common.content import read_text, records_of
 from lepton_common.errors import DimensionMismatch, MalformedMessage
 from lepton_common.secagg.encoding import lp, tagged_hash
 from lepton_common.strict import Count, Digest, Name, record, to_json
@@ -67,7 +67,7 @@ def only_arrays(content: RecordDict) -> ArrayRecord:
     Raises:
         MalformedMessage: there is none, or more than one, or it is empty.
     """
-    found = list(content.array_records.values())
+    found = list(records_of(content, ArrayRecord).values())
     if len(found) != 1 or not found[0]:
         raise MalformedMessage("A masked round needs exactly one ArrayRecord with arrays.")
     return found[0]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 
-from flwr.app import Error, Message
+from flwr.app import ArrayRecord, Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest, ObjectTree
@@ -29,9 +29,15 @@ class SparingGrid(HttpGrid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Sends messages and returns their ids."""
         batch = list(messages)
-        records = [r for m in batch if m.has_content() for r in m.content.array_records.values()]
-        sent = max((len(array.data) for record in records for array in record.values()), default=0)
-        self._most = max(self._most, _TIMES * sent)
+        sent = [
+            len(array.data)
+            for message in batch
+            if message.has_content()
+            for record in message.content.values()
+            if isinstance(record, ArrayRecord)
+            for array in record.values()
+        ]
+        self._most = max(self._most, _TIMES * max(sent, default=0))
         return super().push_messages(batch)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:

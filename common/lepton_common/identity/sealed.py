@@ -20,8 +20,9 @@ def sign_reply(reply: Message, key: SigningKey) -> None:
 
 def take_signature(reply: Message, public_key: str) -> bool:
     """Takes the signature out of a reply with content, and says whether it is the key's."""
-    record = reply.content.config_records.get(_RECORD)
-    if record is None:
+    # Not by `config_records`, which would hold the reply until Python looks for circles.
+    record = reply.content.get(_RECORD)
+    if not isinstance(record, ConfigRecord):
         return False
     signature = record.get(_FIELD)
     del reply.content[_RECORD]
