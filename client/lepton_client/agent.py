@@ -26,6 +26,7 @@ from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.roster import Coordinator
 from lepton_common.identity.sealed import sign_reply
+from lepton_common.messages import forget_model
 from lepton_common.pages import give_back_freed_memory, keep_freed_pieces
 
 NODE_KEY_FILE, _NODE_ID_FILE = "node.pem", "node.id"
@@ -103,6 +104,7 @@ def _serve(
                 run = message.metadata.run_id
                 give_back_freed_memory()
             _answer(node, message, folder, site)
+            del message  # while the next one comes
             attendance.released()
     finally:
         done.set()
@@ -113,6 +115,10 @@ def _answer(node: FleetNode, message: Message, folder: Path, site: Site) -> None
     began = time.monotonic()
     speak_for(message.metadata.run_id, node.node_id)
     reply = _reply(message, node.context(message.metadata.run_id, {"site": str(folder)}), site)
+    if message.has_content():
+        # A model, perhaps, for which there may be no room beside the reply.
+        message.content.clear()
+        forget_model()
     sign_reply(reply, site.key)
     if reply.has_error() and reply.error.reason == TokenGone.__name__:
         raise TokenGone("The token with this site's key was pulled out; put it in, start again.")

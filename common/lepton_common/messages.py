@@ -293,6 +293,11 @@ def _digest_of_model(data: bytes) -> str:
     return digest_of(data)
 
 
+def forget_model() -> None:
+    """Lets go of the bytes of the model that was read last, where no other site reads them."""
+    _digest_of_model.cache_clear()
+
+
 def read_facts(content: RecordDict) -> SiteFacts:
     """Parses the reply to a hello.
 

@@ -83,7 +83,8 @@ def _joined(described: bytes, pull: Pull, most: int) -> Array:
     left, again, whole = Counter(order), dict[str, bytes](), BytesIO()
     for start in range(0, len(order), _AT_ONCE):
         names = order[start : start + _AT_ONCE]
-        again |= _pull_each([name for name in dict.fromkeys(names) if name not in again], pull)
+        missing = [name for name in dict.fromkeys(names) if name not in again]
+        again |= _pull_each(missing, pull) if missing else {}
         for name in names:
             piece = _piece(again[name])
             if not whole.tell():
@@ -128,7 +129,7 @@ def _piece(content: bytes) -> memoryview:
 
     kind, _, length = _head(content)
     begin = content.index(HEAD_BODY_DIVIDER) + 1
-    if kind != _PIECE or begin + length != len(content):
+    if kind != _PIECE or length == 0 or begin + length != len(content):
         raise ValueError
     return memoryview(content)[begin:]
 
