@@ -22,10 +22,7 @@ from lepton_common import errors
 from lepton_common.audit import read_records
 from lepton_common.chain import GENESIS
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif("LEPTON_CHAOS" not in os.environ, reason="takes long; set LEPTON_CHAOS=30"),
-]
+pytestmark = pytest.mark.system
 FAULTS = int(os.environ.get("LEPTON_CHAOS", "30"))
 SEED = int(os.environ.get("LEPTON_CHAOS_SEED", "20261121"))
 RUN = (

@@ -10,7 +10,6 @@ is a relay's; one site has no way out but an HTTP proxy.
 """
 
 import json
-import os
 import time
 
 import numpy as np
@@ -21,10 +20,7 @@ from relay import Relay, Weather
 
 from lepton_client.site import Site
 
-pytestmark = [
-    pytest.mark.system,
-    pytest.mark.skipif("LEPTON_CHAOS" not in os.environ, reason="takes long; set LEPTON_CHAOS=30"),
-]
+pytestmark = pytest.mark.system
 NAMES = ("QuorumNotMet", "TooFewSites", "RoundLost")
 RELAY, COORDINATOR, PROXY = "10.77.0.1", "10.78.0.2", "10.79.0.1"
 ADDRESSES = {f"site-{number}": f"10.77.0.1{number}" for number in (1, 2, 3)}

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+import httpx
 import numpy as np
 from flwr.app import Array, Message
 
@@ -37,6 +38,7 @@ def pull_message(
         most: bytes of one array; a small message can say that its pieces come again and again.
 
     Raises:
+        httpx.HTTPError: whoever has them cannot be reached.
         flwr's ObjectPullError: one did not come within some 20 seconds of waiting.
         MalformedMessage: they make up no message. Flower's parsers raise whatever they stumble
             over.
@@ -61,7 +63,7 @@ def pull_message(
             if _head(part)[0] == Array.__qualname__
         }
         message = inflate_object_from_contents(message_id, contents, objects=arrays)
-    except ObjectPullError:
+    except (ObjectPullError, httpx.HTTPError):
         raise
     except Exception as error:
         raise MalformedMessage("What came cannot be read as a message.") from error

@@ -2,6 +2,7 @@
 
 import tracemalloc
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
@@ -73,6 +74,19 @@ def test_an_array_is_in_memory_once_while_its_pieces_come(speaking, monkeypatch)
     assert sum(pulled) > vector.nbytes
     assert most < vector.nbytes + (5 << 20)
     np.testing.assert_array_equal(found.content["model"]["vector"].numpy(), vector)
+
+
+@pytest.mark.parametrize("kind", ["Message", "ConfigRecord", "ArrayChunk"])
+def test_a_line_that_breaks_is_no_fault_of_the_message(message, kind):
+    pieces = pieces_of(message)
+
+    def pull(name):
+        if pieces[name].startswith(kind.encode()):
+            raise httpx.ReadError("broken")
+        return pieces[name]
+
+    with pytest.raises(httpx.ReadError):
+        pull_message(message.object_id, get_object_tree(message), pull)
 
 
 def spoil_body(pieces, name):
