@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from lepton_common.control import control_pb2 as wire
 from lepton_common.control import control_pb2_grpc as services
+from lepton_common.errors import MalformedMessage
 
 SOCKET = "control.sock"
 _MOST_BYTES = 1 << 20  # of one request
@@ -31,8 +33,6 @@ def serve(socket: Path, **servicers: object) -> grpc.Server:
         maximum_concurrent_rpcs=_MOST_CALLS,
         options=[("grpc.max_receive_message_length", _MOST_BYTES)],
     )
-    # It writes a trace for each request that cannot be read; who sent it is told, and no more.
-    logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
     healthy, names = health.HealthServicer(), []
     for name, servicer in servicers.items():
         add: Callable[..., None] = getattr(services, f"add_{name}Servicer_to_server")
@@ -65,20 +65,28 @@ class _OnlyNames(grpc.ServerInterceptor):  # type: ignore[misc]
         found = continuation(handler_call_details)
         if found is None or found.request_streaming:  # of reflection and the like
             return found
-        forms = (found.request_deserializer, found.response_serializer)
+
+        # Read here: of a call whose request it cannot read itself, gRPC keeps 17 KB for ever.
+        def read(data: bytes, context: grpc.ServicerContext) -> object:
+            try:
+                return found.request_deserializer(data)
+            except DecodeError:
+                unreadable = MalformedMessage("The request cannot be read.")
+                refuse(context, grpc.StatusCode.INVALID_ARGUMENT, unreadable)
+
         if not found.response_streaming:
 
-            def call(request: object, context: grpc.ServicerContext) -> object:
+            def call(data: bytes, context: grpc.ServicerContext) -> object:
                 with _named(context):
-                    return found.unary_unary(request, context)
+                    return found.unary_unary(read(data, context), context)
 
-            return grpc.unary_unary_rpc_method_handler(call, *forms)
+            return grpc.unary_unary_rpc_method_handler(call, None, found.response_serializer)
 
-        def stream(request: object, context: grpc.ServicerContext) -> Iterator[object]:
+        def stream(data: bytes, context: grpc.ServicerContext) -> Iterator[object]:
             with _named(context):
-                yield from found.unary_stream(request, context)
+                yield from found.unary_stream(read(data, context), context)
 
-        return grpc.unary_stream_rpc_method_handler(stream, *forms)
+        return grpc.unary_stream_rpc_method_handler(stream, None, found.response_serializer)
 
 
 @contextmanager
