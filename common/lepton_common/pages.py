@@ -50,7 +50,7 @@ def keep_freed_pieces() -> None:
     All threads allocate from one heap, which keeps the pieces that models travel in. Whole models
     are given back at once: in one heap with their pieces they would leave gaps that fit nothing.
     """
-    _mallopt({_ARENA_MAX: 1, _MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 26, _TOP_PAD: 1 << 24})
+    _mallopt({_ARENA_MAX: 1, _MMAP_THRESHOLD: 1 << 25, _TRIM_THRESHOLD: 1 << 28, _TOP_PAD: 1 << 26})
 
 
 def _mallopt(values: dict[int, int]) -> None:

@@ -205,7 +205,6 @@ class Server:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             # Else each of its threads holds on to pieces of models.
             "MALLOC_ARENA_MAX": "1",
-            "MALLOC_MMAP_THRESHOLD_": "4194304",
         }
         self._link = None
         self._parts["superlink"] = start_part(
