@@ -43,6 +43,7 @@ _SETTINGS = {
         "partition": "iid",
         "alpha": 0.5,
         "shards_per_site": 2,
+        "records_per_site": None,
         "min_records": 1,
     },
     "train": {

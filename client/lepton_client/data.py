@@ -1,6 +1,9 @@
 """Which records are a site's, and how they are read."""
 
+import threading
+from collections import OrderedDict
 from pathlib import Path
+from weakref import ReferenceType, ref
 
 import numpy as np
 
@@ -31,12 +34,52 @@ class SiteData:
     rows: str | None
 
 
+_MOST_HELD = 256 * 2**20  # bytes of features that a process keeps taken out of its data sets
+
+
+class _Held:
+    """The records that were taken out of data sets last, by the file that lists their rows.
+
+    A thousand simulated sites would hold their data set a second time. Those read last are always
+    there, however large: they are all that the process of a real site has.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: OrderedDict[Path, tuple[ReferenceType[Records], Rows, Records]]
+        self._held = OrderedDict()
+        self._bytes = 0
+
+    def take(self, path: Path, train: Records, rows: Rows) -> Records:
+        """Returns the records at ``rows``, from before if they were taken so."""
+        with self._lock:
+            if path in self._held:
+                of, which, held = self._held[path]
+                if of() is train and np.array_equal(which, rows):
+                    self._held.move_to_end(path)
+                    return held
+        taken = train.take(rows)
+        with self._lock:
+            self._drop(path)
+            self._held[path] = ref(train), rows, taken
+            self._bytes += taken.features.nbytes
+            while self._bytes > _MOST_HELD and len(self._held) > 1:
+                self._drop(next(iter(self._held)))
+        return taken
+
+    def _drop(self, path: Path) -> None:
+        if path in self._held:
+            self._bytes -= self._held.pop(path)[2].features.nbytes
+
+
+_HELD = _Held()
+
+
 class SiteRecords:
-    """Reads a site's records, and keeps them while its list of rows stays the same."""
+    """Reads a site's records; those read last stay while the list of rows is the same."""
 
     def __init__(self, data: SiteData, folder: Path) -> None:
         self._data, self._folder = data, folder
-        self._held: tuple[Records, Rows, Records] | None = None
 
     def dataset(self) -> Dataset:
         """Returns the data set that the site's records belong to, checked.
@@ -63,9 +106,4 @@ class SiteRecords:
         fits = rows.dtype == np.int64 and rows.ndim == 1 and len(np.unique(rows)) == len(rows)
         if not fits or (len(rows) and not 0 <= rows.min() <= rows.max() < len(train)):
             raise DataMissing(f"The list of rows {path} does not fit its data set.")
-        if self._held is not None:
-            of, which, held = self._held
-            if of is train and np.array_equal(which, rows):
-                return held
-        self._held = train, rows, train.take(rows)
-        return self._held[2]
+        return _HELD.take(path, train, rows)

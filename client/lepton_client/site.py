@@ -4,12 +4,14 @@ import contextlib
 import threading
 import time
 import traceback
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import yaml
 
@@ -238,28 +240,36 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 _OPENING = threading.Lock()
-_OPENED: dict[str, Site] = {}
-_MOST_OPENED = 4096
+_OPENED: WeakValueDictionary[str, Site] = WeakValueDictionary()
+_RECENT: OrderedDict[str, Site] = OrderedDict()
+_MOST_RECENT = 4096  # kept open; the others are on disk, and opened again when they are asked
 
 
 def open_site(folder: str, passphrase: str | None = None) -> Site:
-    """Returns the site in a folder; opened once per process, so that its log has one writer.
+    """Returns the site in a folder, of which a process has one: its log has one writer.
+
+    It stays open as long as anybody works with it, or while it is among those asked last.
 
     Args:
         folder: the site's.
         passphrase: see `Site`; who opens the site first must know it.
     """
     with _OPENING:
-        if folder not in _OPENED:
-            _OPENED[folder] = Site(Path(folder), passphrase)
-            if len(_OPENED) > _MOST_OPENED:
-                del _OPENED[next(iter(_OPENED))]
-        return _OPENED[folder]
+        site = _OPENED.get(folder)
+        if site is None:
+            site = _OPENED[folder] = Site(Path(folder), passphrase)
+        _RECENT[folder] = site
+        _RECENT.move_to_end(folder)
+        if len(_RECENT) > _MOST_RECENT:
+            _RECENT.popitem(last=False)
+        return site
 
 
 def forget_sites() -> None:
     """Closes all opened sites, as the end of the process would."""
-    _OPENED.clear()
+    with _OPENING:
+        _RECENT.clear()
+        _OPENED.clear()
 
 
 def read_site_file(path: Path) -> SiteFile:

@@ -5,7 +5,7 @@ Heads ride in each reply and the server's log witnesses them, so that a log that
 
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,27 @@ AUDIT_DOMAIN = b"lepton/audit/v1"
 
 
 class AuditLog:
-    """The writer of one log; each `append` is on disk before it returns."""
+    """The writer of one log; each `append` is on disk before it returns.
 
-    def __init__(self, path: Path, key: SigningKey, owner: str) -> None:
+    Attributes:
+        records: all of them, or with a reader the newest only.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        key: SigningKey,
+        owner: str,
+        reader: Callable[[ChainRecord], None] | None = None,
+    ) -> None:
         """Opens the log, verifying what is there, or begins it with an ``open`` record.
+
+        Args:
+            path: its file.
+            key: signs it.
+            owner: whose it is.
+            reader: is shown each record, those that are there and those to come, so that a log
+                that grows and grows need not be in memory.
 
         A torn last line (a crash in mid-write) is cut off: such a record was never reported
         as written, so nothing was done on its strength.
@@ -29,7 +46,7 @@ class AuditLog:
         Raises:
             AuditError: what is there does not verify, or was written by another key.
         """
-        self._path, self._key = path, key
+        self._path, self._key, self._reader = path, key, reader
         self._lock = threading.Lock()
         self.records: list[ChainRecord] = []
         self._size = 0
@@ -40,7 +57,8 @@ class AuditLog:
                 write_atomic(path, whole)
             self._size = len(whole)
             if whole:
-                self.records = list(read_records(path, expected_key=key.public_hex))
+                for record in read_records(path, expected_key=key.public_hex):
+                    self._take(record)
         if not self.records:
             self.append("open", {"owner": owner, "public_key": key.public_hex})
 
@@ -59,8 +77,14 @@ class AuditLog:
         with self._lock:
             record, line = next_record(self.records, kind, body, self._key, AUDIT_DOMAIN)
             self._write(line + b"\n")
-            self.records.append(record)
+            self._take(record)
             return record
+
+    def _take(self, record: ChainRecord) -> None:
+        if self._reader is not None:
+            self.records.clear()
+            self._reader(record)
+        self.records.append(record)
 
     def _write(self, line: bytes) -> None:
         """Appends a line whole or not at all, so that a full disk leaves a log that verifies."""
@@ -90,12 +114,21 @@ def read_records(path: Path, expected_key: str | None = None) -> Iterator[ChainR
     Raises:
         AuditError: naming the first record that does not verify.
     """
+    yield from read_chain(_lines(path), path, AUDIT_DOMAIN, expected_key)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    """Yields the lines of a log, one at a time."""
+    number = 0
     try:
-        lines = path.read_bytes().split(b"\n")
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    raise AuditError(
+                        f"{path}: record {number - 1} is torn; the log was cut in mid-write."
+                    )
+                yield line[:-1]
     except OSError as error:
         raise AuditError(f"Cannot read the audit log {path}: {error.strerror}.") from error
-    if lines[-1] != b"":
-        raise AuditError(f"{path}: record {len(lines) - 1} is torn; the log was cut in mid-write.")
-    if len(lines) == 1:
+    if number == 0:
         raise AuditError(f"{path}: the log is empty; every log begins with an 'open' record.")
-    yield from read_chain(lines[:-1], path, AUDIT_DOMAIN, expected_key)

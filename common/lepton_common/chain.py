@@ -65,12 +65,13 @@ def next_record(
     domain: bytes,
     not_before: float = 0.0,
 ) -> tuple[ChainRecord, bytes]:
-    """Returns the record that follows a chain, and its signed line.
+    """Returns the record that follows a chain, of which the newest is enough, and its signed line.
 
     Its time is the clock's, or ``not_before`` where the clock is behind that.
     """
+    sequence = records[-1].sequence + 1 if records else 0
     fields = {
-        "sequence": len(records),
+        "sequence": sequence,
         "previous": head_of(records),
         "time": max(round(time.time(), 3), not_before),
         "kind": kind,
@@ -79,7 +80,7 @@ def next_record(
     digest = _digest(fields)
     signature = key.sign(domain + bytes.fromhex(digest)).hex()
     line = _canonical({**fields, "hash": digest, "signature": signature})
-    return ChainRecord(len(records), kind, dict(body), float(str(fields["time"])), digest), line
+    return ChainRecord(sequence, kind, dict(body), float(str(fields["time"])), digest), line
 
 
 def read_chain(

@@ -29,6 +29,9 @@ from lepton_common.tasks.catalog import TASKS
 
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox")
+# Beyond so many sites a federation is a crowd: of each round only the cohort is known, and nobody
+# keeps a list of all.
+MOST_LISTED = 4096
 
 
 @record
@@ -39,17 +42,20 @@ class DataSettings:
         root: folder that holds the data set's folder; None: downloaded into the user's cache.
         prepare: ``public_ranges``, or where a data set offers it ``scattering`` (images) or
             ``site_statistics``.
-        partition: ``iid``, ``dirichlet``, ``shard`` or ``natural``.
+        partition: ``iid``, ``dirichlet``, ``shard``, ``natural``, or ``drawn``: each site draws
+            its own records, and sites overlap.
         alpha: Dirichlet concentration.
         shards_per_site: for ``shard``.
+        records_per_site: for ``drawn``.
         min_records: fewest records a site may hold.
     """
 
     root: str | None
     prepare: Preparation
-    partition: Literal["iid", "dirichlet", "shard", "natural"]
+    partition: Literal["iid", "dirichlet", "shard", "natural", "drawn"]
     alpha: Positive
     shards_per_site: Count
+    records_per_site: Count | None
     min_records: Count
 
 
@@ -292,6 +298,11 @@ class Settings:
         return self.secagg.groups if self.secure else self.cohort
 
     @property
+    def crowded(self) -> bool:
+        """Whether there are more sites than anybody keeps a list of."""
+        return self.sites > MOST_LISTED
+
+    @property
     def private(self) -> bool:
         """Whether the run trains with differential privacy."""
         return self.privacy.mode != "none"
@@ -359,6 +370,7 @@ def _fewest_in_a_sum(settings: Settings) -> int:
 
 def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
+    data = settings.data
     mode, secagg, by_step = privacy.mode, settings.secagg, privacy.mode in ("record", "distributed")
     robust = strategy.name in ROBUST
     least, groups = least_updates(strategy), settings.secagg.groups
@@ -376,6 +388,22 @@ def _contradictions(settings: Settings) -> list[str]:
         f"federation.cohort={settings.cohort} exceeds sites={settings.sites}.": (
             settings.cohort > settings.sites
         ),
+        "data.partition=drawn needs data.records_per_site, the number that each site draws.": (
+            data.partition == "drawn" and data.records_per_site is None
+        ),
+        "data.records_per_site is for data.partition=drawn: drop it, or choose that.": (
+            data.partition != "drawn" and data.records_per_site is not None
+        ),
+        f"data.records_per_site={data.records_per_site} is below data.min_records="
+        f"{data.min_records}: raise it, or lower that.": (
+            (data.records_per_site or data.min_records) < data.min_records
+        ),
+        f"secagg=sa1 needs a roster of all sites at each site, which lists {MOST_LISTED:,} at most, "
+        f"not {settings.sites:,}: lower sites, or choose secagg=none where the sites allow it.": (
+            settings.secure and settings.crowded
+        ),
+        f"baselines=true trains a model at each site, which is for {MOST_LISTED:,} at most, not "
+        f"{settings.sites:,}: drop it, or lower sites.": settings.baselines and settings.crowded,
         "privacy.epsilon is set but privacy=none; choose privacy=record or drop it.": (
             privacy.mode == "none" and privacy.epsilon is not None
         ),
@@ -388,9 +416,9 @@ def _contradictions(settings: Settings) -> list[str]:
         f"privacy={mode} counts steps: set train.local_steps and train.local_epochs=null.": (
             by_step and train.local_steps is None
         ),
-        f"data.prepare={settings.data.prepare} uses private statistics that privacy={mode} does "
+        f"data.prepare={data.prepare} uses private statistics that privacy={mode} does "
         "not charge for: choose data.prepare=public_ranges.": (
-            settings.private and settings.data.prepare not in PER_RECORD
+            settings.private and data.prepare not in PER_RECORD
         ),
         f"train.precision=bfloat16 is not offered with privacy={mode}: choose float32.": (
             by_step and train.precision == "bfloat16"
@@ -487,7 +515,7 @@ def _contradictions(settings: Settings) -> list[str]:
         "(data.prepare=public_ranges).": train.augmentations > 1
         and (
             not by_step
-            or settings.data.prepare != "public_ranges"
+            or data.prepare != "public_ranges"
             or (settings.task in TASKS and not TASKS[settings.task].shift)
         ),
         "strategy.beta_1 and strategy.beta_2 must be below 1.": (

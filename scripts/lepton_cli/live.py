@@ -44,10 +44,10 @@ class LiveObserver(Observer):
         """Shows one line."""
         self._console.print(text)
 
-    def on_start(self, first_round: int, rounds: int, sites: list[str]) -> None:
+    def on_start(self, first_round: int, rounds: int, sites: int) -> None:
         """Announces the run."""
         more = f" from round {first_round}" if first_round > 1 else ""
-        self.say(f"Training {rounds} rounds over {len(sites)} sites{more}.")
+        self.say(f"Training {rounds} rounds over {sites:,} sites{more}.")
         self._progress.update(self._task, total=rounds, completed=first_round - 1)
         self._progress.start()
 

@@ -1,4 +1,4 @@
-"""A simulated federation: throwaway sites on disk, an engine, and the two apps of deployment."""
+"""A simulated federation: throwaway sites, an engine, and the two apps of deployment."""
 
 import json
 import logging
@@ -9,11 +9,10 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
 import torch
 import yaml
 from flwr.app import Context, RecordDict
@@ -21,31 +20,17 @@ from flwr.app import Context, RecordDict
 from lepton_cli.baselines import train_baselines
 from lepton_cli.report import write_report
 from lepton_cli.run import Run
+from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
 from lepton_client.app import app as client_app
-from lepton_client.data import SiteData
-from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE, SiteFile
-from lepton_common.datasets.catalog import load_dataset
-from lepton_common.datasets.partition import partition
-from lepton_common.datasets.records import Dataset, Rows
 from lepton_common.durable import write_atomic
 from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
-from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Coordinator, Member, Roster, root_of, sign_roster
-from lepton_common.identity.signed import Partners
-from lepton_common.privacy.plan import public_size_class
 from lepton_common.settings import Settings
 from lepton_common.strict import to_json
-from lepton_common.tasks.catalog import find_task
 from lepton_server.app import app as server_app
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.engines.serialising import SerialisingGrid
 from lepton_server.progress import OBSERVER, Observer
 from lepton_server.run_folder import RunFolder
-
-_ROWS = "rows.npy"
-# The C version, where PyYAML was built with it, is ten times faster: it counts for many sites.
-_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-_FIRST_NODE = 2  # Flower speaks as node 1
 
 
 def start(settings: Settings, observer: Observer | None = None) -> Run:
@@ -63,16 +48,15 @@ def start(settings: Settings, observer: Observer | None = None) -> Run:
 
 
 def create(settings: Settings) -> RunFolder:
-    """Creates the run folder with its configuration and its simulated sites.
+    """Creates the run folder with its configuration, for sites that are made as they are asked.
 
     Raises:
         DataError: the data is missing, invalid or too little.
         SettingsError: the partition does not fit the data set.
     """
-    dataset = _dataset(settings)
-    parts = split_over_sites(settings, dataset)
+    split(settings)  # or the faults that it names, before anything is written
     folder = _new_folder(settings)
-    make_sites(settings, folder, dataset, parts)
+    SimulatedSites(settings, folder).found()
     # The configuration comes last: a folder without one, as a crash may leave it, is not a run.
     _write_config(settings, folder)
     return folder
@@ -88,80 +72,6 @@ def resume(run: Run, observer: Observer | None = None) -> Run:
     if run.status == "finished":
         raise RunNotResumable(f"The run {run.name} is finished; start a new one.")
     return _execute(run.settings, run.folder, observer or Observer())
-
-
-def split_over_sites(settings: Settings, dataset: Dataset) -> dict[str, Rows]:
-    """Returns the training rows of each simulated site, by site name.
-
-    Raises:
-        DataError: a site would stay empty, or there are too few records.
-        SettingsError: the partition does not fit the data set.
-    """
-    parts = partition(
-        dataset,
-        partitioner=settings.data.partition,
-        sites=settings.sites,
-        seed=settings.seed,
-        alpha=settings.data.alpha,
-        shards_per_site=settings.data.shards_per_site,
-        min_records=settings.data.min_records,
-    )
-    width = len(str(settings.sites))
-    names = [f"site-{index + 1:0{width}}" for index in range(settings.sites)]
-    if settings.data.partition == "natural":
-        names = list(dataset.sites)
-    return dict(zip(names, parts, strict=True))
-
-
-def make_sites(
-    settings: Settings, folder: RunFolder, dataset: Dataset, parts: dict[str, Rows]
-) -> None:
-    """Writes the folder of each simulated site: site file, throwaway key, roster, list of rows."""
-    keys = {name: SigningKey.generate() for name in parts}
-    partner = SigningKey.generate()  # thrown away: nobody can add a site to a simulation
-    members = [Member(name=name, public_key=keys[name].public_hex) for name in sorted(keys)]
-    partners = Partners(keys=[partner.public_hex], threshold=1)
-    server = SigningKey.generate()
-    roster = Roster(
-        federation=settings.federation.name,
-        version=1,
-        partners=partners,
-        coordinator=Coordinator(
-            name="coordinator", public_key=server.public_hex, authority="", hosts=[], port=443
-        ),
-        members=members,
-    )
-    signed = sign_roster(roster, [partner])
-    folder.roster.parent.mkdir(parents=True)
-    server.save(folder.server_key)
-    folder.roster.write_text(signed, encoding="utf-8")
-    folder.roster_root.write_text(root_of(signed), encoding="utf-8")
-    for name, rows in parts.items():
-        path = folder.site(name)
-        path.mkdir(parents=True)
-        file = SiteFile(
-            name=name,
-            public_size=public_size_class(dataset.train.take(rows).unit_count),
-            data=SiteData(
-                id=dataset.name,
-                dataset=dataset.name,
-                root=settings.data.root,
-                prepare=settings.data.prepare,
-                unit=dataset.unit,
-                rows=_ROWS,
-            ),
-            policy=settings.policy,
-        )
-        (path / SITE_FILE).write_text(yaml.dump(asdict(file), Dumper=_DUMPER, sort_keys=False))
-        np.save(path / _ROWS, rows, allow_pickle=False)
-        (path / ROSTER_FILE).write_text(signed, encoding="utf-8")
-        (path / ROOT_FILE).write_text(root_of(signed), encoding="utf-8")
-        keys[name].save(path / KEY_FILE)
-
-
-def _dataset(settings: Settings) -> Dataset:
-    data = settings.data
-    return load_dataset(find_task(settings.task).dataset, data.root, data.prepare)
 
 
 @contextmanager
@@ -191,8 +101,9 @@ def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
         if settings.baselines and not run.baselines:
-            rows = {site: _rows(folder, site) for site in _site_names(folder)}
-            result = train_baselines(settings, _dataset(settings), rows)
+            sites = SimulatedSites(settings, folder)
+            rows = {sites.name(index): part for index, part in enumerate(sites.parts)}
+            result = train_baselines(settings, dataset_of(settings), rows)
             write_atomic(folder.path / "baselines.json", json.dumps(result, indent=1).encode())
         run_apps(settings, folder, observer)
     except LeptonError as error:
@@ -214,11 +125,8 @@ def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
 
 def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
     """Runs the ServerApp against the ClientApp on the engine that the settings name."""
-    nodes = {
-        node: {"site": str(folder.site(name))}
-        for node, name in enumerate(_site_names(folder), start=_FIRST_NODE)
-    }
-    engine = settings.engine
+    clear_unfinished(folder)
+    nodes, engine = SimulatedSites(settings, folder), settings.engine
     kind = SerialisingGrid if engine.serialise else InProcessGrid
     grid = kind(client_app, nodes, workers=engine.workers, threads_per_site=engine.threads_per_site)
     context = Context(
@@ -234,15 +142,6 @@ def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
     finally:
         OBSERVER.reset(watched)
         grid.close()
-
-
-def _site_names(folder: RunFolder) -> list[str]:
-    return sorted(path.parent.name for path in (folder.path / "sites").glob(f"*/{SITE_FILE}"))
-
-
-def _rows(folder: RunFolder, site: str) -> Rows:
-    rows: Rows = np.load(folder.site(site) / _ROWS, allow_pickle=False)
-    return rows
 
 
 def _new_folder(settings: Settings) -> RunFolder:

@@ -35,8 +35,8 @@ class Observer:
 
     stop_requested: bool = field(default=False)
 
-    def on_start(self, first_round: int, rounds: int, sites: list[str]) -> None:
-        """Called once, before the first round."""
+    def on_start(self, first_round: int, rounds: int, sites: int) -> None:
+        """Called once, before the first round, with the number of sites to choose from."""
 
     def on_waiting(self, sites: int) -> None:
         """Called now and then while a number of sites' operators have not decided."""

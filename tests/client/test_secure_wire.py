@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,12 +12,11 @@ from scipy import stats
 
 import lepton_client.trainer
 from lepton_cli.compose import compose_settings
-from lepton_cli.simulation import make_sites, split_over_sites
+from lepton_cli.simulated_sites import SimulatedSites
 from lepton_client.app import app as client_app
 from lepton_client.site import forget_sites
 from lepton_common.arrays import digest_of
 from lepton_common.audit import read_records
-from lepton_common.datasets.catalog import load_dataset
 from lepton_common.flower.wire import from_wire, to_wire
 from lepton_common.secagg.ring import Ring
 from lepton_common.strict import to_json
@@ -39,14 +39,11 @@ class Recorded:
         )  # fmt: skip
         self.folder = RunFolder(tmp_path / "run-1")
         self.folder.path.mkdir()
-        dataset = load_dataset("digits", None, "public_ranges")
-        self.rows = split_over_sites(self.settings, dataset)
-        make_sites(self.settings, self.folder, dataset, self.rows)
-        names = sorted(path.name for path in (self.folder.path / "sites").iterdir())
-        self.nodes = {2 + i: self.folder.site(name) for i, name in enumerate(names)}
-        self.grid = SerialisingGrid(
-            client_app, {node: {"site": str(path)} for node, path in self.nodes.items()}
-        )
+        sites = SimulatedSites(self.settings, self.folder)
+        sites.found()
+        self.rows = {sites.name(index): rows for index, rows in enumerate(sites.parts)}
+        self.nodes = {node: Path(config["site"]) for node, config in sites.items()}
+        self.grid = SerialisingGrid(client_app, sites)
 
     def run(self):
         config = {"settings": to_json(self.settings), "run_folder": str(self.folder.path)}

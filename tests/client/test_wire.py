@@ -2,13 +2,14 @@
 
 import json
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from flwr.app import Context, RecordDict
 
 from lepton_cli.compose import compose_settings
-from lepton_cli.simulation import make_sites, split_over_sites
+from lepton_cli.simulated_sites import SimulatedSites
 from lepton_client.app import app as client_app
 from lepton_common.arrays import digest_of
 from lepton_common.audit import read_records
@@ -31,14 +32,13 @@ def run_on_the_wire(tmp_path, *overrides):
     folder = RunFolder(tmp_path / "run-1")
     folder.path.mkdir()
     dataset = load_dataset("breast_cancer", None, "public_ranges")
-    make_sites(settings, folder, dataset, split_over_sites(settings, dataset))
-    names = sorted(path.name for path in (folder.path / "sites").iterdir())
-    nodes = {2 + index: {"site": str(folder.site(name))} for index, name in enumerate(names)}
+    nodes = SimulatedSites(settings, folder)
+    nodes.found()
     grid = SerialisingGrid(client_app, nodes)
     config = {"settings": to_json(settings), "run_folder": str(folder.path)}
     server_app(grid, Context(1, 1, {}, RecordDict(), config))
     grid.close()
-    return grid.left_sites, {2 + i: folder.site(name) for i, name in enumerate(names)}, dataset
+    return grid.left_sites, {node: Path(nodes[node]["site"]) for node in nodes}, dataset
 
 
 def contents_of(message):

@@ -2,7 +2,12 @@
 
 Ours, because a simulated site needs its row numbers only: Flower Datasets brings 300 MB of
 packages and four seconds of imports for that. Everything is drawn from ``seed`` alone.
+
+``iid`` and ``drawn`` make a site's rows when they are asked for, so that a million sites cost
+nothing until they work; the others have no more sites than there are records.
 """
+
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,8 +16,30 @@ from lepton_common.datasets.records import Dataset, Rows
 from lepton_common.errors import EmptySite, SettingsError, TooFewRecords, UnknownName
 from lepton_common.names import unknown
 
-PARTITIONERS = ("iid", "dirichlet", "shard", "natural")
+PARTITIONERS = ("iid", "dirichlet", "shard", "natural", "drawn")
 _DIRICHLET_TRIES = 10
+
+
+class Parts:
+    """The sorted training rows of each site, by its index from 0, made when they are asked for."""
+
+    def __init__(self, sites: int, rows_of: Callable[[int], Rows]) -> None:
+        """Takes the number of sites, and what makes the rows of one, the same each time."""
+        self._sites, self._rows_of = sites, rows_of
+
+    def __len__(self) -> int:
+        """Number of sites."""
+        return self._sites
+
+    def __getitem__(self, index: int) -> Rows:
+        """Returns the rows of a site, int64, ascending."""
+        if not 0 <= index < self._sites:
+            raise IndexError(index)
+        return np.sort(self._rows_of(index)).astype(np.int64)
+
+    def __iter__(self) -> Iterator[Rows]:
+        """Yields the rows of all sites, one after another."""
+        return map(self.__getitem__, range(self._sites))
 
 
 def partition(
@@ -23,38 +50,45 @@ def partition(
     seed: int,
     alpha: float,
     shards_per_site: int,
+    records_per_site: int | None,
     min_records: int,
-) -> list[Rows]:
-    """Returns the sorted training rows of each site; together they are all rows, each once.
+) -> Parts:
+    """Returns the training rows of each site; together they are all rows, each once.
 
     Args:
         dataset: what to split.
         partitioner: ``iid`` (even), ``dirichlet`` (label shares drawn from Dirichlet(alpha) per
-            site and class), ``shard`` (rows sorted by label, dealt in equal shards) or
-            ``natural`` (by the origin the data set names).
+            site and class), ``shard`` (rows sorted by label, dealt in equal shards), ``natural``
+            (by the origin the data set names) or ``drawn``: each site has rows drawn for it
+            alone, none twice, so that sites overlap and may be more than there are rows.
         sites: number of sites; for ``natural`` it must be the number of origins.
         seed: of the public randomness used.
         alpha: Dirichlet concentration; small is uneven.
         shards_per_site: for ``shard``.
+        records_per_site: for ``drawn``.
         min_records: a site with fewer is an error; Dirichlet draws again up to ten times.
 
     Raises:
-        TooFewRecords: more sites than records.
+        TooFewRecords: more sites than records, or a site would draw more than there are.
         EmptySite: a site would hold fewer than ``min_records`` records.
-        SettingsError: ``natural`` for a data set without natural sites, or a wrong count.
+        SettingsError: ``natural`` for a data set without natural sites, or a wrong count; or
+            ``drawn`` without ``records_per_site``.
         UnknownName: no such partitioner.
     """
     records = len(dataset.train)
+    if partitioner == "drawn":
+        return _drawn(dataset, sites, seed, records_per_site)
     if sites * max(min_records, 1) > records:
         raise TooFewRecords(
             f"{sites} sites of at least {max(min_records, 1)} records need more than the "
-            f"{records} training records of '{dataset.name}'; lower sites or data.min_records."
+            f"{records} training records of '{dataset.name}'; lower sites or data.min_records, or "
+            "let sites share records with data.partition=drawn."
         )
     rng = np.random.default_rng(seed)
     labels = dataset.train.labels.numpy()
     if partitioner == "iid":
-        parts = np.array_split(rng.permutation(records), sites)
-    elif partitioner == "dirichlet":
+        return _even(rng.permutation(records), sites)
+    if partitioner == "dirichlet":
         parts = _dirichlet(labels, sites, rng, alpha, min_records)
     elif partitioner == "shard":
         parts = _shards(labels, sites, rng, shards_per_site)
@@ -69,7 +103,35 @@ def partition(
                 f"{max(min_records, 1)} of data.min_records; use fewer sites or a larger "
                 "data.alpha."
             )
-    return [np.sort(part).astype(np.int64) for part in parts]
+    return Parts(sites, parts.__getitem__)
+
+
+def _drawn(dataset: Dataset, sites: int, seed: int, per_site: int | None) -> Parts:
+    records = len(dataset.train)
+    if per_site is None:
+        raise SettingsError("data.partition=drawn needs data.records_per_site.")
+    if per_site > records:
+        raise TooFewRecords(
+            f"data.records_per_site={per_site} is more than the {records} training records of "
+            f"'{dataset.name}', and no site has a record twice; lower it."
+        )
+
+    def rows_of(index: int) -> Rows:
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(index,)))
+        return rng.choice(records, per_site, replace=False, shuffle=False)
+
+    return Parts(sites, rows_of)
+
+
+def _even(shuffled: NDArray[np.int64], sites: int) -> Parts:
+    """Cuts as `numpy.array_split` does: the first parts have one row more where it must be."""
+    size, longer = divmod(len(shuffled), sites)
+
+    def rows_of(index: int) -> Rows:
+        start = index * size + min(index, longer)
+        return shuffled[start : start + size + (index < longer)]
+
+    return Parts(sites, rows_of)
 
 
 def _dirichlet(

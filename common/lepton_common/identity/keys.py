@@ -30,6 +30,11 @@ class SigningKey:
         return cls(Ed25519PrivateKey.generate())
 
     @classmethod
+    def from_seed(cls, seed: bytes) -> "SigningKey":
+        """Returns the key that a secret of 32 bytes stands for (RFC 8032, 5.1.5)."""
+        return cls(Ed25519PrivateKey.from_private_bytes(seed))
+
+    @classmethod
     def load(cls, path: Path, passphrase: str | None = None) -> "SigningKey":
         """Opens a key written by `save`, in the file or in the token that it names.
 

@@ -8,6 +8,7 @@ server's operator holds no partner's key, so the server cannot add, drop or swap
 import hashlib
 from collections import Counter
 from datetime import date
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
@@ -150,8 +151,11 @@ def root_of(text: str) -> Digest:
     return _digest(_versions(text)[0])
 
 
+@lru_cache(maxsize=4)
 def read_roster(text: str, root: Digest) -> Roster:
     """Returns the newest version in the text of a roster file, having checked all of them.
+
+    The sites of a simulation share what one of them has read: each would hold it all again.
 
     Raises:
         RosterInvalid: it is none, or does not start at ``root``, or too few partners have signed

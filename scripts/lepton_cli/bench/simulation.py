@@ -81,7 +81,7 @@ class TakingTurns(Observer):
     _began: float = 0.0
     _since: float = 0.0
 
-    def on_start(self, first_round: int, rounds: int, sites: list[str]) -> None:
+    def on_start(self, first_round: int, rounds: int, sites: int) -> None:
         """Starts the clock."""
         self._began = self._since = time.perf_counter()
 

@@ -52,9 +52,9 @@ class InProcessGrid(Grid):
             workers: nodes answered at the same time; 0 for one per core.
             threads_per_site: intra-op threads of each worker.
         """
-        self._app, self._nodes = client_app, dict(nodes)
+        self._app, self._nodes = client_app, nodes  # no copy: there may be a million
         self._threads_per_site = threads_per_site
-        self._states = {node: RecordDict() for node in nodes}
+        self._states: dict[int, RecordDict] = {}  # of nodes whose apps keep something
         self._run = empty_run(1)
         self._ids = itertools.count(1)
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
@@ -101,7 +101,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns all node ids."""
-        return list(self._nodes)
+        return self._nodes.keys()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Queues messages for their nodes and returns their ids.
@@ -154,14 +154,15 @@ class InProcessGrid(Grid):
             if time.time() > metadata.created_at + metadata.ttl:
                 continue  # nobody waits for the answer, so a site should not spend on it
             node = metadata.dst_node_id
-            context = Context(
-                run_id=self._run.run_id,
-                node_id=node,
-                node_config=dict(self._nodes[node]),
-                state=self._states[node],
-                run_config={},
-            )
+            state = self._states.setdefault(node, RecordDict())
             try:
+                context = Context(
+                    run_id=self._run.run_id,
+                    node_id=node,
+                    node_config=dict(self._nodes[node]),  # which may make a simulated site
+                    state=state,
+                    run_config={},
+                )
                 reply = self._answer(message, context)
                 if not isinstance(reply, Message):
                     raise TypeError
@@ -169,6 +170,10 @@ class InProcessGrid(Grid):
                 # As Flower answers for a ClientApp process that died; the app itself never
                 # raises.
                 reply = Message(Error(_APP_CRASHED, "ClientAppCrashed"), reply_to=message)
+            if state:
+                self._states[node] = state
+            else:
+                self._states.pop(node, None)
             self._outbox.put(reply)
 
     def _answer(self, message: Message, context: Context) -> Message:

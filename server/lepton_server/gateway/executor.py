@@ -48,7 +48,7 @@ class _Stoppable(Observer):
         """Whether someone has; asked anew each time."""
         return self._runs.stop_requested(self._name)
 
-    def on_start(self, first_round: int, rounds: int, sites: list[str]) -> None:
+    def on_start(self, first_round: int, rounds: int, sites: int) -> None:
         """Notes that nobody is waited for."""
         self._runs.wait(self._name, 0)
 

@@ -1,103 +1,90 @@
-"""Who takes part: the sites that introduced themselves, and each round's cohort of them."""
+"""Who takes part: the sites that introduced themselves, and each round's cohort of them.
+
+Where there are few, all introduce themselves before the first round. Of a crowd only those do who
+are drawn for a round, so that neither time nor memory depends on how many there are.
+"""
 
 import hashlib
-import time
-from collections.abc import Collection
+from collections.abc import Iterable, KeysView, Sequence
+from dataclasses import replace
+from typing import Protocol
 
-from flwr.app import RecordDict
-from flwr.serverapp import Grid
-
-from lepton_common.audit import AuditLog
-from lepton_common.errors import ApprovalPending, MalformedMessage, QuorumNotMet, SitesRefused
-from lepton_common.identity.roster import Member
-from lepton_common.messages import HELLO, HelloRequest, SiteFacts, hello_content, read_facts
-from lepton_common.settings import FederationSettings
-from lepton_server.progress import OBSERVER, Observer
-from lepton_server.rounds.collect import collect
-from lepton_server.rounds.refusal import REFUSALS
-
-_ASK_AGAIN_S = 2.0
+from lepton_common.messages import SiteFacts
+from lepton_common.settings import MOST_LISTED, Settings
+from lepton_server.rounds.introduction import Cohort, Introduction
+from lepton_server.rounds.known import KnownSites
 
 
-def introduce(
-    grid: Grid,
-    run: str,
-    federation: FederationSettings,
-    audit: AuditLog,
-    members: Collection[Member] = (),
-    proposal: str | None = None,
-) -> dict[int, SiteFacts]:
-    """Asks every node for its public facts; returns them by node, in order of the sites' names.
+class Present(Protocol):
+    """The sites that rounds may ask."""
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+
+    def cohort(self, round_: int) -> Cohort:
+        """Returns those of a round; the same nodes each time.
+
+        Raises:
+            SitesRefused, QuorumNotMet: of a crowd's, none is there.
+        """
+
+
+def meet(introduction: Introduction, settings: Settings, known: KnownSites) -> Present:
+    """Returns the sites that rounds may ask, of all nodes that there are.
 
     Args:
-        grid: the way to the sites.
-        run: name of the run.
-        federation: how long to wait for answers, and for operators who decide by hand.
-        audit: the server's log.
-        members: the federation's roster, where there is one: nobody else counts, because the
-            others would refuse every round with a stranger in it.
-        proposal: the run as its lead has signed it.
+        introduction: how they come to be known.
+        settings: the whole configuration.
+        known: what the server's log says already.
 
     Raises:
-        SitesRefused: all of them refuse the run.
-        QuorumNotMet: no node answered; where two nodes claim one name, neither counts.
+        SitesRefused, QuorumNotMet: none is there; see `Introduction.of`.
     """
-    hello = hello_content(HelloRequest(run=run, proposal=proposal))
-    sites, failed = _ask(grid, hello, federation)
-    if not sites and failed and set(failed) <= REFUSALS:
-        raise SitesRefused(
-            f"All {len(failed)} sites refuse the run ({', '.join(sorted(set(failed)))}): it is "
-            "outside what they allow, or their operators said no. Each site's errors.log says why."
+    nodes = introduction.grid.get_node_ids()
+    # Those of a simulation are numbered, and not listed. A SuperLink's come in any order.
+    numbered = isinstance(nodes, KeysView) and isinstance(nodes, Sequence)
+    listed: Sequence[int] = nodes if numbered else list(nodes)
+    if len(listed) <= MOST_LISTED:
+        return Everyone(introduction.of(listed).sites, settings)
+    ordered = listed if numbered else sorted(listed)
+    return Crowd(ordered, replace(introduction, known=known), settings)
+
+
+class Everyone:
+    """Sites that all introduced themselves before the first round."""
+
+    def __init__(self, sites: dict[int, SiteFacts], settings: Settings) -> None:
+        """Takes the sites by node."""
+        self._sites, self._settings = sites, settings
+        self.count = len(sites)
+
+    def cohort(self, round_: int) -> Cohort:
+        """Returns the sites of a round; see `pick_cohort`."""
+        settings = self._settings
+        return Cohort(pick_cohort(self._sites, settings.cohort, settings.seed, round_), {})
+
+
+class Crowd:
+    """Nodes of which only those of a round introduce themselves, when they are drawn."""
+
+    def __init__(
+        self, nodes: Sequence[int], introduction: Introduction, settings: Settings
+    ) -> None:
+        """Takes the nodes, in order of their ids."""
+        self._nodes, self._introduction, self._settings = nodes, introduction, settings
+        self.count = len(nodes)
+
+    def cohort(self, round_: int) -> Cohort:
+        """Returns the sites of a round, and who of them did not introduce itself.
+
+        Raises:
+            SitesRefused, QuorumNotMet: none did; see `Introduction.of`.
+        """
+        size = min(self._settings.cohort, self.count)
+        return self._introduction.of(
+            draw_nodes(self._nodes, size, self._settings.seed, round_), round_
         )
-    if not sites:
-        raise QuorumNotMet(f"No site introduced itself: {', '.join(sorted(set(failed)))}.")
-    known = {(member.name, member.public_key) for member in members}
-    for node, facts in list(sites.items()):
-        if known and (facts.name, facts.public_key) not in known:
-            failed.append(f"{facts.name}: not in the roster")
-            del sites[node]
-    names = [facts.name for facts in sites.values()]
-    claimed_twice = sorted({name for name in names if names.count(name) > 1})
-    failed += [f"{name}: claimed by two nodes" for name in claimed_twice]
-    ordered = {
-        node: facts
-        for node, facts in sorted(sites.items(), key=lambda item: item[1].name)
-        if facts.name not in claimed_twice
-    }
-    if not ordered:
-        raise QuorumNotMet(f"No site is left: {', '.join(failed)}.")
-    keys = {facts.name: facts.public_key for facts in ordered.values()}
-    heads = {facts.name: facts.audit_head for facts in ordered.values()}
-    audit.append("introduced", {"keys": keys, "heads": heads, "failed": sorted(failed)})
-    return ordered
-
-
-def _ask(
-    grid: Grid, hello: RecordDict, federation: FederationSettings
-) -> tuple[dict[int, SiteFacts], list[str]]:
-    """Asks all nodes, and those again whose operators have not decided."""
-    observer, deadline = OBSERVER.get(Observer()), time.monotonic() + federation.approval_timeout_s
-    sites: dict[int, SiteFacts] = {}
-    failed: list[str] = []
-    asked = list(grid.get_node_ids())
-    while asked:
-        waiting: list[int] = []
-        contents = dict.fromkeys(asked, hello)
-        for node, answer in collect(grid, contents, HELLO, federation.round_timeout_s):
-            try:
-                if not isinstance(answer, str):
-                    sites[node] = read_facts(answer)
-                elif answer == ApprovalPending.__name__ and time.monotonic() < deadline:
-                    waiting.append(node)
-                else:
-                    failed.append(answer)
-            except MalformedMessage:
-                failed.append(MalformedMessage.__name__)
-        if waiting:
-            observer.on_waiting(len(waiting))
-            time.sleep(_ASK_AGAIN_S)
-        asked = [] if observer.stop_requested else waiting
-    return sites, failed
 
 
 def pick_cohort(
@@ -113,3 +100,17 @@ def pick_cohort(
 
     chosen = sorted(sites.items(), key=rank)[:size]
     return dict(sorted(chosen, key=lambda item: item[1].name))
+
+
+def draw_nodes(nodes: Sequence[int], size: int, seed: int, round_: int) -> list[int]:
+    """Returns ``size`` different nodes of a round, drawn by hashes of seed and round.
+
+    Depends on nothing else. Floyd's algorithm (Bentley and Floyd 1987): as many hashes as nodes are
+    drawn, each set equally likely, and no look at the nodes that are not.
+    """
+    chosen: set[int] = set()
+    for last in range(len(nodes) - size, len(nodes)):
+        digest = hashlib.sha256(f"{seed}/{round_}/{last}".encode()).digest()
+        place = int.from_bytes(digest) % (last + 1)
+        chosen.add(last if place in chosen else place)
+    return [nodes[place] for place in sorted(chosen)]

@@ -18,11 +18,13 @@ from lepton_common.strict import to_json
 from lepton_server.progress import OBSERVER, Observer, RoundReport
 from lepton_server.rounds.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from lepton_server.rounds.clip_scale import ClipScale
-from lepton_server.rounds.cohort import introduce, pick_cohort
+from lepton_server.rounds.cohort import meet
 from lepton_server.rounds.evaluate import Evaluator
 from lepton_server.rounds.exact_mean import ExactMean
 from lepton_server.rounds.groups import gather_secure
+from lepton_server.rounds.introduction import Introduction
 from lepton_server.rounds.journal import SumJournal
+from lepton_server.rounds.known import KnownSites
 from lepton_server.rounds.plain_round import gather_plain
 from lepton_server.rounds.refusal import refusal
 from lepton_server.rounds.request import train_request
@@ -41,6 +43,11 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         PlanError: no noise reaches the epsilon that was asked for.
         CheckpointUnreadable: the checkpoint is damaged.
     """
+    with KnownSites() as known:
+        _run_rounds(grid, settings, folder, known)
+
+
+def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownSites) -> None:
     observer = OBSERVER.get(Observer())
     run, federation = folder.path.name, settings.federation
     evaluator = Evaluator(settings)
@@ -48,26 +55,28 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
     privacy = privacy_request(settings, evaluator.layout.size)
     scale = ClipScale(settings.privacy.clip_quantile)
     state = Checkpoint(round=0, model=evaluator.initial_vector())
-    audit = _open_audit(folder, settings)
+    audit = _open_audit(folder, settings, known)
     if folder.checkpoint.exists():
         state = load_checkpoint(folder.checkpoint, evaluator.layout)
         strategy.restore(state.strategy)
         scale.restore(state.strategy)
         _publish(folder, evaluator, state)
-    journal, ledgers = SumJournal(folder.sums), _seen_ledgers(audit)
-    sites = introduce(grid, run, federation, audit, _members(folder), _proposal(folder))
-    observer.on_start(state.round + 1, settings.rounds, [site.name for site in sites.values()])
+    journal = SumJournal(folder.sums)
+    introduction = Introduction(grid, run, federation, audit, _members(folder), _proposal(folder))
+    present = meet(introduction, settings, known)
+    observer.on_start(state.round + 1, settings.rounds, present.count)
 
     while state.round < settings.rounds and not observer.stop_requested:
         began, round_ = time.monotonic(), state.round + 1
-        cohort = pick_cohort(sites, settings.cohort, settings.seed, round_)
-        least = settings.colluders + 2
+        drawn = present.cohort(round_)
+        cohort, least = drawn.sites, settings.colluders + 2
         if settings.secure and len(cohort) < least:
             raise QuorumNotMet(
                 f"Round {round_}: {len(cohort)} of the {least} sites are there that a sum needs "
                 f"where {settings.colluders} may collude; resume when the others are back."
             )
         weights = _weights(cohort, settings)
+        ledgers = known.ledgers(weights)
         request = train_request(
             settings, run, evaluator.layout.digest, state, privacy, weights, ledgers, scale.value
         )
@@ -82,12 +91,12 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
                 ExactMean(state.model.size, weights, strategy.needs_each),
                 federation.round_timeout_s,
             )
+        gathered.failed |= drawn.failed
         # The witness comes first: a released update is on record whatever becomes of the round.
         audit.append("collected", {"round": round_, "model": request.model_digest,
                                    "secagg": gathered.specs, "heads": gathered.heads,
                                    "ledgers": gathered.ledgers,
                                    "failed": gathered.failed})  # fmt: skip
-        ledgers |= gathered.ledgers
         if not settings.secure:  # there it was checked before a sum was unmasked
             _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
@@ -120,8 +129,10 @@ def _publish(folder: RunFolder, evaluator: Evaluator, state: Checkpoint) -> None
     evaluator.save_models(folder, state)
 
 
-def _open_audit(folder: RunFolder, settings: Settings) -> AuditLog:
+def _open_audit(folder: RunFolder, settings: Settings, known: KnownSites) -> AuditLog:
     """Opens the server's log, which holds the run to the configuration it began with.
+
+    ``known`` reads along; the log itself grows on disk only.
 
     Raises:
         RunNotResumable: the configuration is another one.
@@ -129,12 +140,11 @@ def _open_audit(folder: RunFolder, settings: Settings) -> AuditLog:
     folder.audit.parent.mkdir(parents=True, exist_ok=True)
     if not folder.server_key.exists():
         SigningKey.generate().save(folder.server_key)
-    audit = AuditLog(folder.audit, SigningKey.load(folder.server_key), "server")
+    audit = AuditLog(folder.audit, SigningKey.load(folder.server_key), "server", known.read)
     config = digest_of(to_json(settings).encode())
-    began = next((r.body["config"] for r in audit.records if r.kind == "run"), None)
-    if began is None:
+    if known.config is None:
         audit.append("run", {"run": folder.path.name, "config": config})
-    elif began != config:
+    elif known.config != config:
         raise RunNotResumable(
             "The configuration is not the one this run began with; restore it, or start anew."
         )
@@ -154,14 +164,6 @@ def _members(folder: RunFolder) -> list[Member]:
 
 def _proposal(folder: RunFolder) -> str | None:
     return folder.proposal.read_text(encoding="utf-8") if folder.proposal.exists() else None
-
-
-def _seen_ledgers(audit: AuditLog) -> dict[str, str]:
-    """Returns the newest entry of each site's privacy ledger that was seen before a restart."""
-    seen: dict[str, str] = {}
-    for record in audit.records:
-        seen |= record.body.get("ledgers", {})
-    return seen
 
 
 def _weights(cohort: dict[int, SiteFacts], settings: Settings) -> dict[str, int]:

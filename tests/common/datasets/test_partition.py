@@ -5,12 +5,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from lepton_common.datasets.partition import PARTITIONERS, partition
 from lepton_common.datasets.records import Dataset, Records
 from lepton_common.errors import EmptySite, SettingsError, TooFewRecords, UnknownName
 
 _ORIGINS = 4
+_SPLITTERS = [name for name in PARTITIONERS if name != "drawn"]
 
 
 def _dataset(records=400, classes=10, *, origins=True):
@@ -30,7 +32,7 @@ _DATA = _dataset()
 def _split(dataset=_DATA, **changes):
     options = {
         "partitioner": "iid", "sites": 4, "seed": 1, "alpha": 0.5, "shards_per_site": 2,
-        "min_records": 1,
+        "records_per_site": None, "min_records": 1,
     }  # fmt: skip
     return partition(dataset, **{**options, **changes})
 
@@ -42,7 +44,7 @@ def _shares(parts):
 
 
 @given(
-    st.sampled_from(PARTITIONERS),
+    st.sampled_from(_SPLITTERS),
     st.integers(1, 8),
     st.integers(0, 2**32),
     st.sampled_from([0.3, 1.0, 100.0]),
@@ -66,7 +68,9 @@ def test_every_row_is_at_exactly_one_site(partitioner, sites, seed, alpha, shard
 @pytest.mark.parametrize("partitioner", PARTITIONERS)
 def test_the_split_depends_on_the_seed_alone(partitioner):
     def flat(seed):
-        return [rows.tolist() for rows in _split(partitioner=partitioner, seed=seed)]
+        per_site = 30 if partitioner == "drawn" else None
+        parts = _split(partitioner=partitioner, seed=seed, records_per_site=per_site)
+        return [rows.tolist() for rows in parts]
 
     first = flat(3)
     np.random.seed(5)  # noqa: NPY002
@@ -118,7 +122,7 @@ def test_an_unknown_partitioner_is_refused_by_name():
         _split(partitioner="dirichlett")
 
 
-@pytest.mark.parametrize("partitioner", PARTITIONERS)
+@pytest.mark.parametrize("partitioner", _SPLITTERS)
 def test_more_sites_than_records_are_too_few_records(partitioner):
     with pytest.raises(TooFewRecords, match="5 sites"):
         _split(_dataset(records=4), partitioner=partitioner, sites=5)
@@ -140,3 +144,63 @@ def test_dirichlet_draws_again_to_meet_the_minimum():
     for seed in range(20):
         parts = _split(partitioner="dirichlet", alpha=1.0, min_records=50, seed=seed)
         assert min(len(rows) for rows in parts) >= 50
+
+
+def _draw(sites, per_site=30, **changes):
+    return _split(partitioner="drawn", sites=sites, records_per_site=per_site, **changes)
+
+
+def test_drawn_sites_have_as_many_rows_as_asked_none_twice_whatever_their_number():
+    parts = _draw(10**9)
+    assert len(parts) == 10**9
+    for index in (0, 1, 999_999_999):
+        rows = parts[index]
+        assert rows.dtype == np.int64
+        assert len(rows) == 30
+        assert (np.diff(rows) > 0).all()
+        assert 0 <= rows[0] <= rows[-1] < 400
+    with pytest.raises(IndexError):
+        parts[10**9]
+
+
+def test_a_drawn_site_depends_on_seed_and_index_alone():
+    assert (_draw(5)[3] == _draw(10**6)[3]).all()
+    assert (_draw(5, seed=2)[3] != _draw(5)[3]).any()
+    assert len({tuple(rows) for rows in _draw(200)}) == 200
+
+
+def test_over_many_drawn_sites_every_row_is_as_likely():
+    counts = np.bincount(np.concatenate(list(_draw(4000))), minlength=400)
+    assert counts.sum() == 4000 * 30
+    assert stats.chisquare(counts).pvalue > 1e-4
+
+
+def test_only_the_rows_of_a_site_that_is_asked_are_drawn(monkeypatch):
+    made = []
+    choice = np.random.Generator.choice
+
+    class Counting(np.random.Generator):
+        def choice(self, *args, **options):
+            made.append(args)
+            return choice(self, *args, **options)
+
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: Counting(np.random.PCG64(seed)))
+    parts = _draw(10**6)
+    assert made == []
+    assert len(parts[17]) == 30
+    assert len(made) == 1
+
+
+def test_drawing_needs_a_number_of_records_that_there_are():
+    with pytest.raises(SettingsError, match="needs data.records_per_site"):
+        _draw(3, per_site=None)
+    with pytest.raises(TooFewRecords, match="records_per_site=401 is more than the 400"):
+        _draw(3, per_site=401)
+    assert len(_draw(3, per_site=400)[2]) == 400
+
+
+def test_even_parts_are_those_of_array_split():
+    for sites in (1, 3, 7, 399, 400):
+        expected = np.array_split(np.random.default_rng(1).permutation(400), sites)
+        for rows, part in zip(_split(sites=sites), expected, strict=True):
+            assert rows.tolist() == sorted(part.tolist())

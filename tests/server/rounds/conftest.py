@@ -3,10 +3,9 @@
 import pytest
 from flwr.app import Error, Message
 
-from lepton_cli.simulation import make_sites, split_over_sites
+from lepton_cli.simulated_sites import SimulatedSites
 from lepton_client.app import app as client_app
 from lepton_client.site import forget_sites
-from lepton_common.datasets.catalog import load_dataset
 from lepton_common.messages import TRAIN
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.rounds import loop
@@ -36,10 +35,10 @@ def simulate(tmp_path, make_settings):
     def run(name="run-1", changes=None, *, kind=InProcessGrid, fails=lambda node, stage: None):
         settings = make_settings({**SETTINGS, **(changes or {})})
         folder = RunFolder(tmp_path / name)
+        nodes = SimulatedSites(settings, folder)
         if not folder.path.exists():
             folder.path.mkdir()
-            dataset = load_dataset("breast_cancer", None, "public_ranges")
-            make_sites(settings, folder, dataset, split_over_sites(settings, dataset))
+            nodes.found()
         forget_sites()
 
         def app(message, context):
@@ -55,10 +54,6 @@ def simulate(tmp_path, make_settings):
             reply = client_app(message, context)
             return Message(Error(100, "SiteBroke"), reply_to=message) if how else reply
 
-        nodes = {
-            node: {"site": str(folder.site(f"site-{node - 1}"))}
-            for node in range(2, settings.sites + 2)
-        }
         grid = kind(app, nodes)
         try:
             loop.run_rounds(grid, settings, folder)

@@ -15,7 +15,8 @@ from lepton_common.settings import FederationSettings
 from lepton_common.strict import to_json
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.progress import OBSERVER, Observer
-from lepton_server.rounds.cohort import introduce, pick_cohort
+from lepton_server.rounds.cohort import pick_cohort
+from lepton_server.rounds.introduction import Introduction
 
 
 def _facts(name):
@@ -82,7 +83,7 @@ def _introduce(audit, names, waits=None, federation=FEDERATION):
 
     grid = InProcessGrid(app, {node: {} for node in names})
     try:
-        return introduce(grid, "run-1", federation, audit)
+        return Introduction(grid, "run-1", federation, audit).of(grid.get_node_ids()).sites
     finally:
         grid.close()
 
@@ -109,7 +110,7 @@ class Watching(Observer):
 
 @pytest.fixture
 def watching(monkeypatch):
-    monkeypatch.setattr("lepton_server.rounds.cohort._ASK_AGAIN_S", 0.01)
+    monkeypatch.setattr("lepton_server.rounds.introduction._ASK_AGAIN_S", 0.01)
 
     def watch(**options):
         observer = Watching(**options)

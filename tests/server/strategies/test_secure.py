@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import strategy as flower
 
 from lepton_cli.compose import compose_settings
+from lepton_cli.simulated_sites import SimulatedSites
 from lepton_cli.simulation import create
 from lepton_client.mod import secure_aggregation
 from lepton_client.site import forget_sites
@@ -39,6 +40,7 @@ def federation(tmp_path):
     """Returns a grid of five sites that move every weight by 0.1, 0.2, ... 0.5."""
     settings = compose_settings(["task=breast_cancer", "sites=5", f"runs={tmp_path}"])
     folder = create(settings)
+    sites = SimulatedSites(settings, folder)
     app = ClientApp(mods=[secure_aggregation])
 
     @app.train()
@@ -62,10 +64,7 @@ def federation(tmp_path):
     grids = []
 
     def make(fails=0):
-        nodes = {
-            2 + i: {"site": str(folder.site(name)), "k": i + 1, "fails": fails}
-            for i, name in enumerate(SITES)
-        }
+        nodes = {node: {**sites[node], "k": node - 1, "fails": fails} for node in sites}
         grids.append(RecordingGrid(app, nodes, workers=2))
         return grids[-1], folder
 

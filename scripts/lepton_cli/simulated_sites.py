@@ -1,0 +1,230 @@
+"""The throwaway sites of a simulation: each has a folder from when its node is first asked.
+
+Nothing of the size of the population is written or held, so that there may be a million sites. A
+site's key and rows follow from a secret of the run and from its settings: whoever needs a site
+makes it, in any thread or process, and all make the same one.
+
+Up to `MOST_LISTED` sites stand in one signed roster, which their folders share. A larger roster is
+not made: signing a million keys would take minutes, and each site of a secure round would have to
+read them all. Such sites pin none, and settings refuse secure aggregation, which needs it.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, KeysView, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from lepton_client.data import SiteData
+from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE, SiteFile
+from lepton_common.datasets.catalog import load_dataset
+from lepton_common.datasets.partition import Parts, partition
+from lepton_common.datasets.records import Dataset
+from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.roster import Coordinator, Member, Roster, root_of, sign_roster
+from lepton_common.identity.signed import Partners
+from lepton_common.privacy.plan import public_size_class
+from lepton_common.settings import Settings
+from lepton_common.tasks.catalog import find_task
+from lepton_server.run_folder import RunFolder
+
+ROWS = "rows.npy"
+_FIRST_NODE = 2  # Flower speaks as node 1
+_KEY_PURPOSE = b"lepton/simulated-site/v1/"
+_UNFINISHED = ".site-"
+# The C version, where PyYAML was built with it, is ten times faster: it counts for many sites.
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+def dataset_of(settings: Settings) -> Dataset:
+    """Returns the data set that the sites share.
+
+    Raises:
+        DataError: the data is missing or invalid.
+        SettingsError: it cannot be prepared as asked.
+    """
+    data = settings.data
+    return load_dataset(find_task(settings.task).dataset, data.root, data.prepare)
+
+
+def split(settings: Settings) -> Parts:
+    """Returns the training rows of each simulated site, by its index.
+
+    Raises:
+        DataError: a site would stay empty, or there are too few records.
+        SettingsError: the partition does not fit the data set.
+    """
+    data = settings.data
+    return partition(
+        dataset_of(settings),
+        partitioner=data.partition,
+        sites=settings.sites,
+        seed=settings.seed,
+        alpha=data.alpha,
+        shards_per_site=data.shards_per_site,
+        records_per_site=data.records_per_site,
+        min_records=data.min_records,
+    )
+
+
+class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
+    """The configuration of each node, by its number: where the folder of its site is."""
+
+    def __init__(self, settings: Settings, folder: RunFolder) -> None:
+        """Names the sites of a run; makes none of them.
+
+        Args:
+            settings: the run's.
+            folder: the run's; `found` must have been called for it once.
+        """
+        self._settings, self._folder = settings, folder
+        self.nodes = range(_FIRST_NODE, _FIRST_NODE + settings.sites)
+
+    def found(self) -> None:
+        """Writes what all sites of a new run have in common: their secret, and the roster."""
+        secret, server = SigningKey.generate(), SigningKey.generate()
+        (self._folder.path / "sites").mkdir()
+        secret.save(self._secret)
+        self._folder.roster.parent.mkdir()
+        server.save(self._folder.server_key)
+        if self._settings.crowded:
+            return
+        partner = SigningKey.generate()  # thrown away: nobody can add a site to a simulation
+        members = [
+            Member(name=name, public_key=self._key(name).public_hex)
+            for name in sorted(map(self.name, range(len(self))))
+        ]
+        roster = Roster(
+            federation=self._settings.federation.name,
+            version=1,
+            partners=Partners(keys=[partner.public_hex], threshold=1),
+            coordinator=Coordinator(
+                name="coordinator", public_key=server.public_hex, authority="", hosts=[], port=443
+            ),
+            members=members,
+        )
+        signed = sign_roster(roster, [partner])
+        self._folder.roster.write_text(signed, encoding="utf-8")
+        self._folder.roster_root.write_text(root_of(signed), encoding="utf-8")
+
+    def __len__(self) -> int:
+        """Number of sites, made or not."""
+        return len(self.nodes)
+
+    def __iter__(self) -> Iterator[int]:
+        """Yields the number of each node."""
+        return iter(self.nodes)
+
+    def __contains__(self, node: object) -> bool:
+        """Tells whether there is such a node."""
+        return node in self.nodes
+
+    def keys(self) -> "_Nodes":
+        """Returns the nodes' numbers, from which one is drawn by its place."""
+        return _Nodes(self)
+
+    def __getitem__(self, node: int) -> Mapping[str, str | int | float | bool]:
+        """Returns a node's configuration; its site's folder is there when this returns.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
+        if node not in self.nodes:
+            raise KeyError(node)
+        index = node - _FIRST_NODE
+        path = self._folder.site(self.name(index))
+        if not path.exists():
+            self._make(index, path)
+        return {"site": str(path)}
+
+    def name(self, index: int) -> str:
+        """Returns the name of a site, by its index from 0."""
+        if self._settings.data.partition == "natural":
+            return self._dataset.sites[index]
+        return f"site-{index + 1:0{len(str(len(self)))}}"
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The training rows of each site, by its index; see `split`."""
+        return split(self._settings)
+
+    @property
+    def _dataset(self) -> Dataset:
+        return dataset_of(self._settings)
+
+    @property
+    def _secret(self) -> Path:
+        return self._folder.path / "sites.pem"
+
+    @cached_property
+    def _root_key(self) -> SigningKey:
+        return SigningKey.load(self._secret)
+
+    def _key(self, name: str) -> SigningKey:
+        return SigningKey.from_seed(self._root_key.derive(_KEY_PURPOSE + name.encode()))
+
+    def _make(self, index: int, path: Path) -> None:
+        """Makes a site beside the others, and puts it among them whole or, after a kill, not."""
+        unfinished = Path(tempfile.mkdtemp(dir=self._folder.path, prefix=_UNFINISHED))
+        try:
+            self._write(index, unfinished)
+            unfinished.rename(path)
+        except OSError:
+            if not path.exists():  # else another thread or process was first, with the same site
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    def _write(self, index: int, path: Path) -> None:
+        name, rows, dataset = self.name(index), self.parts[index], self._dataset
+        units = dataset.train.units
+        file = SiteFile(
+            name=name,
+            public_size=public_size_class(len(rows if units is None else np.unique(units[rows]))),
+            data=SiteData(
+                id=dataset.name,
+                dataset=dataset.name,
+                root=self._settings.data.root,
+                prepare=self._settings.data.prepare,
+                unit=dataset.unit,
+                rows=ROWS,
+            ),
+            policy=self._settings.policy,
+        )
+        (path / SITE_FILE).write_text(yaml.dump(asdict(file), Dumper=_DUMPER, sort_keys=False))
+        np.save(path / ROWS, rows, allow_pickle=False)
+        self._key(name).save(path / KEY_FILE)
+        if not self._settings.crowded:
+            _share(self._folder.roster, path / ROSTER_FILE)
+            _share(self._folder.roster_root, path / ROOT_FILE)
+
+
+class _Nodes(KeysView[int], Sequence[int]):
+    """Numbers of nodes, of which a million take no memory."""
+
+    def __init__(self, sites: SimulatedSites) -> None:
+        super().__init__(sites)
+        self._numbers = sites.nodes
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401
+        return self._numbers[place]
+
+
+def clear_unfinished(folder: RunFolder) -> None:
+    """Removes what is left of sites in whose making a process died; nobody may be making any."""
+    for path in folder.path.glob(f"{_UNFINISHED}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _share(file: Path, path: Path) -> None:
+    """Gives a file a second name: files are replaced here, never written over."""
+    try:
+        os.link(file, path)
+    except OSError:  # not every file system has second names
+        shutil.copyfile(file, path)
