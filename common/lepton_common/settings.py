@@ -398,8 +398,8 @@ def _contradictions(settings: Settings) -> list[str]:
         f"{data.min_records}: raise it, or lower that.": (
             (data.records_per_site or data.min_records) < data.min_records
         ),
-        f"secagg=sa1 needs a roster of all sites at each site, which lists {MOST_LISTED:,} at most, "
-        f"not {settings.sites:,}: lower sites, or choose secagg=none where the sites allow it.": (
+        f"secagg=sa1 needs a roster of all sites at each site, which lists {MOST_LISTED:,} at "
+        f"most, not {settings.sites:,}: lower sites, or choose secagg=none where the sites allow it.": (
             settings.secure and settings.crowded
         ),
         f"baselines=true trains a model at each site, which is for {MOST_LISTED:,} at most, not "

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from lepton_cli.evidence import SiteEvidence
 from lepton_cli.run import Run
+from lepton_cli.site_evidence import SiteEvidence
 from lepton_common.privacy.plan import SharedNoise
 
 _MOST_ROWS = 12
@@ -30,8 +30,7 @@ class Exposure:
 
 def exposure(run: Run) -> Exposure | None:
     """Returns what the charges of a run's worst site come to; None where no noise was shared."""
-    shared = [site for site in run.evidence.sites.values() if site.shared is not None]
-    worst = max(shared, key=lambda site: site.epsilon or 0.0, default=None)
+    worst = run.evidence.totals.worst
     if worst is None or worst.shared is None or worst.delta is None:
         return None
     noise, broken = worst.shared, _epsilon(worst, 1)

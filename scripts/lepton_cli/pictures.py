@@ -1,5 +1,6 @@
 """The pictures of a run: learning curve, epsilon per round, who holds what."""
 
+import heapq
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lepton_cli.run import Run
+from lepton_cli.simulated_sites import ROWS
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.tasks.catalog import find_task
 
@@ -69,10 +71,11 @@ def _partition(run: Run) -> Path:
     settings = run.settings
     task = find_task(settings.task)
     data = load_dataset(task.dataset, settings.data.root, settings.data.prepare)
-    sites = sorted(path.parent for path in (run.folder.path / "sites").glob("*/rows.npy"))
-    shown = sites[:_MOST_BARS]
+    lists = (run.folder.path / "sites").glob
+    shown = heapq.nsmallest(_MOST_BARS, lists(f"*/{ROWS}"))
+    count = sum(1 for _ in lists(f"*/{ROWS}"))
     labels = data.train.labels.numpy()
-    held = [np.load(site / "rows.npy", allow_pickle=False) for site in shown]
+    held = [np.load(path, allow_pickle=False) for path in shown]
     counts = np.array([np.bincount(labels[rows], minlength=data.classes) for rows in held])
     figure, axes = _figure(7.0, max(2.0, 0.28 * len(shown) + 1.0))
     left = np.zeros(len(shown))
@@ -81,12 +84,13 @@ def _partition(run: Run) -> Path:
         width = counts[:, value]
         axes.barh(range(len(shown)), width, left=left, color=colors[value], label=str(value))
         left += width
-    axes.set_yticks(range(len(shown)), [site.name for site in shown], fontsize=7)
+    axes.set_yticks(range(len(shown)), [path.parent.name for path in shown], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("training records, by label (known in simulation only)")
     title = f"{settings.data.partition}"
-    if len(sites) > len(shown):
-        title += f", first {len(shown)} of {len(sites)} sites"
+    if count > len(shown):
+        title += f", first {len(shown)} of {count} sites"
+        title += " that were asked" if settings.crowded else ""
     axes.set_title(title)
     axes.legend(ncols=1, fontsize=7, frameon=False, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     return _save(figure, run, "partition.png")

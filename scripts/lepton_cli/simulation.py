@@ -79,12 +79,13 @@ def _only_writer(folder: RunFolder) -> Iterator[None]:
     """Keeps other processes off a run; the system lets go of the lock when this one dies."""
     lock = sqlite3.connect(folder.path / "run.lock", timeout=0.0, isolation_level=None)
     try:
-        lock.execute("BEGIN EXCLUSIVE")
+        try:
+            lock.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            raise RunNotResumable(
+                f"Another process works on the run {folder.path.name}; wait for it, or end it."
+            ) from error
         yield
-    except sqlite3.OperationalError as error:
-        raise RunNotResumable(
-            f"Another process works on the run {folder.path.name}; wait for it, or end it."
-        ) from error
     finally:
         lock.close()
 

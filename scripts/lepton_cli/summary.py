@@ -3,16 +3,16 @@
 import math
 import shlex
 import statistics
-from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from lepton_cli.evidence import SiteEvidence
+from lepton_cli.evidence import Evidence
 from lepton_cli.exposure import Exposure, exposure
 from lepton_cli.run import Run
+from lepton_cli.site_evidence import Totals
 from lepton_common.privacy.plan import WHOLE_SITE
 from lepton_common.settings import Settings, poisoned_tolerated
 
@@ -47,28 +47,24 @@ def comparison(run: Run) -> list[tuple[str, float, str]]:
 
 def statement(run: Run) -> str:
     """Returns the privacy statement of a run, as its evidence proves it."""
-    sites = list(run.evidence.sites.values())
-    if any(site.without_dp for site in sites):
+    totals = run.evidence.totals
+    if totals.without_dp:
         return (
             f"NOT PRIVATE: no differential privacy. {_aggregation(run)} "
             "Do not use this setting with real people's data."
         )
-    units = sorted({unit for site in sites for unit in site.units})
-    unit = ", ".join(units) or "row"
+    unit = ", ".join(sorted(totals.units)) or "row"
     person = {
         "row": "Protected per row, not per person: the data names no person. ",
         WHOLE_SITE: "Protected per site: all that its data changed. ",
     }.get(unit, f"Protected per {unit}. ")
-    spent = {site.delta: 0.0 for site in sites}
-    for site in sites:
-        spent[site.delta] = max(spent[site.delta], site.epsilon or 0.0)
     guarantees = " and ".join(
-        f"({upper(epsilon, 2)}, {delta:g})" for delta, epsilon in spent.items() if delta is not None
+        f"({upper(epsilon, 2)}, {delta:g})" for delta, epsilon in totals.spent.items()
     )
     return (
         f"{guarantees or 'Nothing spent, 0'}-differential privacy at each site, "
         f"add-or-remove-one, {_MECHANISMS[run.settings.privacy.mode]}, accounted over all charged "
-        f"rounds. {person}{_shared(run)}{_engines(sites)}{_persons(unit)}{_aggregation(run)}"
+        f"rounds. {person}{_shared(run)}{_engines(totals)}{_persons(unit)}{_aggregation(run)}"
     )
 
 
@@ -103,27 +99,27 @@ def _shared(run: Run) -> str:
     )
 
 
-def _engines(sites: Iterable[SiteEvidence]) -> str:
+def _engines(totals: Totals) -> str:
     """Returns how the engine of private gradients compared with Opacus before each run."""
-    fell_back = [site.name for site in sites if "opacus" in site.engines]
-    if fell_back:
-        return f"Gradients by Opacus at {len(fell_back)} sites, where ours differed from it. "
-    found = [value for site in sites for value in site.engines.values() if value is not None]
-    return f"Gradients within {max(found):.0e} of the reference's. " if found else ""
+    if totals.by_opacus:
+        return f"Gradients by Opacus at {totals.by_opacus} sites, where ours differed from it. "
+    if totals.difference is None:
+        return ""
+    return f"Gradients within {totals.difference:.0e} of the reference's. "
 
 
 def is_red(run: Run) -> bool:
     """Tells whether a run lacked a protection that it could have had."""
-    return any(site.without_dp or site.readable for site in run.evidence.sites.values())
+    return run.evidence.totals.without_dp or run.evidence.totals.readable
 
 
 def _aggregation(run: Run) -> str:
-    sites = run.evidence.sites.values()
-    if any(site.readable for site in sites):
+    totals = run.evidence.totals
+    if totals.readable:
         return "SECURE AGGREGATION OFF: the server could read each site's updates."
-    if not any("secagg" in kind for site in sites for kind in site.bytes_left):
+    if not any("secagg" in kind for kind in totals.bytes_left):
         return "No update left a site."
-    remark = " A sum may still reveal records." if any(site.without_dp for site in sites) else ""
+    remark = " A sum may still reveal records." if totals.without_dp else ""
     return (
         "The server saw sums of updates only (SA1), which holds against it and up to "
         f"{run.settings.colluders} colluding sites.{_groups(run.settings)}{remark}"
@@ -159,7 +155,7 @@ def print_summary(run: Run) -> None:
     for what, value, remark in comparison(run):
         accuracy.add_row(what, f"{value:.3f}", remark)
     console.print(accuracy)
-    console.print(_site_table(list(run.evidence.sites.values())))
+    console.print(_site_table(run.evidence))
     shared = exposure(run)
     if shared is not None:
         console.print(_exposure_table(shared))
@@ -169,7 +165,7 @@ def print_summary(run: Run) -> None:
         done = f"after {len(run.rounds)} of {run.settings.rounds} rounds"
         console.print(f"[bold red]This run {_ENDED[run.status]} {done}{why}.[/]")
     witnessed = run.evidence.witnessed
-    count = run.evidence.server_records + sum(s.records for s in run.evidence.sites.values())
+    count = run.evidence.server_records + run.evidence.totals.records
     console.print(f"Audit log verified: {count} signed records, {witnessed} witnessed.")
     console.print(f"Run folder:     {run.folder.path}", soft_wrap=True)
     console.print(f"Learning curve: {run.folder.path / 'learning_curve.png'}", soft_wrap=True)
@@ -216,6 +212,7 @@ def as_json_document(run: Run) -> dict[str, Any]:
         "baselines": run.baselines,
         "statement": statement(run),
         "shared_noise": None if shared is None else asdict(shared),
+        "sites_in_all": run.evidence.totals.sites,
         "sites": {
             site.name: {
                 "epsilon": site.epsilon,
@@ -228,21 +225,32 @@ def as_json_document(run: Run) -> dict[str, Any]:
     }
 
 
-def _site_table(sites: list[SiteEvidence]) -> Table:
-    deltas = sorted({site.delta for site in sites if site.delta is not None})
-    at = f" (delta {', '.join(f'{delta:g}' for delta in deltas)})" if deltas else ""
+def _site_table(evidence: Evidence) -> Table:
+    totals = evidence.totals
+    at = f" (delta {', '.join(f'{delta:g}' for delta in sorted(totals.spent))})"
     table = Table(
-        title=f"What each site spent{at}, and the bytes that left it, by what protects them"
+        title=f"What each site spent{at if totals.spent else ''}, and the bytes that left it, by "
+        "what protects them"
     )
-    kinds = sorted({kind for site in sites for kind in site.bytes_left})
+    kinds = sorted(totals.bytes_left)
     for heading in ("site", "epsilon spent", "bytes left", *kinds):
         style = "bold red" if heading in ("unprotected", "dp", "secagg") else None
         table.add_column(heading, justify="left" if heading == "site" else "right", style=style)
-    for site in sites[:_MOST_SITES]:
-        spent = "-" if site.epsilon is None else upper(site.epsilon, 3)
-        parts = (f"{site.bytes_left.get(kind, 0):,}" for kind in kinds)
-        table.add_row(site.name, spent, f"{site.total_bytes:,}", *parts)
-    if len(sites) > _MOST_SITES:
-        table.add_row(f"… {len(sites) - _MOST_SITES} more")
+
+    def add(name: str, epsilon: float | None, left: dict[str, int]) -> None:
+        spent = "-" if epsilon is None else upper(epsilon, 3)
+        parts = (f"{left.get(kind, 0):,}" for kind in kinds)
+        table.add_row(name, spent, f"{sum(left.values()):,}", *parts)
+
+    shown = list(evidence.sites.values())
+    if totals.sites > len(shown):  # then these are the ones that spent most
+        shown.sort(key=lambda site: (site.epsilon or 0.0, site.total_bytes), reverse=True)
+    for site in shown[:_MOST_SITES]:
+        add(site.name, site.epsilon, site.bytes_left)
+    if totals.sites > _MOST_SITES:
+        table.add_row(f"… {totals.sites - _MOST_SITES:,} more")
         table.caption = "all sites: report.html"
+    if totals.sites > len(shown):
+        add(f"all {totals.sites:,}", max(totals.spent.values(), default=None), totals.bytes_left)
+        table.caption = f"the {len(shown):,} sites that spent most: report.html"
     return table

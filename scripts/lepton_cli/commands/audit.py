@@ -30,6 +30,9 @@ def verify(
     for site in evidence.sites.values():
         spent = "-" if site.epsilon is None else upper(site.epsilon, 3)
         table.add_row(site.name, str(site.records), str(site.releases), spent)
+    if evidence.totals.sites > len(evidence.sites):
+        more = evidence.totals.sites - len(evidence.sites)
+        table.add_row(f"… {more:,} more, which spent no more", "", "", "")
     console = Console(highlight=False)
     console.print(table)
     console.print(

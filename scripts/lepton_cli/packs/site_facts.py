@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lepton_cli.evidence import SiteEvidence, site_evidence
 from lepton_cli.packs.extract import charged_to, of_run
+from lepton_cli.site_evidence import SiteEvidence, site_evidence
 from lepton_common.audit import AUDIT_DOMAIN
 from lepton_common.chain import ChainRecord, Extract, read_extract
 from lepton_common.errors import EvidenceContradicts, LedgerInvalid

@@ -125,8 +125,7 @@ def claim_of_run(run: Run) -> Claim:
         n, f = settings.cohort, settings.colluders
         shared = SharedNoise(n, least_survivors(n, f, settings.federation.quorum), f, size)
     plan = asked.plan("row", _PUBLIC_SIZE, shared)
-    charged = {event for site in run.evidence.sites.values() for event in site.events}
-    if charged - {plan.event()}:
+    if run.evidence.totals.events - {plan.event()}:
         raise AuditError(
             f"The sites of {run.name} charged for another mechanism than its configuration asks "
             "for; 'lepton privacy verify' shows a site's ledger."

@@ -5,7 +5,7 @@ are drawn for a round, so that neither time nor memory depends on how many there
 """
 
 import hashlib
-from collections.abc import Iterable, KeysView, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -42,13 +42,11 @@ def meet(introduction: Introduction, settings: Settings, known: KnownSites) -> P
         SitesRefused, QuorumNotMet: none is there; see `Introduction.of`.
     """
     nodes = introduction.grid.get_node_ids()
-    # Those of a simulation are numbered, and not listed. A SuperLink's come in any order.
-    numbered = isinstance(nodes, KeysView) and isinstance(nodes, Sequence)
-    listed: Sequence[int] = nodes if numbered else list(nodes)
-    if len(listed) <= MOST_LISTED:
-        return Everyone(introduction.of(listed).sites, settings)
-    ordered = listed if numbered else sorted(listed)
-    return Crowd(ordered, replace(introduction, known=known), settings)
+    if not isinstance(nodes, Sequence) or isinstance(nodes, list):
+        nodes = sorted(nodes)  # a simulation's are in order, and listed nowhere
+    if len(nodes) <= MOST_LISTED:
+        return Everyone(introduction.of(nodes).sites, settings)
+    return Crowd(nodes, replace(introduction, known=known), settings)
 
 
 class Everyone:

@@ -1,4 +1,4 @@
-"""What the server remembers of the sites that it has met, however many: in a table, not in memory."""
+"""What the server remembers of the sites that it has met: in a table, however many they are."""
 
 import sqlite3
 from collections.abc import Iterable, Mapping

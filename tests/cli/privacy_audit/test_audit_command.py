@@ -164,7 +164,7 @@ def test_another_plan_than_the_sites_charged_for_is_no_claim(finished):
     run.folder.config.write_text(text)
     again = find_run(str(run.folder.path))
     loud = GaussianEvent(1.0, 0.5, 1)
-    next(iter(again.evidence.sites.values())).events.append(loud)
+    again.evidence.totals.events.add(loud)
     with pytest.raises(AuditError, match="another mechanism"):
         claim_of_run(again)
 

@@ -192,7 +192,7 @@ def test_only_the_rows_of_a_site_that_is_asked_are_drawn(monkeypatch):
 
 
 def test_drawing_needs_a_number_of_records_that_there_are():
-    with pytest.raises(SettingsError, match="needs data.records_per_site"):
+    with pytest.raises(SettingsError, match=r"needs data\.records_per_site"):
         _draw(3, per_site=None)
     with pytest.raises(TooFewRecords, match="records_per_site=401 is more than the 400"):
         _draw(3, per_site=401)
