@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lepton_client.training.plain import batches
+from lepton_client.training.plain import orders
 from lepton_common.datasets.records import Rows
 from lepton_common.messages import Recipe
 from lepton_common.privacy.noise import SecretRandom
@@ -50,11 +50,22 @@ def plain_steps(sites: Sequence[Rows], recipe: Recipe, seeds: Sequence[int]) -> 
     generator = torch.Generator()
     for place, (rows, seed) in enumerate(zip(sites, seeds, strict=True)):
         if len(rows):
-            for step, batch in enumerate(batches(len(rows), recipe, seed, generator)):
-                order[place, step, : len(batch)] = rows[batch.numpy()]
+            _lay(order[place].reshape(-1), rows, width, orders(len(rows), recipe, seed, generator))
     taken = np.array(steps)
     for step in range(max(steps)):
         yield _filled(order[: int((taken > step).sum()), step])
+
+
+def _lay(places: Rows, rows: Rows, width: int, passes: Iterator[torch.Tensor]) -> None:
+    """Lays passes over rows one behind the other, each in whole batches, until places are full.
+
+    Only the last batch of a pass may be narrower: a site's batches are as wide as any, or it has
+    fewer rows than one.
+    """
+    stride = -(-len(rows) // width) * width
+    for start, order in zip(range(0, len(places), stride), passes, strict=False):
+        end = min(start + len(rows), len(places))
+        places[start:end] = rows[order.numpy()[: end - start]]
 
 
 def sampled(sites: Sequence[Rows], rates: NDArray[np.float64], secret: SecretRandom) -> Step:

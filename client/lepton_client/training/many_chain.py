@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lepton_client.training.layer_norms import square_sums
 from lepton_client.training.many_layers import AnyLayers, Batch, Stacked, factors_of
 from lepton_client.training.many_optimizers import Gradient
 from lepton_common.tasks.catalog import Task
@@ -128,19 +127,19 @@ class Chain(Stacked):
     ) -> None:
         """Adds clipped sums; see `Stacked`."""
         _, products = self._products(parameters, batch, None)
-        shape = batch.labels.shape
-        squared = torch.zeros(shape, dtype=clipping_norms.dtype, device=batch.labels.device)
-        for product in products:
+        exact, shape = clipping_norms.dtype, batch.labels.shape
+        squared = torch.zeros(shape, dtype=exact, device=batch.labels.device)
+        pairs = [(one, one.signal.to(exact), one.inputs.to(exact)) for one in products]
+        for product, signal, inputs in pairs:
             # The norm of an outer product is the product of the norms (Goodfellow 2015).
-            lengths = square_sums(product.inputs.flatten(0, 1)).view(shape)
+            lengths = torch.linalg.vector_norm(inputs, dim=2).square_()
             lengths += float(product.bias is not None)
-            squared += lengths.mul_(square_sums(product.signal.flatten(0, 1)).view(shape))
+            squared += lengths.mul_(torch.linalg.vector_norm(signal, dim=2).square_())
         factors, unusable = factors_of(squared, clipping_norms, scales, batch.counted)
-        for product in products:
-            signal, inputs = product.signal.to(factors.dtype), product.inputs.to(factors.dtype)
+        for product, signal, inputs in pairs:
             if unusable is not None:
                 # Zero times a value that is not finite would reach the other records.
-                signal.masked_fill_(unusable, 0.0)
+                signal = signal.masked_fill(unusable, 0.0)
                 inputs = inputs.masked_fill(unusable, 0.0)
             signal = signal * factors.unsqueeze(2)
             totals[product.weight].baddbmm_(signal.mT, inputs)
