@@ -53,12 +53,27 @@ def pull_towards(start: torch.Tensor, model: ResidentModel, strength: float) -> 
             offset = stop
 
 
+def orders(
+    count: int, recipe: Recipe, seed: int, generator: torch.Generator | None = None
+) -> Iterator[torch.Tensor]:
+    """Yields orders of the row numbers, int64, shape [count], for as many passes as may be taken.
+
+    Args:
+        count: number of rows.
+        recipe: how long to train.
+        seed: public; of the orders.
+        generator: seeded anew and used, which saves making one.
+    """
+    generator = (generator or torch.Generator()).manual_seed(seed)
+    for _ in range(recipe.local_epochs or recipe.local_steps or 0):
+        yield torch.randperm(count, generator=generator)
+
+
 def _batches(count: int, recipe: Recipe, seed: int) -> Iterator[torch.Tensor]:
     """Yields row numbers: whole epochs, or exactly ``local_steps`` batches over as many epochs."""
-    generator = torch.Generator().manual_seed(seed)
     left = recipe.local_steps
-    for _ in range(recipe.local_epochs or recipe.local_steps or 0):
-        for rows in torch.split(torch.randperm(count, generator=generator), recipe.batch_size):
+    for order in orders(count, recipe, seed):
+        for rows in torch.split(order, recipe.batch_size):
             if left == 0:
                 return
             yield rows

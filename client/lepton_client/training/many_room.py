@@ -1,0 +1,143 @@
+"""Which models and recipes many sites train together, and how many sites fit into memory."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from lepton_client.training.many_batches import steps_of
+from lepton_client.training.many_chain import is_chain, leaves
+from lepton_client.training.resident import ResidentModel
+from lepton_common.datasets.records import Records
+from lepton_common.messages import Recipe
+from lepton_common.privacy.plan import PrivacyPlan
+
+# Layers that look at a record alone and draw no random numbers.
+_KNOWN = (
+    nn.Linear,
+    nn.Conv2d,
+    nn.MaxPool2d,
+    nn.AvgPool2d,
+    nn.GroupNorm,
+    nn.Flatten,
+    nn.ReLU,
+    nn.Tanh,
+    nn.Sigmoid,
+)
+# Of one record, beyond which a CPU computes convolutions no faster together than apart.
+_MOST_PRODUCTS = 1_000_000
+
+
+class _Work(NamedTuple):
+    """What one record costs: numbers that layers return, and products of convolutions."""
+
+    outputs: int
+    products: int
+
+
+def why_not_together(
+    model: ResidentModel, recipe: Recipe, data: Records, mode: str | None
+) -> str | None:
+    """Returns a sentence why sites go one at a time; None where they can be trained at once.
+
+    Args:
+        model: the kind of model.
+        recipe: how to train.
+        data: the records of all sites.
+        mode: of the privacy plan; None for training without privacy.
+    """
+    if mode not in (None, "record"):
+        return f"Privacy in the mode {mode} goes one site at a time: its sums are whole numbers."
+    if recipe.precision != "float32":
+        return f"Training in {recipe.precision} goes one site at a time; only float32 is stacked."
+    if mode and (fault := why_not_private(model.device, recipe, data, ())):
+        return fault
+    layers = leaves(model.module)
+    if layers is None:
+        return "The model is no plain sequence of layers, so its sites go one at a time."
+    for layer in layers:
+        if type(layer) not in _KNOWN:
+            return f"{type(layer).__name__} layers go one site at a time: they are not stacked."
+    if not all(parameter.requires_grad for parameter in model.module.parameters()):
+        return "The model has weights that are not trained, so its sites go one at a time."
+    if len(data) == 0 or is_chain(model.module, data.features.shape[1:]):
+        return None
+    if model.device.type == "cpu" and _work(model, data).products > _MOST_PRODUCTS:
+        return "On a CPU convolutions of this size are no faster together; sites go one at a time."
+    return None
+
+
+def why_not_private(
+    device: torch.device, recipe: Recipe, data: Records, plans: Sequence[PrivacyPlan]
+) -> str | None:
+    """Returns a sentence why private training goes one site at a time; None where it need not."""
+    if data.units is not None:
+        return "People with several records go one site at a time; only single records are stacked."
+    if recipe.augmentations > 1:
+        return "Several views of a record go one site at a time; only single ones are stacked."
+    if device.type == "mps":
+        return "Apple's GPUs have no float64 for private sums, so sites go one at a time."
+    if any(plan.shared is not None for plan in plans):
+        return "Sums with shared noise go one site at a time: they are whole numbers."
+    return None
+
+
+def sites_at_once(
+    model: ResidentModel, recipe: Recipe, data: Records, records: int, free_bytes: int, *,
+    private: bool, steps: int | None = None,
+) -> int:  # fmt: skip
+    """Returns how many sites fit into memory together, their updates included; at least 1.
+
+    Args:
+        model: the kind of model.
+        recipe: how to train.
+        data: the records of all sites, which are in memory already.
+        records: of the largest site.
+        free_bytes: of the device's memory; on a CPU of the machine's.
+        private: whether under a privacy plan.
+        steps: of the longest site; None: as the recipe says.
+    """
+    longest = steps_of(recipe, records) if steps is None else steps
+    # On a CPU a few sites are worked on at a time, and the others only wait; the estimate holds
+    # for a device that takes all of them at once.
+    room = bytes_of_site(model, recipe, data, records, longest, private=private)
+    return max(1, free_bytes // (room + 4 * model.layout.size))
+
+
+def bytes_of_site(
+    model: ResidentModel, recipe: Recipe, data: Records, records: int, steps: int, *, private: bool
+) -> int:
+    """Returns about how many bytes the training of one site takes, beside its update."""
+    number, exact = model.dtype.itemsize, torch.float64.itemsize
+    chain = is_chain(model.module, data.features.shape[1:])
+    # Weights, what the optimiser remembers, a gradient that is written out, and the change.
+    copies = 2 + (3 if recipe.optimizer == "adam" else 1) + (not chain)
+    of_model = model.layout.size * (copies * number + (3 * exact if private else 0))
+    width = records if private else min(recipe.batch_size, records)
+    numbers = int(data.features[:1].numel())
+    # Inputs once as they are and once in float64; of outputs also the gradients.
+    of_record = numbers * (number + (exact if private else 0)) + 8
+    if len(data):
+        of_record += 3 * number * _work(model, data).outputs
+    order = 0 if private else 8 * steps * width
+    return of_model + width * of_record + order
+
+
+def _work(model: ResidentModel, data: Records) -> _Work:
+    """Counts by sending one record through; nothing is kept of it."""
+    outputs, products = [], []
+
+    def count(layer: nn.Module, _: Any, output: torch.Tensor) -> None:  # noqa: ANN401
+        outputs.append(output.numel())
+        if isinstance(layer, nn.Conv2d):
+            products.append(output.numel() * layer.weight[0].numel())
+
+    handles = [layer.register_forward_hook(count) for layer in leaves(model.module) or []]
+    try:
+        with torch.no_grad():
+            model.module(data.features[:1].to(model.device, model.dtype))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return _Work(sum(outputs), sum(products))
