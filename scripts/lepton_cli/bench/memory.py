@@ -1,4 +1,4 @@
-"""The memory of a process and all below it: their proportional set sizes, sampled and summed."""
+"""The memory of a process and all below it, summed: proportional shares, swapped ones included."""
 
 import threading
 import time
@@ -68,14 +68,18 @@ def _tree(root: int) -> set[int]:
 
 
 def _sizes(pids: set[int]) -> dict[int, int]:
-    """Returns the proportional set size of each of some processes that lives, in bytes."""
+    """Returns the proportional set size of each of some processes that lives, in bytes.
+
+    What was swapped out counts: it is held as much as the rest.
+    """
     sizes = {}
     for pid in pids:
         try:
             lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         except OSError:
             continue
-        sizes[pid] = sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+        held = (line for line in lines if line.startswith(("Pss:", "SwapPss:")))
+        sizes[pid] = sum(1024 * int(line.split()[1]) for line in held)
     return sizes
 
 
