@@ -17,7 +17,14 @@ from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from lepton_client.training.bookkeeping import ClippedGradients
-from lepton_client.training.likeness import Kind, ordinary_weights, own_weights, rows_alike
+from lepton_client.training.likeness import (
+    FINE,
+    SMALLEST,
+    Kind,
+    ordinary_weights,
+    own_weights,
+    rows_alike,
+)
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.resident import ResidentModel
 from lepton_client.training.written_out import EachAlone, WrittenOut
@@ -47,12 +54,15 @@ class Conformance:
             not be computed.
         precision: ``float32``, or ``float64`` where a row's place in a batch would tell otherwise.
         together: whether people share a batch; not where their places would tell in float64 too.
+        step: batches of up to 64 rows are filled up to a multiple of this: 16, or 64 where smaller
+            ones are not computed as the others are.
     """
 
     engine: str
     difference: float | None
     precision: str = SINGLE
     together: bool = True
+    step: int = FINE
 
     @property
     def kind(self) -> Kind:
@@ -96,6 +106,10 @@ def conform(
             _check_apart(model, input_shape)
             model.conformance = _compare(model, task, input_shape, classes)
     found: Conformance = model.conformance
+    if found.step == FINE and not _proven(model, found, task, input_shape, heights):
+        found = replace(found, step=SMALLEST)
+    if found.step != FINE:
+        heights = tuple(height for height in heights if height % SMALLEST == 0)
     if found.precision == SINGLE and not _proven(model, found, task, input_shape, heights):
         if model.device.type == "mps":
             raise PrecisionUnavailable(

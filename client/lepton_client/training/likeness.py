@@ -25,6 +25,8 @@ _LEAST_OUTPUTS = 8
 _LARGEST = 100.0  # as large as a server may choose weights
 SMALLEST = 64
 """Heights are multiples of this, at which a CPU's kernels mostly compute every row alike."""
+FINE = 16
+"""Below it, of this, where a machine's kernels do so too: small batches need less filling up."""
 
 
 def rows_alike(
@@ -41,7 +43,7 @@ def rows_alike(
         kind: the engine that it trains with.
         task: whose losses count.
         input_shape: of one record.
-        heights: rows in a batch, multiples of `SMALLEST`.
+        heights: rows in a batch.
     """
     with own_weights(model.module):
         return all(

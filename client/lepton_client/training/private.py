@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lepton_client.training.bookkeeping import ClippedGradients, most_rows
 from lepton_client.training.conformance import Conformance
-from lepton_client.training.likeness import SMALLEST
+from lepton_client.training.likeness import FINE, SMALLEST
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.plain import pull_towards
 from lepton_client.training.resident import ResidentModel, new_optimizer
@@ -37,11 +37,13 @@ class Engine(NamedTuple):
         model: the model.
         gradients: the hooks.
         together: whether people share a batch; see `Conformance`.
+        step: what the rows of a small batch are filled up to a multiple of; likewise.
     """
 
     model: ResidentModel
     gradients: ClippedGradients | OpacusGradients
     together: bool = True
+    step: int = SMALLEST
 
 
 def train_private(
@@ -63,7 +65,7 @@ def train_private(
     optimizer, views = new_optimizer(model.module, recipe), Views(task, recipe, secret)
     rows_of_unit = _rows_by_unit(records)
     with conformance.open(model) as gradients:
-        engine = Engine(model, gradients, conformance.together)
+        engine = Engine(model, gradients, conformance.together, conformance.step)
         for _ in range(plan.steps_per_round):
             check_weights(model)
             units = _sample(rows_of_unit, plan, recipe, model, secret)
@@ -98,7 +100,7 @@ def noisy_sum(
     units = _sample(_rows_by_unit(records), plan, recipe, model, secret)
     views = Views(task, recipe, secret)
     with conformance.open(model) as gradients:
-        engine = Engine(model, gradients, conformance.together)
+        engine = Engine(model, gradients, conformance.together, conformance.step)
         total = clipped_sum(engine, task, records, units, recipe.batch_size, plan, views)
     return noised(total.cpu().numpy().astype(np.float64), plan, secret)
 
@@ -165,7 +167,7 @@ def clipped_sum(
             features = views.of(features)
             index, unit_of_row = index.repeat_interleave(count_of), unit_of_row.repeat(count_of)
         # On a GPU kernels may differ at any height, so there it is always the same one.
-        height = _filled_up(len(index)) if engine.together else len(index)
+        height = _filled_up(len(index), engine.step) if engine.together else len(index)
         if model.device.type != "cpu":
             height = max(height, most)
         single = count == len(index)
@@ -218,15 +220,18 @@ def heights(recipe: Recipe, model: ResidentModel) -> tuple[int, ...]:
     """Returns the heights that a batch may have under a recipe, whatever the records are."""
     # A record's views go through together, however many.
     most = max(_rows_at_once(recipe.batch_size, model), _filled_up(recipe.augmentations))
-    return tuple(range(SMALLEST, most + 1, SMALLEST)) if model.device.type == "cpu" else (most,)
+    if model.device.type != "cpu":
+        return (most,)
+    return (*range(FINE, SMALLEST, FINE), *range(SMALLEST, most + 1, SMALLEST))
 
 
 def _rows_at_once(batch_size: int, model: ResidentModel) -> int:
     return _filled_up(min(batch_size, most_rows(model.module)))
 
 
-def _filled_up(rows: int) -> int:
-    return -(-rows // SMALLEST) * SMALLEST
+def _filled_up(rows: int, step: int = SMALLEST) -> int:
+    step = step if rows <= SMALLEST else SMALLEST
+    return -(-rows // step) * step
 
 
 def _filled(values: torch.Tensor, height: int) -> torch.Tensor:

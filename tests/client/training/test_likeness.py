@@ -256,7 +256,8 @@ def test_every_height_is_tried_before_it_is_used_and_once(monkeypatch, threads):
     threads(2)
     conform(model, TASK, (4,), 3, heights(small, model))
     whole = list(range(64, 1025, 64))
-    assert tried == [(1, [64, 128]), (1, whole[2:]), (2, [64, 128])]
+    first = [16, 32, 48, 64, 128]
+    assert tried == [(1, first), (1, whole[2:]), (2, first)]
     views = replace(RECIPE, batch_size=2000, augmentations=1500)
     assert heights(views, model)[-1] == 1536
     # Where records' gradients are written out, larger batches are not faster.
@@ -264,6 +265,27 @@ def test_every_height_is_tried_before_it_is_used_and_once(monkeypatch, threads):
     assert heights(large, written_out)[-1] == 256
     model.device = torch.device("cuda")
     assert heights(small, model) == (128,)
+
+
+def test_where_small_batches_differ_only_they_are_filled_up_further(monkeypatch):
+    def alike(model, kind, task, shape, used):
+        return 16 not in used
+
+    monkeypatch.setattr(conformance, "rows_alike", alike)
+    model = resident(initial_model("mlp", (4,), 3, seed=0))
+    found = conform(model, TASK, (4,), 3, heights(replace(RECIPE, batch_size=100), model))
+    assert (found.step, found.precision, found.together) == (64, SINGLE, True)
+    seen = []
+    with found.open(model) as gradients:
+        summed = gradients.sum
+        gradients.sum = lambda losses, features, *rest, **more: (
+            seen.append(len(features)) or summed(losses, features, *rest, **more)
+        )
+        for step in (found.step, 16):
+            engine = Engine(model, gradients, True, step)
+            units = list(np.arange(10).reshape(-1, 1))
+            clipped_sum(engine, TASK, synthetic(12), units, 100, PLAN)
+    assert seen == [64, 16]
 
 
 @pytest.mark.parametrize("engine", [OURS, OPACUS])
