@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lepton_common.arrays import Layout, Vector, image_order, read_parameters, write_parameters
+from lepton_common.arrays import Layout, Vector, image_order, write_parameters
 from lepton_common.errors import UpdateInvalid
 from lepton_common.messages import Recipe
 from lepton_common.models.catalog import build_model
@@ -56,7 +56,14 @@ class ResidentModel:
         Raises:
             UpdateInvalid: training diverged to values that are not finite.
         """
-        update = read_parameters(self.module).sub_(start).float().cpu()
+        update = torch.empty_like(start)
+        pieces = zip(self.module.parameters(), torch.split(start, self.layout.sizes),
+                     torch.split(update, self.layout.sizes), strict=True)  # fmt: skip
+        with torch.no_grad():
+            for parameter, before, piece in pieces:
+                shape = parameter.shape
+                torch.sub(parameter, before.view(shape), out=piece.view(shape))
+        update = update.float().cpu()
         # Of a large model there is no room for a mask.
         if not all(torch.isfinite(bound) for bound in update.aminmax()):
             raise UpdateInvalid("Training diverged; lower train.learning_rate.")
@@ -91,9 +98,27 @@ def resident_model(
         give_back_freed_memory()
         module = build_model(name, input_shape, outputs).to(device)
         if channels_last:
-            image_order(module)
+            _keep_image_order(image_order(module))
         models[key] = ResidentModel(module, Layout.of(module), device)
     return models[key]
+
+
+def _keep_image_order(module: nn.Module) -> None:
+    """Gives gradients back in channels-last order where images were made one row of numbers.
+
+    They would come in the other order, and each layer below would have to turn them around.
+    """
+
+    def turned(gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.contiguous(memory_format=torch.channels_last)
+
+    def watch(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if inputs[0].requires_grad and inputs[0].dim() == 4:
+            inputs[0].register_hook(turned)  # type: ignore[no-untyped-call]
+
+    for layer in module.modules():
+        if isinstance(layer, nn.Flatten):
+            layer.register_forward_pre_hook(watch)
 
 
 def new_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:

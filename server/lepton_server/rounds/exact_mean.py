@@ -9,6 +9,10 @@ from lepton_server.rounds.gathered import Mean, Means
 _SCALE = 2.0**40
 _BOUND = 2.0**20
 _CHUNK = 1 << 15
+# Between 2**52 and 2**53 float64 numbers are whole. So whoever adds this to a number of at most
+# 2**51 has rounded it to the nearest whole one (ties to even), which then stands in the last bits.
+_ROUNDER = 1.5 * 2.0**52
+_ROUNDER_BITS = int(np.float64(_ROUNDER).view(np.int64))
 
 
 class ExactMean:
@@ -28,6 +32,7 @@ class ExactMean:
             keep_each: whether to keep the single updates too, for robust strategies.
         """
         self._sum = np.zeros(size, dtype=np.int64)
+        self._piece = np.empty(min(size, _CHUNK))
         self._weights, self._total = weights, sum(weights.values())
         self._came: list[str] = []
         self._each: dict[str, Vector] | None = {} if keep_each else None
@@ -53,10 +58,16 @@ class ExactMean:
         if not (low >= -_BOUND and high <= _BOUND):
             raise UpdateInvalid("An update holds values that are not finite, or beyond 2**20.")
         factor = _SCALE * self._weights[site] / self._total
+        small = max(-low, high) * factor < 2.0**51
         for start in range(0, len(update), _CHUNK):
-            piece = update[start : start + _CHUNK].astype(np.float64)
-            piece *= factor
-            self._sum[start : start + _CHUNK] += np.rint(piece, out=piece).astype(np.int64)
+            values, part = update[start : start + _CHUNK], self._sum[start : start + _CHUNK]
+            piece = np.multiply(values, factor, out=self._piece[: len(values)], dtype=np.float64)
+            if small:
+                piece += _ROUNDER
+                part += piece.view(np.int64)  # wraps around, which `value` takes back
+            else:
+                part += np.rint(piece, out=piece).astype(np.int64)
+                part += _ROUNDER_BITS
         self._came.append(site)
         if self._each is not None:
             self._each[site] = update
@@ -65,8 +76,10 @@ class ExactMean:
         """Returns the mean over the sites that came, float32, shape [size]."""
         came = sum(self._weights[site] for site in self._came)
         factor, mean = self._total / came / _SCALE, np.empty(self.size, np.float32)
+        # Of each update's bits those of the rounder, once each, modulo 2**64.
+        extra = np.uint64(self.count * _ROUNDER_BITS % 2**64).astype(np.int64)
         for start in range(0, self.size, _CHUNK):
-            mean[start : start + _CHUNK] = self._sum[start : start + _CHUNK] * factor
+            mean[start : start + _CHUNK] = (self._sum[start : start + _CHUNK] - extra) * factor
         return mean
 
     def without_sum(self) -> Mean:
