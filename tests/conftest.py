@@ -82,7 +82,14 @@ _SETTINGS = {
         "sample_rate": 1.0,
         "spare_rounds": 0,
     },
-    "engine": {"name": "inprocess", "workers": 1, "threads_per_site": 1, "serialise": False},
+    "engine": {
+        "name": "inprocess",
+        "workers": 1,
+        "threads_per_site": 1,
+        "serialise": False,
+        "vectorize": "none",
+        "together": 0,
+    },  # fmt: skip
     "secagg": {
         "mode": "none",
         "width": 32,

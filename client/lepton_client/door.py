@@ -5,18 +5,22 @@ item that leaves is on the list below with the protections that it may carry. Wi
 item computed from records must be covered by the event that was charged for this very release.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 
+from lepton_client.hosted.leaves import Leaves
+from lepton_client.hosted.ledger import HostLedger
 from lepton_client.ledger import Charge, Ledger
 from lepton_common.arrays import Vector, digest_of, pack
 from lepton_common.audit import AuditLog
 from lepton_common.chain import head_of
 from lepton_common.errors import DoorRefused, TokenGone
+from lepton_common.hosting import Enrolled, HostFacts, ManyReceipts, Vectors, pack_vectors
 from lepton_common.identity.heads import Head, Heads, sign_heads
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import Receipt, SiteFacts
@@ -29,7 +33,7 @@ _REFUSED = 100  # error code of a named refusal; Flower's own codes end at 8
 
 _COMPUTED = frozenset({Protection.DP, Protection.UNPROTECTED})
 _MASKED = frozenset({Protection.SECAGG})
-Value = Vector | float | bytes | SiteFacts | Receipt
+Value = Vector | float | bytes | SiteFacts | Receipt | HostFacts | Enrolled
 _ALLOWED: dict[str, tuple[type, frozenset[Protection]]] = {
     "update": (np.ndarray, _COMPUTED),
     "loss": (float, _COMPUTED),
@@ -37,6 +41,8 @@ _ALLOWED: dict[str, tuple[type, frozenset[Protection]]] = {
     "receipt": (Receipt, frozenset({Protection.PROTOCOL})),
     "secagg": (bytes, frozenset({Protection.PROTOCOL})),
     "masked": (bytes, _MASKED),
+    "host": (HostFacts, frozenset({Protection.PUBLIC})),
+    "enrolled": (Enrolled, frozenset({Protection.PUBLIC})),
 }
 
 
@@ -58,7 +64,7 @@ class Outbound:
 class Door:
     """A site's door."""
 
-    def __init__(self, audit: AuditLog, ledger: Ledger, policy: SitePolicy) -> None:
+    def __init__(self, audit: AuditLog, ledger: Ledger | HostLedger, policy: SitePolicy) -> None:
         self._audit, self._ledger, self._policy = audit, ledger, policy
 
     def release(
@@ -84,7 +90,11 @@ class Door:
             self._check(item, charge)
         if charge is not None:
             self._ledger.redeem(charge)
-        contents = {item.name: _encode(item.value) for item in items}
+        arrays = {item.name: pack(item.value) for item in items if _is_vector(item.value)}
+        contents = {
+            item.name: arrays[item.name].data if item.name in arrays else _encode(item.value)
+            for item in items
+        }
         record = self._audit.append(
             "release",
             {
@@ -103,7 +113,71 @@ class Door:
             },
         )
         stamped = [replace(item, value=self._stamp(item.value, record.hash)) for item in items]
-        return Message(_records(stamped, contents, record.hash), reply_to=message)
+        return Message(_records(stamped, contents, arrays, record.hash), reply_to=message)
+
+    def release_many(
+        self,
+        message: Message,
+        updates: Vectors,
+        losses: list[float] | None,
+        receipts: ManyReceipts,
+        provenance: Provenance,
+        about: Mapping[str, str | int],
+        charge: Charge | None,
+        leaves: Leaves,
+    ) -> Message:
+        """Checks each of some hosted sites' releases, logs them in one record, and then replies.
+
+        Args:
+            message: what is being answered.
+            updates: one of each site, float32, shape [k, d].
+            losses: of each site, where they leave.
+            receipts: of each site, in the same order.
+            provenance: what protects the updates, and the losses.
+            about: the run and the round they belong to, for the log.
+            charge: the ledger's charge for these releases; with it, DP is on.
+            leaves: where a line for each site goes, whose Merkle root the record holds.
+
+        Raises:
+            DoorRefused: as `release`; nothing has left and nothing is logged.
+        """
+        for update in updates:
+            self._check(Outbound("update", update, provenance), charge)
+        for loss in losses or []:
+            self._check(Outbound("loss", loss, provenance), charge)
+        if charge is not None:
+            self._ledger.redeem(charge)
+        array = pack_vectors(updates)
+        digests = [[name] for name in receipts.names]
+        for values in (array.data, np.array(losses or [], "<f8").tobytes()):
+            size = len(values) // max(1, len(digests))
+            for number, digest in enumerate(digests if size else []):
+                digest.append(digest_of(memoryview(values)[number * size : (number + 1) * size]))
+        lines = [json.dumps(digest).encode() for digest in digests]
+        record = self._audit.append(
+            "releases",
+            {
+                **about,
+                "reply_to": message.metadata.message_id,
+                "charge": charge.id if charge else None,
+                "leaves": leaves.add(lines) if lines else None,
+                "failed": receipts.failed,
+                "bytes": {"update": updates.shape[1] * 4, "loss": 0 if losses is None else 8},
+                "provenance": provenance.record(),
+            },
+        )
+        stamped = [
+            replace(receipt, audit_head=record.hash, ledger_head=self._ledger.head)
+            for receipt in receipts.receipts
+        ]
+        content = RecordDict(
+            {
+                "updates": ArrayRecord({"vector": array}),
+                "metrics": MetricRecord() if losses is None else MetricRecord({"loss": losses}),
+                "receipts": ConfigRecord({"json": to_json(replace(receipts, receipts=stamped))}),
+            }
+        )
+        return Message(content, reply_to=message)
 
     def report(self, key: SigningKey, federation: str, site: str, about: Mapping[str, Any]) -> str:
         """Logs and signs how far audit log and ledger went, for others to witness.
@@ -139,7 +213,7 @@ class Door:
         """Puts the newest heads of audit log and ledger, this release included, on a value."""
         if isinstance(value, Receipt):
             return replace(value, audit_head=audit_head, ledger_head=self._ledger.head)
-        if isinstance(value, SiteFacts):
+        if isinstance(value, SiteFacts | HostFacts):
             return replace(value, audit_head=audit_head)
         return value
 
@@ -171,17 +245,21 @@ def refuse_without_site(message: Message, error: BaseException) -> Message:
     return Message(Error(_REFUSED, type(error).__name__), reply_to=message)
 
 
+def _is_vector(value: Value) -> TypeGuard[Vector]:
+    return isinstance(value, np.ndarray)
+
+
 def _encode(value: Value) -> bytes:
     if isinstance(value, bytes):
         return value
-    if isinstance(value, np.ndarray):
-        return pack(value).data
     if isinstance(value, float):
         return np.float64(value).tobytes()
     return to_json(value).encode()
 
 
-def _records(items: list[Outbound], contents: Mapping[str, bytes], head: str) -> RecordDict:
+def _records(
+    items: list[Outbound], contents: Mapping[str, bytes], arrays: Mapping[str, Array], head: str
+) -> RecordDict:
     content = RecordDict()
     losses: dict[str, int | float | list[int] | list[float]] = {}
     for item in items:
@@ -189,8 +267,8 @@ def _records(items: list[Outbound], contents: Mapping[str, bytes], head: str) ->
             content[item.name] = masked_record(contents[item.name])
         elif isinstance(item.value, bytes):
             content[item.name] = ConfigRecord({"body": item.value, "head": head})
-        elif isinstance(item.value, np.ndarray):
-            content[item.name] = ArrayRecord({"vector": pack(item.value)})
+        elif item.name in arrays:
+            content[item.name] = ArrayRecord({"vector": arrays[item.name]})
             content["metrics"] = MetricRecord()
         elif isinstance(item.value, float):
             losses[item.name] = item.value

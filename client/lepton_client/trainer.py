@@ -262,7 +262,7 @@ class LocalTrainer:
         model = self._model(request, received, channels_last=True)
         if len(records) == 0:
             raise EmptySite("This site holds no record; check the data in its site file.")
-        seed = _site_seed(request.recipe.seed, self._name)
+        seed = site_seed(request.recipe.seed, self._name)
         task = find_task(request.task)
         update, loss = train_plain(model, task, records, received, request.recipe, seed)
         return Trained(update, loss, len(records))
@@ -303,6 +303,6 @@ class LocalTrainer:
         return model
 
 
-def _site_seed(seed: int, site: str) -> int:
+def site_seed(seed: int, site: str) -> int:
     """Returns a seed of its own for each site, so that one request can serve them all."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{site}".encode()).digest()[:7])

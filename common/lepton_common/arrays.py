@@ -147,6 +147,6 @@ def unpack(array: Array, size: int) -> Vector:
     return np.frombuffer(array.data, dtype="<f4")
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: bytes | memoryview) -> str:
     """Returns the hexadecimal SHA-256 of ``data``."""
     return hashlib.sha256(data).hexdigest()

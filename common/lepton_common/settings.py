@@ -207,12 +207,17 @@ class EngineSettings:
         threads_per_site: threads inside one site's tensor operations; fixed, so that results
             are the same bit for bit whatever the workers.
         serialise: send every message through Flower's wire format, as in deployment.
+        vectorize: ``auto``: many sites are trained at once where task, model and protection allow
+            it, which is as good as one at a time up to rounding; ``none``: never.
+        together: sites trained at once, for ``vectorize``; 0: as many as suit memory and workers.
     """
 
     name: Literal["inprocess"]
     workers: Natural
     threads_per_site: Count
     serialise: bool
+    vectorize: Literal["none", "auto"]
+    together: Natural
 
 
 @record
@@ -399,7 +404,7 @@ def _contradictions(settings: Settings) -> list[str]:
             (data.records_per_site or data.min_records) < data.min_records
         ),
         f"secagg=sa1 needs a roster of all sites at each site, which lists {MOST_LISTED:,} at "
-        f"most, not {settings.sites:,}: lower sites, or choose secagg=none where the sites allow it.": (
+        f"most, not {settings.sites:,}: lower sites, or choose secagg=none where sites allow it.": (
             settings.secure and settings.crowded
         ),
         f"baselines=true trains a model at each site, which is for {MOST_LISTED:,} at most, not "

@@ -2,7 +2,7 @@
 
 import heapq
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
+from lepton_cli.hosted_evidence import hosted_evidence
 from lepton_cli.site_evidence import SiteEvidence, Totals, site_evidence
 from lepton_client.site import AUDIT_FILE, LEDGER_FILE
 from lepton_common.arrays import digest_of
 from lepton_common.audit import read_records
 from lepton_common.chain import GENESIS, ChainRecord, verify_heads
 from lepton_common.errors import AuditError, LedgerInvalid
+from lepton_common.hosting import HOST
 from lepton_common.privacy.ledger_file import read_ledger
 from lepton_common.settings import parse_settings
 from lepton_common.strict import to_json
@@ -60,16 +62,29 @@ def gather_evidence(folder: RunFolder) -> Evidence:
     totals, kept = Totals(), list[tuple[float, int, str, SiteEvidence]]()
     with closing(_Witness(folder.audit)) as server:
         _check_files(folder, server)
-        for site, key in server.sites():
-            found = _verified(folder.site(site), site, key, server)
+        for found in _hosted(folder, server) if folder.host.exists() else _apart(folder, server):
             totals.add(found)
-            entry = (found.epsilon or 0.0, found.total_bytes, site, found)
+            entry = (found.epsilon or 0.0, found.total_bytes, found.name, found)
             (heapq.heappush if len(kept) < _MOST_KEPT else heapq.heappushpop)(kept, entry)
-        for path in (folder.path / "sites").glob(f"*/{AUDIT_FILE}"):
-            if not server.knows(path.parent.name):
-                raise AuditError(f"{path}: the server's log does not know this site: it was cut.")
         sites = {site: found for _, _, site, found in sorted(kept, key=lambda entry: entry[2])}
         return Evidence(sites, totals, server.records, server.witnessed, server.head)
+
+
+def _apart(folder: RunFolder, server: "_Witness") -> Iterator[SiteEvidence]:
+    """Yields what is proven of each site that has logs of its own."""
+    for site, key in server.sites():
+        yield _verified(folder.site(site), site, key, server)
+    for path in (folder.path / "sites").glob(f"*/{AUDIT_FILE}"):
+        if not server.knows(path.parent.name):
+            raise AuditError(f"{path}: the server's log does not know this site: it was cut.")
+
+
+def _hosted(folder: RunFolder, server: "_Witness") -> Iterable[SiteEvidence]:
+    """Returns what is proven of each site of a host, which has one log for all of them."""
+    keys = dict(server.sites())
+    if set(keys) != {HOST}:
+        raise AuditError(f"{folder.audit}: the server's log does not know the host: it was cut.")
+    return hosted_evidence(folder.host, keys[HOST], server.heads())
 
 
 def _verified(folder: Path, site: str, key: str, server: "_Witness") -> SiteEvidence:
@@ -125,6 +140,10 @@ class _Witness:
         """Tells whether a site introduced itself."""
         found = self._table.execute("SELECT 1 FROM keys WHERE site = ?", (site,))
         return found.fetchone() is not None
+
+    def heads(self) -> list[str]:
+        """Returns all heads that the server has seen of anybody's logs."""
+        return [head for (head,) in self._table.execute("SELECT head FROM heads")]
 
     def heads_of(self, site: str, *, ledger: bool) -> list[str]:
         """Returns the heads of a site's audit log, or of its ledger, that the server has seen."""

@@ -1,6 +1,5 @@
 """The pictures of a run: learning curve, epsilon per round, who holds what."""
 
-import heapq
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lepton_cli.run import Run
-from lepton_cli.simulated_sites import ROWS
-from lepton_common.datasets.catalog import load_dataset
-from lepton_common.tasks.catalog import find_task
+from lepton_cli.simulated_sites import dataset_of, split
 
 _BLUE, _GREY, _ORANGE, _RED = "#1f5fa8", "#7a7a7a", "#d9822b", "#c0392b"
 _MOST_BARS = 50
@@ -69,13 +66,10 @@ def _epsilon(run: Run) -> Path:
 
 def _partition(run: Run) -> Path:
     settings = run.settings
-    task = find_task(settings.task)
-    data = load_dataset(task.dataset, settings.data.root, settings.data.prepare)
-    lists = (run.folder.path / "sites").glob
-    shown = heapq.nsmallest(_MOST_BARS, lists(f"*/{ROWS}"))
-    count = sum(1 for _ in lists(f"*/{ROWS}"))
+    data, parts = dataset_of(settings), split(settings)
+    shown = [parts.name(index) for index in range(min(len(parts), _MOST_BARS))]
     labels = data.train.labels.numpy()
-    held = [np.load(path, allow_pickle=False) for path in shown]
+    held = [parts[index] for index in range(len(shown))]
     counts = np.array([np.bincount(labels[rows], minlength=data.classes) for rows in held])
     figure, axes = _figure(7.0, max(2.0, 0.28 * len(shown) + 1.0))
     left = np.zeros(len(shown))
@@ -84,13 +78,12 @@ def _partition(run: Run) -> Path:
         width = counts[:, value]
         axes.barh(range(len(shown)), width, left=left, color=colors[value], label=str(value))
         left += width
-    axes.set_yticks(range(len(shown)), [path.parent.name for path in shown], fontsize=7)
+    axes.set_yticks(range(len(shown)), shown, fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("training records, by label (known in simulation only)")
     title = f"{settings.data.partition}"
-    if count > len(shown):
-        title += f", first {len(shown)} of {count} sites"
-        title += " that were asked" if settings.crowded else ""
+    if len(parts) > len(shown):
+        title += f", first {len(shown)} of {len(parts)} sites"
     axes.set_title(title)
     axes.legend(ncols=1, fontsize=7, frameon=False, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     return _save(figure, run, "partition.png")

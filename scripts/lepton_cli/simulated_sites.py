@@ -24,7 +24,7 @@ import yaml
 from lepton_client.data import SiteData
 from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE, SiteFile
 from lepton_common.datasets.catalog import load_dataset
-from lepton_common.datasets.partition import Parts, partition
+from lepton_common.datasets.partition import Parts, PartSettings
 from lepton_common.datasets.records import Dataset
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator, Member, Roster, root_of, sign_roster
@@ -35,7 +35,7 @@ from lepton_common.tasks.catalog import find_task
 from lepton_server.run_folder import RunFolder
 
 ROWS = "rows.npy"
-_FIRST_NODE = 2  # Flower speaks as node 1
+FIRST_NODE = 2  # Flower speaks as node 1
 _KEY_PURPOSE = b"lepton/simulated-site/v1/"
 _UNFINISHED = ".site-"
 # The C version, where PyYAML was built with it, is ten times faster: it counts for many sites.
@@ -53,16 +53,10 @@ def dataset_of(settings: Settings) -> Dataset:
     return load_dataset(find_task(settings.task).dataset, data.root, data.prepare)
 
 
-def split(settings: Settings) -> Parts:
-    """Returns the training rows of each simulated site, by its index.
-
-    Raises:
-        DataError: a site would stay empty, or there are too few records.
-        SettingsError: the partition does not fit the data set.
-    """
+def parts_of(settings: Settings) -> PartSettings:
+    """Returns how the data set is split over the sites."""
     data = settings.data
-    return partition(
-        dataset_of(settings),
+    return PartSettings(
         partitioner=data.partition,
         sites=settings.sites,
         seed=settings.seed,
@@ -71,6 +65,16 @@ def split(settings: Settings) -> Parts:
         records_per_site=data.records_per_site,
         min_records=data.min_records,
     )
+
+
+def split(settings: Settings) -> Parts:
+    """Returns the training rows of each simulated site, by its index.
+
+    Raises:
+        DataError: a site would stay empty, or there are too few records.
+        SettingsError: the partition does not fit the data set.
+    """
+    return parts_of(settings).split(dataset_of(settings))
 
 
 class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
@@ -84,7 +88,7 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
             folder: the run's; `found` must have been called for it once.
         """
         self._settings, self._folder = settings, folder
-        self.nodes = range(_FIRST_NODE, _FIRST_NODE + settings.sites)
+        self.nodes = range(FIRST_NODE, FIRST_NODE + settings.sites)
 
     def found(self) -> None:
         """Writes what all sites of a new run have in common: their secret, and the roster."""
@@ -137,7 +141,7 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
         """
         if node not in self.nodes:
             raise KeyError(node)
-        index = node - _FIRST_NODE
+        index = node - FIRST_NODE
         path = self._folder.site(self.name(index))
         if not path.exists():
             self._make(index, path)
@@ -145,9 +149,7 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
 
     def name(self, index: int) -> str:
         """Returns the name of a site, by its index from 0."""
-        if self._settings.data.partition == "natural":
-            return self._dataset.sites[index]
-        return f"site-{index + 1:0{len(str(len(self)))}}"
+        return self.parts.name(index)
 
     @cached_property
     def parts(self) -> Parts:

@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import metadata
@@ -20,6 +20,7 @@ from flwr.app import Context, RecordDict
 from lepton_cli.baselines import train_baselines
 from lepton_cli.report import write_report
 from lepton_cli.run import Run
+from lepton_cli.simulated_host import found_host, host_nodes, settled
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
 from lepton_client.app import app as client_app
 from lepton_common.durable import write_atomic
@@ -27,7 +28,7 @@ from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
 from lepton_common.settings import Settings
 from lepton_common.strict import to_json
 from lepton_server.app import app as server_app
-from lepton_server.engines.inprocess import InProcessGrid
+from lepton_server.engines.inprocess import InProcessGrid, NodeConfig
 from lepton_server.engines.serialising import SerialisingGrid
 from lepton_server.progress import OBSERVER, Observer
 from lepton_server.run_folder import RunFolder
@@ -55,8 +56,12 @@ def create(settings: Settings) -> RunFolder:
         SettingsError: the partition does not fit the data set.
     """
     split(settings)  # or the faults that it names, before anything is written
+    settings = settled(settings)
     folder = _new_folder(settings)
-    SimulatedSites(settings, folder).found()
+    if settings.engine.vectorize == "none":
+        SimulatedSites(settings, folder).found()
+    else:
+        found_host(settings, folder)
     # The configuration comes last: a folder without one, as a crash may leave it, is not a run.
     _write_config(settings, folder)
     return folder
@@ -127,7 +132,13 @@ def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
 def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
     """Runs the ServerApp against the ClientApp on the engine that the settings name."""
     clear_unfinished(folder)
-    nodes, engine = SimulatedSites(settings, folder), settings.engine
+    settings = settled(settings)
+    engine = settings.engine
+    nodes: Mapping[int, NodeConfig] = (
+        SimulatedSites(settings, folder)
+        if engine.vectorize == "none"
+        else host_nodes(settings, folder)
+    )
     kind = SerialisingGrid if engine.serialise else InProcessGrid
     grid = kind(client_app, nodes, workers=engine.workers, threads_per_site=engine.threads_per_site)
     context = Context(

@@ -93,6 +93,11 @@ class RunFolder:
         """The same, as a table."""
         return self.path / "metrics.csv"
 
+    @property
+    def host(self) -> Path:
+        """The folder of the host of simulated sites that are trained together; there or not."""
+        return self.path / "host"
+
     def site(self, name: str) -> Path:
         """The folder of a simulated site."""
         return self.path / "sites" / name

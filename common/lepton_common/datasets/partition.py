@@ -7,7 +7,8 @@ packages and four seconds of imports for that. Everything is drawn from ``seed``
 nothing until they work; the others have no more sites than there are records.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from lepton_common.datasets.records import Dataset, Rows
 from lepton_common.errors import EmptySite, SettingsError, TooFewRecords, UnknownName
 from lepton_common.names import unknown
+from lepton_common.strict import Count, Natural, Positive, record
 
 PARTITIONERS = ("iid", "dirichlet", "shard", "natural", "drawn")
 _DIRICHLET_TRIES = 10
@@ -23,9 +25,14 @@ _DIRICHLET_TRIES = 10
 class Parts:
     """The sorted training rows of each site, by its index from 0, made when they are asked for."""
 
-    def __init__(self, sites: int, rows_of: Callable[[int], Rows]) -> None:
-        """Takes the number of sites, and what makes the rows of one, the same each time."""
-        self._sites, self._rows_of = sites, rows_of
+    def __init__(
+        self, sites: int, rows_of: Callable[[int], Rows], names: Sequence[str] = ()
+    ) -> None:
+        """Takes the number of sites, and what makes the rows of one, the same each time.
+
+        Natural sites have ``names``; the others are numbered.
+        """
+        self._sites, self._rows_of, self._names = sites, rows_of, names
 
     def __len__(self) -> int:
         """Number of sites."""
@@ -37,9 +44,36 @@ class Parts:
             raise IndexError(index)
         return np.sort(self._rows_of(index)).astype(np.int64)
 
+    def name(self, index: int) -> str:
+        """Returns the name of a site."""
+        if self._names:
+            return self._names[index]
+        return f"site-{index + 1:0{len(str(self._sites))}}"
+
     def __iter__(self) -> Iterator[Rows]:
         """Yields the rows of all sites, one after another."""
         return map(self.__getitem__, range(self._sites))
+
+
+@record
+class PartSettings:
+    """How a data set is split; see `partition`, whose arguments these are."""
+
+    partitioner: Literal["iid", "dirichlet", "shard", "natural", "drawn"]
+    sites: Count
+    seed: Natural
+    alpha: Positive
+    shards_per_site: Count
+    records_per_site: Count | None
+    min_records: Count
+
+    def split(self, dataset: Dataset) -> Parts:
+        """Returns the training rows of each site.
+
+        Raises:
+            DataError, SettingsError: see `partition`.
+        """
+        return partition(dataset, **vars(self))
 
 
 def partition(
@@ -103,7 +137,7 @@ def partition(
                 f"{max(min_records, 1)} of data.min_records; use fewer sites or a larger "
                 "data.alpha."
             )
-    return Parts(sites, parts.__getitem__)
+    return Parts(sites, parts.__getitem__, dataset.sites if partitioner == "natural" else ())
 
 
 def _drawn(dataset: Dataset, sites: int, seed: int, per_site: int | None) -> Parts:

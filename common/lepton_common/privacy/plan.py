@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 
 from lepton_common.errors import PlanError
 from lepton_common.privacy.accounting import calibrate, epsilon
@@ -132,7 +133,7 @@ class PrivacyPlan:
                     "see 'lepton config' for the privacy settings in force."
                 )
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hexadecimal SHA-256 of the plan; rides in every charge and receipt."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

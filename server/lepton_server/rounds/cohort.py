@@ -5,12 +5,13 @@ are drawn for a round, so that neither time nor memory depends on how many there
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
 from lepton_common.messages import SiteFacts
 from lepton_common.settings import MOST_LISTED, Settings
+from lepton_server.rounds.hosted import Hosts, find_hosts
 from lepton_server.rounds.introduction import Cohort, Introduction
 from lepton_server.rounds.known import KnownSites
 
@@ -21,6 +22,10 @@ class Present(Protocol):
     @property
     def count(self) -> int:
         """How many there are."""
+
+    @property
+    def hosts(self) -> Hosts | None:
+        """What answers for them, where they do not answer one by one."""
 
     def cohort(self, round_: int) -> Cohort:
         """Returns those of a round; the same nodes each time.
@@ -44,17 +49,35 @@ def meet(introduction: Introduction, settings: Settings, known: KnownSites) -> P
     nodes = introduction.grid.get_node_ids()
     if not isinstance(nodes, Sequence) or isinstance(nodes, list):
         nodes = sorted(nodes)  # a simulation's are in order, and listed nowhere
+    # Nobody may speak for sites that a roster names.
+    if settings.engine.vectorize != "none" and not introduction.members:
+        hosts = find_hosts(introduction, nodes)
+        return _present(range(hosts.facts.sites), hosts, settings, hosts)
+    if len(nodes) > MOST_LISTED:
+        introduction = replace(introduction, known=known)
+    return _present(nodes, introduction, settings)
+
+
+class _Introduces(Protocol):
+    def of(self, nodes: Iterable[int], round_: int | None = None) -> Cohort: ...
+
+
+def _present(
+    nodes: Sequence[int], introduction: _Introduces, settings: Settings, hosts: Hosts | None = None
+) -> Present:
     if len(nodes) <= MOST_LISTED:
-        return Everyone(introduction.of(nodes).sites, settings)
-    return Crowd(nodes, replace(introduction, known=known), settings)
+        return Everyone(introduction.of(nodes).sites, settings, hosts)
+    return Crowd(nodes, introduction, settings, hosts)
 
 
 class Everyone:
     """Sites that all introduced themselves before the first round."""
 
-    def __init__(self, sites: dict[int, SiteFacts], settings: Settings) -> None:
+    def __init__(
+        self, sites: dict[int, SiteFacts], settings: Settings, hosts: Hosts | None = None
+    ) -> None:
         """Takes the sites by node."""
-        self._sites, self._settings = sites, settings
+        self._sites, self._settings, self.hosts = sites, settings, hosts
         self.count = len(sites)
 
     def cohort(self, round_: int) -> Cohort:
@@ -67,11 +90,15 @@ class Crowd:
     """Nodes of which only those of a round introduce themselves, when they are drawn."""
 
     def __init__(
-        self, nodes: Sequence[int], introduction: Introduction, settings: Settings
+        self,
+        nodes: Sequence[int],
+        introduction: _Introduces,
+        settings: Settings,
+        hosts: Hosts | None = None,
     ) -> None:
         """Takes the nodes, in order of their ids."""
         self._nodes, self._introduction, self._settings = nodes, introduction, settings
-        self.count = len(nodes)
+        self.count, self.hosts = len(nodes), hosts
 
     def cohort(self, round_: int) -> Cohort:
         """Returns the sites of a round, and who of them did not introduce itself.

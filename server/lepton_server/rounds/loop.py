@@ -10,6 +10,7 @@ from lepton_common.arrays import digest_of
 from lepton_common.asking import privacy_request
 from lepton_common.audit import AuditLog
 from lepton_common.errors import QuorumNotMet, RunNotResumable
+from lepton_common.hosting import HOST
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member, read_roster_files
 from lepton_common.messages import SiteFacts
@@ -76,21 +77,20 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
                 f"where {settings.colluders} may collude; resume when the others are back."
             )
         weights = _weights(cohort, settings)
-        ledgers = known.ledgers(weights)
+        ledgers = known.ledgers([HOST] if present.hosts else weights)
         request = train_request(
             settings, run, evaluator.layout.digest, state, privacy, weights, ledgers, scale.value
         )
         if settings.secure:
             gathered = gather_secure(grid, settings, cohort, request, state.model, journal)
         else:
-            gathered = gather_plain(
-                grid,
-                cohort,
-                request,
-                state.model,
-                ExactMean(state.model.size, weights, strategy.needs_each),
-                federation.round_timeout_s,
-            )
+            mean = ExactMean(state.model.size, weights, strategy.needs_each)
+            if present.hosts:
+                gathered = present.hosts.gather(cohort, request, state.model, mean)
+            else:
+                timeout_s = federation.round_timeout_s
+                gathered = gather_plain(grid, cohort, request, state.model, mean, timeout_s)
+            del mean
         gathered.failed |= drawn.failed
         # The witness comes first: a released update is on record whatever becomes of the round.
         audit.append("collected", {"round": round_, "model": request.model_digest,

@@ -27,7 +27,7 @@ def train_request(
         state: after the last finished round.
         privacy: what the run asks of each site's privacy plan.
         weights: public weight of each site of the cohort.
-        ledger_heads: the newest entry of each site's privacy ledger that the server has seen.
+        ledger_heads: the newest entry of the cohort's privacy ledgers that the server has seen.
         update_scale: what whole updates are divided by before they are clipped.
     """
     return TrainRequest(
@@ -42,5 +42,5 @@ def train_request(
         recipe=recipe(settings, state.round + 1, update_scale),
         privacy=privacy,
         masked=masked_sum(settings, weights) if settings.secure else None,
-        ledger_heads={name: head for name, head in ledger_heads.items() if name in weights},
+        ledger_heads=ledger_heads,
     )

@@ -1,0 +1,176 @@
+"""Sites trained together: the same model up to rounding, the same rules, and the same proofs."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import lepton_cli
+from lepton_cli.compose import compose_settings
+from lepton_cli.evidence import gather_evidence
+from lepton_cli.run import list_runs
+from lepton_cli.simulation import resume, start
+from lepton_client.hosted.host import Host
+from lepton_client.ledger import Charge
+from lepton_common.errors import AuditError, DoorRefused, Interrupted, QuorumNotMet, SitesRefused
+from lepton_common.privacy.events import read_event
+from lepton_server.progress import Observer
+
+QUICK = ("task=breast_cancer", "model=mlp", "sites=7", "rounds=3", "secagg=none")
+PLAIN = (*QUICK, "privacy=none")
+RECORD = (*QUICK, "privacy=record", "privacy.epsilon=3")
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def weights(run):
+    return np.concatenate([values.ravel() for values in load_file(run.folder.final_model).values()])
+
+
+def together(*words, **more):
+    return lepton_cli.simulate(*words, "engine=vectorized", **more)
+
+
+@pytest.mark.parametrize("more", [(), ("federation.cohort=4", "strategy=fedadam"),
+                                  ("data.partition=dirichlet", "strategy=fedprox"),
+                                  ("strategy=fedmedian",)])  # fmt: skip
+def test_the_model_is_that_of_sites_one_at_a_time_up_to_rounding(more):
+    one, other = lepton_cli.simulate(*PLAIN, *more), together(*PLAIN, *more)
+    assert other.folder.host.exists()
+    assert not (other.folder.path / "sites").exists()
+    np.testing.assert_allclose(weights(other), weights(one), atol=2e-5)
+    assert set(other.evidence.sites) == set(one.evidence.sites)
+    for name, site in other.evidence.sites.items():
+        assert site.releases == one.evidence.sites[name].releases - 1  # without the introduction
+        assert site.bytes_left["unprotected"] == one.evidence.sites[name].bytes_left["unprotected"]
+
+
+def test_private_sites_spend_what_they_would_alone():
+    one, other = lepton_cli.simulate(*RECORD), together(*RECORD)
+    for name, site in other.evidence.sites.items():
+        alone = one.evidence.sites[name]
+        assert (site.events, site.delta) == (alone.events, alone.delta)
+        assert site.epsilon == alone.epsilon > 1.0
+        assert site.bytes_left["dp"] == alone.bytes_left["dp"]
+        assert not site.without_dp
+    assert [r.epsilon for r in other.rounds] == [r.epsilon for r in one.rounds]
+    statement = (other.folder.path / "model_card.md").read_text()
+    assert "differential privacy at each site" in statement
+
+
+def test_how_many_are_trained_at_once_changes_rounding_only():
+    runs = [together(*PLAIN, f"engine.together={size}", "engine.workers=2") for size in (1, 3, 7)]
+    for run in runs[1:]:
+        np.testing.assert_allclose(weights(run), weights(runs[0]), atol=2e-5)
+
+
+def test_it_says_why_where_sites_go_one_at_a_time(caplog):
+    with caplog.at_level(logging.WARNING, "lepton.simulation"):
+        run = together("task=breast_cancer", "sites=4", "rounds=1", "privacy=none")
+    assert "one at a time" in caplog.text
+    assert "Under secure aggregation each site masks its own update." in caplog.text
+    assert run.settings.engine.vectorize == "none"
+    assert len(list((run.folder.path / "sites").iterdir())) == 4
+
+
+def test_a_policy_is_each_sites_own_word(tmp_path):
+    with pytest.raises(SitesRefused, match="outside what the sites allow"):
+        together(*PLAIN, "policy.allow_without_dp=false")
+    with pytest.raises(SitesRefused):
+        together(*RECORD, "policy.max_clipping_norm=0.01")
+    (run,) = (tmp_path / "runs").glob("*record")
+    assert "A clipping norm of" in (run / "host" / "errors.log").read_text()
+
+
+def test_a_spent_budget_ends_the_run_and_nothing_leaves_that_was_not_charged():
+    with pytest.raises(SitesRefused):
+        together(*RECORD, "policy.max_epsilon=2.0")
+    sites = gather_evidence(list_runs()[-1].folder).sites.values()
+    assert sites
+    assert all(0 < site.epsilon <= 2.0 for site in sites)
+    assert all(site.releases == len(site.events) < 3 for site in sites)
+
+
+class _StopsAfter(Observer):
+    def __init__(self, rounds):
+        super().__init__()
+        self.rounds = rounds
+
+    def on_round(self, report):
+        self.stop_requested = report.round == self.rounds
+
+
+@pytest.mark.parametrize("words", [PLAIN, RECORD])
+def test_a_stopped_run_goes_on_with_its_ledger(words):
+    settings = compose_settings([*words, "engine=vectorized"])
+    with pytest.raises(Interrupted):
+        start(settings, _StopsAfter(2))
+    run = resume(list_runs()[-1])
+    assert run.status == "finished"
+    if words is PLAIN:
+        np.testing.assert_allclose(weights(run), weights(together(*words)), atol=2e-5)
+    else:
+        assert all(len(site.events) == 3 for site in run.evidence.sites.values())
+
+
+def test_charges_of_before_a_crash_count_and_cover_no_release():
+    run = together(*RECORD)
+    host = Host(run.folder.host)
+    (charge, *_) = [record for record in host.audit.records if record.kind == "charge"]
+    name = charge.body["sites"][0]
+    assert host.ledger.rounds(name) == 3
+    again = Charge(charge.hash, "r", "p", "row", "", False, 0.0, read_event(charge.body["event"]))
+    with pytest.raises(DoorRefused):
+        host.ledger.redeem(again)
+
+
+def _altered_leaf(run):
+    path = run.folder.host / "releases.leaves"
+    data = bytearray(path.read_bytes())
+    data[data.index(b'"', 14) + 3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _cut_leaves(run):
+    path = run.folder.host / "releases.leaves"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _cut_log(run):
+    path = run.folder.host / "audit.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def _altered_log(run):
+    path = run.folder.host / "audit.jsonl"
+    path.write_text(path.read_text().replace('"site-2"', '"site-3"', 1))
+
+
+@pytest.mark.parametrize("alter", [_altered_leaf, _cut_leaves, _cut_log, _altered_log])
+def test_whatever_is_altered_is_found(alter):
+    run = together(*RECORD)
+    gather_evidence(run.folder)
+    alter(run)
+    with pytest.raises(AuditError):
+        gather_evidence(run.folder)
+
+
+def test_where_training_diverges_the_run_ends_by_name():
+    with pytest.raises(QuorumNotMet):
+        together(*PLAIN, "train.learning_rate=1e30", "train.local_epochs=3")
+
+
+def test_a_million_sites_that_are_trained_together(tmp_path):
+    run = together("task=digits", "model=mlp", "privacy=none", "secagg=none", "sites=1000000",
+                   "federation.cohort=40", "data.partition=drawn", "data.records_per_site=10",
+                   "rounds=2")  # fmt: skip
+    assert len(run.evidence.sites) == 80
+    assert run.evidence.totals.sites == 80
+    log = (run.folder.host / "audit.jsonl").read_text().splitlines()
+    assert len([line for line in log if json.loads(line)["kind"] == "releases"]) >= 2
+    assert sum(path.stat().st_size for path in run.folder.path.rglob("*")) < 2_000_000
