@@ -81,7 +81,13 @@ _SETTINGS = {
         "sample_rate": 1.0,
         "spare_rounds": 0,
     },
-    "engine": {"name": "inprocess", "workers": 1, "threads_per_site": 1, "serialise": False},
+    "engine": {
+        "name": "inprocess",
+        "workers": 1,
+        "threads_per_site": 1,
+        "serialise": False,
+        "address": None,
+    },
     "secagg": {
         "mode": "none",
         "width": 32,

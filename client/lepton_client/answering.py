@@ -5,7 +5,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 
 from lepton_client.door import refuse_without_site
-from lepton_client.site import Site, open_site
+from lepton_client.site import Site, forget_site, open_site
 
 
 def answer_at_site(
@@ -26,3 +26,8 @@ def answer_at_site(
         except Exception as error:
             site.keep_trace(error)
             return site.door.refuse(message, error)
+
+
+def leave_site(context: Context) -> None:
+    """Closes a simulated site that another of the owner's processes has served since."""
+    forget_site(str(context.node_config["site"]))

@@ -257,6 +257,12 @@ def open_site(folder: str, passphrase: str | None = None) -> Site:
         return _OPENED[folder]
 
 
+def forget_site(folder: str) -> None:
+    """Closes one site, if it was opened: another process has worked in its folder since."""
+    with _OPENING:
+        _OPENED.pop(folder, None)
+
+
 def forget_sites() -> None:
     """Closes all opened sites, as the end of the process would."""
     _OPENED.clear()

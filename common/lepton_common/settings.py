@@ -196,17 +196,21 @@ class EngineSettings:
     """What a simulation runs on.
 
     Attributes:
-        name: ``inprocess``: one process, several threads.
-        workers: sites that train at the same time; 0: one per core.
+        name: ``inprocess``: one process, several threads; ``processes``: several processes on
+            one machine; ``ray``: Flower's Ray actors, on one machine or a cluster.
+        workers: sites that train at the same time; 0: one per core, of a cluster all.
         threads_per_site: threads inside one site's tensor operations; fixed, so that results
             are the same bit for bit whatever the workers.
         serialise: send every message through Flower's wire format, as in deployment.
+        address: of a running Ray cluster, ``host:port`` or ``auto``; None: Ray is started on
+            this machine, for the run.
     """
 
-    name: Literal["inprocess"]
+    name: Literal["inprocess", "processes", "ray"]
     workers: Natural
     threads_per_site: Count
     serialise: bool
+    address: str | None
 
 
 @record
@@ -359,6 +363,7 @@ def _fewest_in_a_sum(settings: Settings) -> int:
 
 def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
+    engine = settings.engine
     mode, secagg, by_step = privacy.mode, settings.secagg, privacy.mode in ("record", "distributed")
     robust = strategy.name in ROBUST
     least, groups = least_updates(strategy), settings.secagg.groups
@@ -372,6 +377,14 @@ def _contradictions(settings: Settings) -> list[str]:
         ),
         f"train.device={train.device!r}: choose auto, cpu, cuda, cuda:N or mps.": (
             re.fullmatch(DEVICE, train.device) is None
+        ),
+        f"engine.address={engine.address} is a Ray cluster's, but engine={engine.name}: choose "
+        "engine=ray or drop it.": engine.address is not None and engine.name != "ray",
+        f"engine.serialise=true is for engine=inprocess; with engine={engine.name} every message "
+        "is serialised: drop it.": engine.serialise and engine.name != "inprocess",
+        f"train.device={train.device} names one of several GPUs, but each worker of engine="
+        f"{engine.name} sees only its own: choose cuda or auto.": (
+            train.device.startswith("cuda:") and engine.name != "inprocess"
         ),
         f"federation.cohort={settings.cohort} exceeds sites={settings.sites}.": (
             settings.cohort > settings.sites

@@ -19,9 +19,9 @@ import yaml
 from flwr.app import Context, RecordDict
 
 from lepton_cli.baselines import train_baselines
+from lepton_cli.grounds import open_grid
 from lepton_cli.report import write_report
 from lepton_cli.run import Run
-from lepton_client.app import app as client_app
 from lepton_client.data import SiteData
 from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE, SiteFile
 from lepton_common.datasets.catalog import load_dataset
@@ -37,8 +37,6 @@ from lepton_common.settings import Settings
 from lepton_common.strict import to_json
 from lepton_common.tasks.catalog import find_task
 from lepton_server.app import app as server_app
-from lepton_server.engines.inprocess import InProcessGrid
-from lepton_server.engines.serialising import SerialisingGrid
 from lepton_server.progress import OBSERVER, Observer
 from lepton_server.run_folder import RunFolder
 
@@ -218,9 +216,7 @@ def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
         node: {"site": str(folder.site(name))}
         for node, name in enumerate(_site_names(folder), start=_FIRST_NODE)
     }
-    engine = settings.engine
-    kind = SerialisingGrid if engine.serialise else InProcessGrid
-    grid = kind(client_app, nodes, workers=engine.workers, threads_per_site=engine.threads_per_site)
+    grid = open_grid(settings.engine, nodes)
     context = Context(
         run_id=grid.run.run_id,
         node_id=1,
