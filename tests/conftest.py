@@ -87,9 +87,10 @@ _SETTINGS = {
         "workers": 1,
         "threads_per_site": 1,
         "serialise": False,
+        "address": None,
         "vectorize": "none",
         "together": 0,
-    },  # fmt: skip
+    },
     "secagg": {
         "mode": "none",
         "width": 32,

@@ -7,7 +7,7 @@ from flwr.app import Context, Message
 
 from lepton_client.door import Door, refuse_without_site
 from lepton_client.hosted.host import Host, open_host
-from lepton_client.site import Site, open_site
+from lepton_client.site import Site, forget_site, open_site
 
 
 class _Answering(Protocol):
@@ -43,6 +43,11 @@ def answer_at_host(
     except Exception as error:
         return refuse_without_site(message, error)
     return _answered(message, host, lambda: handle(message, host))
+
+
+def leave_site(context: Context) -> None:
+    """Closes a simulated site that another of the owner's processes has served since."""
+    forget_site(str(context.node_config["site"]))
 
 
 def _answered(message: Message, site: _Answering, answer: Callable[[], Message]) -> Message:

@@ -265,6 +265,13 @@ def open_site(folder: str, passphrase: str | None = None) -> Site:
         return site
 
 
+def forget_site(folder: str) -> None:
+    """Closes one site, if it was opened: another process has worked in its folder since."""
+    with _OPENING:
+        _RECENT.pop(folder, None)
+        _OPENED.pop(folder, None)
+
+
 def forget_sites() -> None:
     """Closes all opened sites, as the end of the process would."""
     with _OPENING:

@@ -40,6 +40,9 @@ LeptonError                     exit code 1
 │   ├── TrainerFailed
 │   ├── AgentRunning
 │   ├── RehearsalFailed
+│   ├── WorkerFailed
+│   ├── RayMissing
+│   ├── RayUnreachable
 │   └── RunNotResumable
 ├── SecAggError                 7   what stopped a round of secure aggregation
 │   ├── PolicyViolation
@@ -272,6 +275,18 @@ class AgentRunning(RunError):
 
 class RehearsalFailed(RunError):
     """A round could not be rehearsed at a site."""
+
+
+class WorkerFailed(RunError):
+    """A process that should train simulated sites cannot be started."""
+
+
+class RayMissing(RunError):
+    """A simulation on Ray was asked for, which is not installed."""
+
+
+class RayUnreachable(RunError):
+    """There is no Ray cluster at an address, or none that has room for a site."""
 
 
 class RunNotResumable(RunError):

@@ -202,22 +202,26 @@ class EngineSettings:
     """What a simulation runs on.
 
     Attributes:
-        name: ``inprocess``: one process, several threads.
-        workers: sites that train at the same time; 0: one per core.
+        name: ``inprocess``: one process, several threads; ``processes``: several processes on
+            one machine; ``ray``: Flower's Ray actors, on one machine or a cluster.
+        workers: sites that train at the same time; 0: one per core, of a cluster all.
         threads_per_site: threads inside one site's tensor operations; fixed, so that results
             are the same bit for bit whatever the workers.
         serialise: send every message through Flower's wire format, as in deployment.
         vectorize: ``auto``: many sites are trained at once where task, model and protection allow
             it, which is as good as one at a time up to rounding; ``none``: never.
         together: sites trained at once, for ``vectorize``; 0: as many as suit memory and workers.
+        address: of a running Ray cluster, ``host:port`` or ``auto``; None: Ray is started on
+            this machine, for the run.
     """
 
-    name: Literal["inprocess"]
+    name: Literal["inprocess", "processes", "ray"]
     workers: Natural
     threads_per_site: Count
     serialise: bool
     vectorize: Literal["none", "auto"]
     together: Natural
+    address: str | None
 
 
 @record
@@ -376,6 +380,7 @@ def _fewest_in_a_sum(settings: Settings) -> int:
 def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
     data = settings.data
+    engine = settings.engine
     mode, secagg, by_step = privacy.mode, settings.secagg, privacy.mode in ("record", "distributed")
     robust = strategy.name in ROBUST
     least, groups = least_updates(strategy), settings.secagg.groups
@@ -389,6 +394,14 @@ def _contradictions(settings: Settings) -> list[str]:
         ),
         f"train.device={train.device!r}: choose auto, cpu, cuda, cuda:N or mps.": (
             re.fullmatch(DEVICE, train.device) is None
+        ),
+        f"engine.address={engine.address} is a Ray cluster's, but engine={engine.name}: choose "
+        "engine=ray or drop it.": engine.address is not None and engine.name != "ray",
+        f"engine.serialise=true is for engine=inprocess; with engine={engine.name} every message "
+        "is serialised: drop it.": engine.serialise and engine.name != "inprocess",
+        f"train.device={train.device} names one of several GPUs, but each worker of engine="
+        f"{engine.name} sees only its own: choose cuda or auto.": (
+            train.device.startswith("cuda:") and engine.name != "inprocess"
         ),
         f"federation.cohort={settings.cohort} exceeds sites={settings.sites}.": (
             settings.cohort > settings.sites

@@ -74,6 +74,8 @@ def host_nodes(settings: Settings, folder: RunFolder) -> dict[int, dict[str, str
 def _why_not(settings: Settings) -> str | None:
     if settings.secure:
         return "Under secure aggregation each site masks its own update."
+    if settings.engine.name != "inprocess" or settings.engine.serialise:
+        return "It is for engine=inprocess, without serialising."
     mode = settings.privacy.mode if settings.private else None
     try:
         model = _model(settings)

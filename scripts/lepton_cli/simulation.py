@@ -18,18 +18,17 @@ import yaml
 from flwr.app import Context, RecordDict
 
 from lepton_cli.baselines import train_baselines
+from lepton_cli.grounds import open_grid
 from lepton_cli.report import write_report
 from lepton_cli.run import Run
 from lepton_cli.simulated_host import found_host, host_nodes, settled
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
-from lepton_client.app import app as client_app
 from lepton_common.durable import write_atomic
 from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
 from lepton_common.settings import Settings
 from lepton_common.strict import to_json
 from lepton_server.app import app as server_app
-from lepton_server.engines.inprocess import InProcessGrid, NodeConfig
-from lepton_server.engines.serialising import SerialisingGrid
+from lepton_server.engines.simulated import NodeConfig
 from lepton_server.progress import OBSERVER, Observer
 from lepton_server.run_folder import RunFolder
 
@@ -139,8 +138,7 @@ def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
         if engine.vectorize == "none"
         else host_nodes(settings, folder)
     )
-    kind = SerialisingGrid if engine.serialise else InProcessGrid
-    grid = kind(client_app, nodes, workers=engine.workers, threads_per_site=engine.threads_per_site)
+    grid = open_grid(engine, nodes)
     context = Context(
         run_id=grid.run.run_id,
         node_id=1,

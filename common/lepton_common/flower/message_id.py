@@ -1,6 +1,6 @@
 """Gives a message its id, as a SuperLink does when it takes one in."""
 
-from flwr.app import Error, Message
+from flwr.app import Error, Message, RecordDict
 
 
 def assign_message_id(message: Message, message_id: str) -> None:
@@ -13,4 +13,12 @@ def with_error(reply: Message, error: Error) -> Message:
     from flwr.app.message import make_message
 
     changed: Message = make_message(metadata=reply.metadata, error=error)
+    return changed
+
+
+def with_content(message: Message, content: RecordDict) -> Message:
+    """Returns a message that says something else, with the same metadata."""
+    from flwr.app.message import make_message
+
+    changed: Message = make_message(metadata=message.metadata, content=content)
     return changed

@@ -1,6 +1,6 @@
-"""Messages as the bytes that Flower puts on the network, and back."""
+"""Messages and contexts as the bytes that Flower puts on the network, and back."""
 
-from flwr.app import Message
+from flwr.app import Context, Message
 
 
 def to_wire(message: Message) -> bytes:
@@ -17,3 +17,19 @@ def from_wire(data: bytes) -> Message:
     from flwr.proto.message_pb2 import Message as ProtoMessage
 
     return message_from_proto(ProtoMessage.FromString(data))
+
+
+def context_to_wire(context: Context) -> bytes:
+    """Returns the protobuf bytes of ``context``."""
+    from flwr.common.serde import context_to_proto
+
+    data: bytes = context_to_proto(context).SerializeToString(deterministic=True)
+    return data
+
+
+def context_from_wire(data: bytes) -> Context:
+    """Returns the context in ``data``."""
+    from flwr.common.serde import context_from_proto
+    from flwr.proto.message_pb2 import Context as ProtoContext
+
+    return context_from_proto(ProtoContext.FromString(data))

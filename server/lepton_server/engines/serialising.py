@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from flwr.app import Context, Message
 
 from lepton_common.flower.wire import from_wire, to_wire
-from lepton_server.engines.inprocess import ClientApp, InProcessGrid, NodeConfig
+from lepton_server.engines.inprocess import ClientApp, InProcessGrid
+from lepton_server.engines.simulated import NodeConfig
 
 
 class SerialisingGrid(InProcessGrid):

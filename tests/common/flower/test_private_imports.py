@@ -10,7 +10,7 @@ _PUBLIC = {
     "flwr.serverapp.strategy",
 }
 _TYPE_ONLY = {
-    ("server/lepton_server/engines/inprocess.py", "flwr.supercore.run"),
+    ("server/lepton_server/engines/simulated.py", "flwr.supercore.run"),
     ("server/lepton_server/gateway/signed_grid.py", "flwr.supercore.run"),
 }
 # The benchmarks of Flower itself.
@@ -67,7 +67,7 @@ def test_only_the_flower_room_imports_private_modules(repository):
 
 
 def test_the_search_finds_every_way_to_import():
-    place = "server/lepton_server/engines/inprocess.py"
+    place = "server/lepton_server/engines/simulated.py"
     for text in (
         "import flwr",
         "import flwr.common.serde",

@@ -1,0 +1,128 @@
+"""Flower's Ray backend: actors, on one machine or on a running cluster, that answer messages."""
+
+import importlib.util
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flwr.app import Context, Message
+
+from lepton_common.errors import RayMissing, RayUnreachable
+
+if TYPE_CHECKING:
+    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+App = Callable[[Message, "Carried"], Message]
+
+
+@dataclass
+class Carried:
+    """What goes to an actor and back in the place of a context.
+
+    Attributes:
+        node_config: all that Flower's backend looks at.
+        context: the node's.
+        turn: how many messages the node has been given.
+    """
+
+    node_config: dict[str, str]
+    context: Context
+    turn: int
+
+
+class RayActors:
+    """A pool of Flower's actors; as many threads as there are actors may ask at a time."""
+
+    def __init__(
+        self,
+        load: Callable[[], App],
+        *,
+        address: str | None,
+        workers: int,
+        cpus: int,
+    ) -> None:
+        """Starts Ray, or joins a cluster, and starts the actors.
+
+        Args:
+            load: returns the app, in an actor, for each message.
+            address: of a running cluster, or ``auto``; None: one machine, for as long as this.
+            workers: actors on one machine; of a cluster all are used that there is room for.
+            cpus: that each takes. GPUs, if there are any, are divided among them.
+
+        Raises:
+            RayMissing: Ray is not installed.
+            RayUnreachable: there is no such cluster, or it has no room for one actor.
+        """
+        if importlib.util.find_spec("ray") is None:
+            raise RayMissing(
+                "engine=ray needs Ray, which is not installed: pip install 'lepton-fl[ray]'."
+            )
+        # Read when Ray is imported or started: nothing about a run goes to its makers.
+        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        import ray
+
+        self._ours = not ray.is_initialized()
+        self._backend = _begin(address, workers, cpus)
+        try:
+            self._backend.client_resources |= {"num_gpus": _gpus_each(cpus)}
+            self._backend.build(load)  # type: ignore[arg-type]
+        except ValueError as error:
+            self.close()
+            raise RayUnreachable(
+                f"No machine of the Ray cluster has {cpus} free processors, which a site's "
+                "threads take: lower engine.threads_per_site, or add machines."
+            ) from error
+
+    @property
+    def size(self) -> int:
+        """Number of actors."""
+        return int(self._backend.num_workers)
+
+    def answer(self, message: Message, context: Context, turn: int) -> tuple[Message, Context]:
+        """Returns the app's reply and the node's context after it.
+
+        Raises:
+            Exception: whatever the app raised, or that the actor died.
+        """
+        node = str(context.node_id)
+        carried = Carried({"partition-id": node}, context, turn)
+        process: Callable[[Message, Carried], tuple[Message, Carried]]
+        process = self._backend.process_message  # type: ignore[assignment]
+        reply, after = process(message, carried)
+        return reply, after.context
+
+    def close(self) -> None:
+        """Ends the actors, and Ray where this began it."""
+        if self._ours:
+            self._backend.terminate()
+        elif self._backend.pool is not None:
+            self._backend.pool.terminate_all_actors()
+
+
+def _gpus_each(cpus: int) -> float:
+    """Returns each actor's share of the cluster's GPUs, rounded down."""
+    import ray
+
+    found = ray.cluster_resources()
+    actors = max(1, int(found.get("CPU", 0)) // cpus)
+    return int(10_000 * min(1.0, found.get("GPU", 0.0) / actors)) / 10_000
+
+
+def _begin(address: str | None, workers: int, cpus: int) -> "RayBackend":
+    from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+
+    where: dict[str, Any] = {"address": address} if address else {"num_cpus": workers * cpus}
+    config: dict[str, Any] = {
+        "init_args": {**where, "log_to_driver": False, "logging_level": "error"},
+        # An actor that died is started again; the message that it had counts as lost.
+        "client_resources": {"num_cpus": cpus, "max_restarts": -1},
+    }
+    try:
+        return RayBackend(config)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise RayUnreachable(
+            f"Cannot reach a Ray cluster at engine.address={address}: {error} Start one with "
+            "'ray start --head', or leave the address out."
+        ) from error
