@@ -15,6 +15,7 @@ from lepton_common.errors import AppInvalid, AppMissing
 FILE = "pyproject.toml"
 ConfigValue = bool | float | int | str
 _ONE_WORD = re.compile(r"'[^']*'|\"[^\"]*\"|\S+")
+_SIMPLE = "Flower's configs hold numbers, texts, true and false only."
 _App = TypeVar("_App", ServerApp, ClientApp)
 
 
@@ -88,13 +89,15 @@ def config_value(text: str) -> ConfigValue:
     if not _ONE_WORD.fullmatch(text):
         raise ValueError("a text of several words needs quotes, as in 'two words'.")
     try:
-        (value,) = parse_config_args([f"value={text}"]).values()
+        parsed = parse_config_args([f"value={text}"])
     except click.ClickException:
         raise ValueError("expected a TOML value: 5, 0.1, true or \"'text'\".") from None
     except ValueError:
-        raise ValueError("Flower's configs hold numbers, texts, true and false only.") from None
-    checked: ConfigValue = value
-    return checked
+        raise ValueError(_SIMPLE) from None
+    if "value" not in parsed:
+        raise ValueError(_SIMPLE)  # a table, which Flower made flat
+    value: ConfigValue = parsed["value"]
+    return value
 
 
 def load_server_app(reference: str, folder: Path) -> ServerApp:

@@ -39,7 +39,7 @@ def run_app(request: AppRequest, *, quiet: bool = False) -> AppRun:
         AppFailed: the ServerApp raised, or ended its process.
         Interrupted: Ctrl-C.
     """
-    run = AppRun(new_folder(request.runs, f"{_safe(request.project.name)}-outside-the-door"))
+    run = AppRun(new_folder(request.runs, f"{_safe(request.project.name)}-outside"))
     with _as_the_app(request.project.folder), logged(run.log, quiet=quiet):
         try:
             client_app, server_app = _load(request)

@@ -29,7 +29,10 @@ def list_command(
         ]
         print(json.dumps(rows))
         return
-    table = Table("run", "status", "task", "privacy", "rounds", "accuracy", title=f"Runs in {runs}")
+    table = Table(title=f"Runs in {runs}")
+    table.add_column("run", no_wrap=True)  # whole, to be typed again
+    for heading in ("status", "task", "privacy", "rounds", "accuracy"):
+        table.add_column(heading)
     for run in found:
         if isinstance(run, AppRun):
             app = escape(f"app {run.about['app']['name']}")

@@ -14,7 +14,8 @@ class Exchange:
     """All messages of one type in one round.
 
     Attributes:
-        round: the round that the messages name; None where they name none.
+        round: the round that the messages name; None where they name none, and an exchange is
+            over once none of them is under way.
         type: the message type: ``train``, ``evaluate``, ``query.name``.
         sent: messages sent.
         answered: replies with content.
@@ -40,14 +41,18 @@ class Traffic:
     """Counts messages by round and type, in the order in which they were first sent."""
 
     def __init__(self) -> None:
-        self._exchanges: dict[tuple[int | None, str], Exchange] = {}
+        self._exchanges: list[Exchange] = []
+        self._newest: dict[tuple[int | None, str], Exchange] = {}
         self._of: dict[str, Exchange] = {}
 
     def sent(self, ids: Sequence[str], messages: Sequence[Message]) -> None:
         """Counts messages that were sent under these ids."""
         for message_id, message in zip(ids, messages, strict=True):
             key = (_round(message), message.metadata.message_type)
-            exchange = self._exchanges.setdefault(key, Exchange(*key))
+            exchange = self._newest.get(key)
+            if exchange is None or (exchange.round is None and not exchange.under_way):
+                exchange = self._newest[key] = Exchange(*key)
+                self._exchanges.append(exchange)
             if not exchange.under_way:
                 exchange.began = time.monotonic()
             exchange.sent += 1
@@ -78,7 +83,7 @@ class Traffic:
                 each.failed,
                 each.seconds + (now - each.began if each.under_way else 0.0),
             )
-            for each in self._exchanges.values()
+            for each in self._exchanges
         ]
 
 

@@ -14,7 +14,7 @@ app = ClientApp()
 @app.train()
 def train(msg: Message, context: Context):
     partition = context.node_config["partition-id"]
-    if context.run_config["server-fails"] == "interrupt":
+    if partition == 0 and context.run_config["server-fails"] == "interrupt":
         os.kill(os.getpid(), signal.SIGINT)  # as Ctrl-C does
     if partition == 1:
         raise ZeroDivisionError("nothing to divide by")
