@@ -30,7 +30,7 @@ def list_command(
         print(json.dumps(rows))
         return
     table = Table(title=f"Runs in {runs}")
-    table.add_column("run", no_wrap=True)  # whole, to be typed again
+    table.add_column("run", overflow="fold")  # whole, to be typed again
     for heading in ("status", "task", "privacy", "rounds", "accuracy"):
         table.add_column(heading)
     for run in found:
