@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from flwr.app import MetricRecord
 from flwr.serverapp.strategy import Result, Strategy
 
 Rounds = dict[int, dict[str, Any]]
@@ -39,5 +38,20 @@ def watched_results() -> Iterator[list[dict[str, Rounds]]]:
         Strategy.start = original  # type: ignore[method-assign]
 
 
-def _plain(rounds: Mapping[int, MetricRecord]) -> Rounds:
-    return {number: dict(metrics) for number, metrics in rounds.items()}
+def _plain(rounds: Mapping[int, Mapping[str, Any]]) -> Rounds:
+    return {
+        number: {name: _value(value) for name, value in metrics.items()}
+        for number, metrics in rounds.items()
+    }
+
+
+def _value(value: object) -> object:
+    """Returns a metric as JSON has it; an app's own strategy may say `numpy.float32`."""
+    if isinstance(value, list | tuple):
+        return [_value(each) for each in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        return str(value)

@@ -103,9 +103,14 @@ class GuestApp:
             )
             self._tell(message, f"failed: {text}")
             return Message(Error(_UNKNOWN, _reason(ValueError(text))), reply_to=message)
+        state: object = own.state
+        if not isinstance(state, RecordDict):
+            kind = type(state).__name__
+            self._tell(message, f"left a {kind} as its state, where Flower keeps a RecordDict")
+            return _crashed(message)
         # An app may have put another RecordDict in the place of the one it was given.
         context.state.clear()
-        context.state.update(own.state)
+        context.state.update(state)
         return copy.deepcopy(reply)
 
     def _tell(self, message: Message, what: str, error: BaseException | None = None) -> None:

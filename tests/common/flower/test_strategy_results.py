@@ -1,8 +1,11 @@
 """Contract test: every strategy of Flower's starts by `Strategy.start`, which returns a Result."""
 
 import dataclasses
+import json
 
+import numpy as np
 import pytest
+import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import strategy as strategies
 from flwr.serverapp.strategy import FedAvg, Result, Strategy
@@ -54,3 +57,40 @@ def test_what_strategies_return_is_seen_and_left_alone():
         _started(fails=True)
     assert found == []
     assert Strategy.start is original
+
+
+class Loose(NoRounds):
+    """A strategy whose metrics are no record of Flower's."""
+
+    def configure_train(self, server_round, arrays, config, grid):
+        return []
+
+    configure_evaluate = configure_train
+
+    def aggregate_train(self, server_round, replies):
+        metrics = {"norm": np.float32(0.5), "loss": torch.tensor(2.0), "who": ["a", 1], "x": {1}}
+        return ArrayRecord(), metrics
+
+    def aggregate_evaluate(self, server_round, replies):
+        return None
+
+
+class NoGrid:
+    """A grid without nodes."""
+
+    def send_and_receive(self, messages, timeout):
+        return list(messages)
+
+
+def test_metrics_that_are_no_plain_numbers_do_not_break_a_run():
+    with watched_results() as found:
+        Loose().start(NoGrid(), ArrayRecord(), num_rounds=1, evaluate_fn=lambda r, a: None)
+    assert json.loads(json.dumps(found)) == [
+        {
+            "train_metrics_clientapp": {
+                "1": {"norm": 0.5, "loss": 2.0, "who": ["a", 1], "x": "{1}"}
+            },
+            "evaluate_metrics_clientapp": {},
+            "evaluate_metrics_serverapp": {},
+        }
+    ]

@@ -26,6 +26,9 @@ gate = threading.Event()
 def answer(msg, context):
     if "wait" in msg.content["q"]:
         gate.wait(msg.content["q"]["wait"])
+    if "forget" in msg.content["q"]:
+        context.state = None
+        return Message(RecordDict(), reply_to=msg)
     kept = context.state.setdefault("kept", ConfigRecord({"calls": 0}))
     kept["calls"] += 1
     msg.content["q"]["text"] = "changed at the node"
@@ -73,6 +76,17 @@ def test_what_an_app_changes_stays_where_it_changed_it(made):
         for reply in replies:
             reply.content["a"]["calls"] = 100  # the server's own copy
     assert content["q"]["text"] == "as sent"
+
+
+def test_a_state_that_is_none_is_named_and_the_last_one_stays(made, caplog):
+    grid, _ = made()
+    list(grid.send_and_receive(_questions((2,))))
+    with caplog.at_level(logging.ERROR):
+        (reply,) = grid.send_and_receive(_questions((2,), forget=True))
+    assert (reply.error.code, reply.error.reason) == (8, "ClientApp stopped responding.")
+    assert "ClientApp of node 2 (query) left a NoneType as its state" in caplog.text
+    (reply,) = grid.send_and_receive(_questions((2,)))
+    assert reply.content["a"]["calls"] == 2
 
 
 def test_an_app_crosses_to_another_process_by_reference(folder, made):
