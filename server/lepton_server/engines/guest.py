@@ -172,7 +172,9 @@ class GuestGrid(Grid):
         return self._engine.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Sends messages and returns their ids; those to unknown nodes are left out.
+        """Sends messages and returns their ids, without those that Flower would not send.
+
+        These are messages to unknown nodes, and messages whose time is over already.
 
         Raises:
             ValueError: a message that is a reply, or has no time to live.
@@ -182,10 +184,12 @@ class GuestGrid(Grid):
             metadata = message.metadata
             if metadata.reply_to_message_id or metadata.ttl <= 0:
                 raise ValueError(f"Invalid message: {message}")
-            if metadata.dst_node_id in self._nodes:
-                batch.append(message)
-            else:
+            if metadata.dst_node_id not in self._nodes:
                 _LOG.error("Invalid destination node ID for Message: %s", metadata.dst_node_id)
+            elif metadata.created_at + metadata.ttl <= time.time():
+                _LOG.error("Message TTL has expired")
+            else:
+                batch.append(message)
         # The lock keeps replies from being looked for before their messages are known here.
         with self._lock:
             ids = list(self._engine.push_messages(batch))

@@ -107,11 +107,14 @@ def test_mods_and_queries_by_name_and_a_grid_used_by_hand(run_app):
     assert found["who"] == {"partition": 0}
     assert found["group"] == "7"
     assert found["nobody"] == []
-    assert (found["again"], found["expired"]) == (3, [3, 1])
+    assert (found["again"], found["late"]) == (3, [])
+    code, reason, *rest = found["expired"]
+    assert (code, rest) == (3, [1, "system"])
+    assert reason.startswith("Error: Message Unavailable")
     code, reason = found["unknown"]
     assert code == 2
     assert reason == "<class 'ValueError'>:<'No query function registered with name 'nonsense''>"
-    assert ended.err.count("Incoming message size: 20 bytes") == 2 * NODES + 1
+    assert ended.err.count("Incoming message size: 20 bytes") == 2 * NODES + 2
     assert ended.err.count("Total array elements sent: 0 bytes") == NODES
 
 

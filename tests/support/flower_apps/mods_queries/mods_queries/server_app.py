@@ -42,6 +42,10 @@ def main(grid: Grid, context: Context) -> None:
     found["unknown"] = [unknown.error.code, unknown.error.reason]
     late = Message(question, nodes[0], "query", ttl=0.001)
     time.sleep(0.01)
-    (expired,) = grid.send_and_receive([late])
-    found["expired"] = [expired.error.code, expired.metadata.src_node_id]
+    found["late"] = list(grid.send_and_receive([late]))
+    (message_id,) = grid.push_messages([Message(question, nodes[0], "query", ttl=0.5)])
+    time.sleep(0.6)
+    (expired,) = grid.pull_messages([message_id])
+    error, told = expired.error, expired.metadata
+    found["expired"] = [error.code, error.reason, told.src_node_id, told.message_type]
     Path("found.json").write_text(json.dumps(found))
