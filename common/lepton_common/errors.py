@@ -3,7 +3,9 @@
 ```
 LeptonError                     exit code 1
 ├── SettingsError               2   what was asked for
-│   └── UnknownName
+│   ├── UnknownName
+│   ├── AppMissing
+│   └── AppInvalid
 ├── DataError                   3   what it should be trained on
 │   ├── DataMissing
 │   ├── ChecksumMismatch
@@ -34,6 +36,8 @@ LeptonError                     exit code 1
 │   ├── QuorumNotMet
 │   ├── CheckpointUnreadable
 │   ├── RunNotFound
+│   ├── OutsideTheDoor
+│   ├── AppFailed
 │   ├── ServerFailed
 │   ├── ServerUnreachable
 │   ├── NotAllowed
@@ -125,6 +129,14 @@ class SettingsError(LeptonError):
 
 class UnknownName(SettingsError):
     """A name that no catalog holds."""
+
+
+class AppMissing(SettingsError):
+    """There is no Flower app where one was said to be."""
+
+
+class AppInvalid(SettingsError):
+    """A Flower app that Flower would not take, or that cannot be imported."""
 
 
 class DataError(LeptonError):
@@ -251,6 +263,14 @@ class CheckpointUnreadable(RunError):
 
 class RunNotFound(RunError):
     """No run folder by that name."""
+
+
+class OutsideTheDoor(RunError):
+    """A third-party app's run has nothing to verify, resume or prove."""
+
+
+class AppFailed(RunError):
+    """A third-party Flower app's ServerApp raised, or ended its process."""
 
 
 class ServerFailed(RunError):

@@ -1,6 +1,7 @@
 """A run on disk: its settings, metrics, model and evidence, read from the run folder."""
 
 import json
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +11,18 @@ import yaml
 from safetensors.torch import load_file
 from torch import nn
 
+from lepton_cli.apps.record import FILE as APP_FILE
+from lepton_cli.apps.record import AppRun
 from lepton_cli.evidence import Evidence, gather_evidence
 from lepton_common.datasets.catalog import load_dataset
-from lepton_common.errors import RunNotFound
+from lepton_common.errors import OutsideTheDoor, RunNotFound, RunNotResumable
 from lepton_common.models.catalog import build_model
 from lepton_common.settings import Settings, parse_settings
 from lepton_common.tasks.catalog import find_task
 from lepton_server.progress import RoundReport
 from lepton_server.run_folder import RunFolder
+
+_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,22 @@ def find_run(name: str, runs: str = "runs") -> Run:
     """Returns a run by its path, its name or how that begins; ``last`` is the newest.
 
     Raises:
+        OutsideTheDoor: it is a third-party app's.
+        RunNotFound: there is none.
+    """
+    found = find_any(name, runs)
+    if isinstance(found, AppRun):
+        raise OutsideTheDoor(
+            f"The run {found.name} was a third-party app's, outside the door: it has no logs, no "
+            f"settings and no rounds of ours. See: lepton report {found.path}"
+        )
+    return found
+
+
+def find_any(name: str, runs: str = "runs") -> Run | AppRun:
+    """Returns a run of either kind; as `find_run`.
+
+    Raises:
         RunNotFound: there is none.
     """
     if name == "last":
@@ -104,15 +125,38 @@ def find_run(name: str, runs: str = "runs") -> Run:
             raise RunNotFound(f"There is no run in '{runs}'; start one with 'lepton simulate'.")
         return found[-1]
     for path in (Path(name), Path(runs) / name):
-        if (path / "config.yaml").is_file():
-            return Run(RunFolder(path.resolve()))
+        for file in (_CONFIG, APP_FILE):
+            if name and (path / file).is_file():
+                return _run_of(path / file)
     begun = [run for run in list_runs(runs) if name and run.name.startswith(name)]
     if len(begun) == 1:
         return begun[0]
     raise RunNotFound(f"No run '{name}' here or in '{runs}'; 'lepton runs' lists them.")
 
 
-def list_runs(runs: str = "runs") -> list[Run]:
+def list_runs(runs: str = "runs") -> list[Run | AppRun]:
     """Returns all runs in a folder, oldest first."""
-    configs = sorted(Path(runs).glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
-    return [Run(RunFolder(config.parent.resolve())) for config in configs]
+    files = [path for name in (_CONFIG, APP_FILE) for path in Path(runs).glob(f"*/{name}")]
+    return [_run_of(path) for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)]
+
+
+def new_folder(runs: Path, title: str) -> Path:
+    """Makes an empty folder for a run, named by the time and the title.
+
+    Raises:
+        RunNotResumable: all names are taken.
+    """
+    base = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{title}"
+    for suffix in ("", *(f"-{index}" for index in range(2, 1000))):
+        path = base.with_name(base.name + suffix)
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return path
+    raise RunNotResumable(f"Cannot find a free name for a run like {base}.")
+
+
+def _run_of(file: Path) -> Run | AppRun:
+    folder = file.parent.resolve()
+    return AppRun(folder) if file.name == APP_FILE else Run(RunFolder(folder))

@@ -2,25 +2,20 @@
 
 import json
 import logging
-import platform
 import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 
-import torch
 import yaml
 from flwr.app import Context, RecordDict
 
+from lepton_cli.about import machine_facts
 from lepton_cli.baselines import train_baselines
 from lepton_cli.grounds import open_grid
 from lepton_cli.report import write_report
-from lepton_cli.run import Run
+from lepton_cli.run import Run, new_folder
 from lepton_cli.simulated_host import found_host, host_nodes, settled
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
 from lepton_common.durable import write_atomic
@@ -56,7 +51,8 @@ def create(settings: Settings) -> RunFolder:
     """
     split(settings)  # or the faults that it names, before anything is written
     settings = settled(settings)
-    folder = _new_folder(settings)
+    title = f"{settings.task}-{settings.privacy.mode}"
+    folder = RunFolder(new_folder(Path(settings.runs).resolve(), title))
     if settings.engine.vectorize == "none":
         SimulatedSites(settings, folder).found()
     else:
@@ -154,19 +150,6 @@ def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
         grid.close()
 
 
-def _new_folder(settings: Settings) -> RunFolder:
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    base = Path(settings.runs).resolve() / f"{stamp}-{settings.task}-{settings.privacy.mode}"
-    for suffix in ("", *(f"-{index}" for index in range(2, 1000))):
-        path = base.with_name(base.name + suffix)
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return RunFolder(path)
-    raise RunNotResumable(f"Cannot find a free name for a run like {base}.")
-
-
 def _write_config(settings: Settings, folder: RunFolder) -> None:
     write_atomic(folder.about, json.dumps(_about(settings), indent=1).encode())
     text = yaml.safe_dump(json.loads(to_json(settings)), sort_keys=False)
@@ -174,34 +157,11 @@ def _write_config(settings: Settings, folder: RunFolder) -> None:
 
 
 def _about(settings: Settings) -> dict[str, object]:
-    packages = ("lepton-fl", "flwr", "torch", "opacus", "dp-accounting", "cryptography", "numpy")
     return {
-        "command": " ".join(sys.argv),
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **machine_facts(),
         "seed": settings.seed,
         "threads_per_site": settings.engine.threads_per_site,
-        "git": _git_hash(),
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}",
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {name: metadata.version(name) for name in packages},
     }
-
-
-def _git_hash() -> str | None:
-    here = Path(__file__).parent
-    try:
-        answer = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],  # noqa: S607
-            cwd=here,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
 
 
 def _end(folder: RunFolder, status: str, **facts: str) -> None:

@@ -1,6 +1,6 @@
 """Flower's own word that no reply will come, and why: told apart from what a site answers."""
 
-from flwr.app import Error
+from flwr.app import Error, Message
 
 
 def why_lost(error: Error) -> str | None:
@@ -16,3 +16,11 @@ def why_lost(error: Error) -> str | None:
         and error.reason == MESSAGE_UNAVAILABLE_ERROR_REASON
     )
     return "TimedOut" if expired else None
+
+
+def expired(message_id: str, run_id: int) -> Message:
+    """Returns what a SuperLink answers who asks for the reply to an expired or unknown message."""
+    from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_ins_message
+
+    answer: Message = create_message_error_unavailable_ins_message(message_id, run_id)
+    return answer

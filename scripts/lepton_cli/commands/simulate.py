@@ -6,10 +6,12 @@ from types import FrameType
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from lepton_cli.groups import groups
 from lepton_common.errors import SettingsError
 
+_APP = "app="
 _RESUME = "resume="
 
 
@@ -33,6 +35,15 @@ def _help() -> str:
       lepton simulate -m privacy.epsilon=1,3,8 seed=1,2   (a sweep: six runs, one table)
 
     After a crash or Ctrl-C: lepton simulate resume=RUN (or resume=last).
+
+    [bold]A Flower app of your own[/]
+
+      lepton simulate app=path/to/flower-app nodes=10 config.num-server-rounds=5
+
+    runs any Message-API app as its pyproject.toml names it, in the app's folder and
+    [bold red]outside the door[/]: no consent, no ledger, no privacy. [cyan]config.NAME[/] changes
+    its own run config. Besides these there are [cyan]engine.workers[/] (1: one node at a time),
+    [cyan]engine.threads_per_site[/] (the rest of the cores) and [cyan]runs[/].
     """
 
 
@@ -49,6 +60,9 @@ def command(
     ] = False,
 ) -> int:
     """Runs what the overrides say; `HELP` is what the user reads."""
+    words = overrides or []
+    if any(word.startswith(_APP) for word in words):
+        return _run_app(words, multirun=multirun, as_json=as_json)
     from lepton_cli.compose import compose_settings
     from lepton_cli.live import observer_for
     from lepton_cli.run import find_run
@@ -56,7 +70,6 @@ def command(
     from lepton_cli.summary import as_json_document, print_summary
     from lepton_cli.sweep import run_sweep
 
-    words = overrides or []
     if multirun:
         return run_sweep(words, as_json=as_json)
     observer = observer_for(quiet=as_json)
@@ -81,4 +94,24 @@ def command(
         print(json.dumps(as_json_document(run)))
     else:
         print_summary(run)
+    return 0
+
+
+def _run_app(words: list[str], *, multirun: bool, as_json: bool) -> int:
+    from lepton_cli.apps.presentation import app_document, print_app_summary
+    from lepton_cli.apps.record import STATEMENT
+    from lepton_cli.apps.request import read_request
+    from lepton_cli.apps.running import run_app
+
+    if multirun:
+        raise SettingsError("A sweep takes no app=: run a Flower app once for each setting.")
+    request = read_request(words)
+    Console(stderr=True, highlight=False).print(f"[bold red]{STATEMENT}[/]")
+    # At once: an app's rounds are its own, and nothing could be resumed.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    run = run_app(request, quiet=as_json)
+    if as_json:
+        print(json.dumps(app_document(run)))
+    else:
+        print_app_summary(run)
     return 0

@@ -10,7 +10,7 @@ from flwr.server.superlink.linkstate.utils import (
     create_message_error_unavailable_res_message,
 )
 
-from lepton_common.flower.lost import why_lost
+from lepton_common.flower.lost import expired, why_lost
 
 
 def test_what_expired_timed_out_and_who_is_gone_is_unavailable(speaking):
@@ -34,3 +34,9 @@ def test_what_expired_timed_out_and_who_is_gone_is_unavailable(speaking):
 )
 def test_any_other_error_is_not_lost(error):
     assert why_lost(error) is None
+
+
+def test_a_grid_of_ours_says_the_same():
+    answer = expired("a1", 7)
+    assert why_lost(answer.error) == "TimedOut"
+    assert (answer.metadata.reply_to_message_id, answer.metadata.run_id) == ("a1", 7)

@@ -10,6 +10,7 @@ _PUBLIC = {
     "flwr.serverapp.strategy",
 }
 _TYPE_ONLY = {
+    ("server/lepton_server/engines/guest.py", "flwr.supercore.run"),
     ("server/lepton_server/engines/simulated.py", "flwr.supercore.run"),
     ("server/lepton_server/gateway/signed_grid.py", "flwr.supercore.run"),
 }

@@ -1,0 +1,1 @@
+"""Third-party Flower apps, run as they are, outside the door."""

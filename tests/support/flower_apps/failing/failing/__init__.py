@@ -1,0 +1,1 @@
+"""Nodes that fail in every way, under a strategy that goes on."""

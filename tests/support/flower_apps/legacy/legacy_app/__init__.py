@@ -1,0 +1,1 @@
+"""An app in Flower's older form: client_fn, NumPyClient and server_fn."""

@@ -1,0 +1,1 @@
+"""Federated analytics: queries with names, mods, and a grid used by hand."""

@@ -1,0 +1,1 @@
+"""Linear regression with NumPy under Flower's FedAvg."""

@@ -1,0 +1,1 @@
+"""Nodes that remember: a counter and a model of their own in Context.state."""
