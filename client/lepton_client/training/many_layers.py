@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from lepton_client.training.layer_norms import precision_on, square_sums
+from lepton_client.training.layer_norms import square_sums
 from lepton_client.training.many_optimizers import Gradient
 from lepton_client.training.unit_norms import clip_factors
 from lepton_common.tasks.catalog import Task

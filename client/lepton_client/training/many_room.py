@@ -25,8 +25,10 @@ _KNOWN = (
     nn.Tanh,
     nn.Sigmoid,
 )
-# Of one record, beyond which a CPU computes convolutions no faster together than apart.
-_MOST_PRODUCTS = 1_000_000
+# Products of a batch's convolutions beyond which a CPU computes them no faster together: there
+# the overhead is small, and kernels for one set of weights are better. Private gradients take
+# more steps one at a time, whose batches are filled up.
+_MOST_PRODUCTS, _MOST_PRIVATE_PRODUCTS = 6_000_000, 30_000_000
 
 
 class _Work(NamedTuple):
@@ -37,7 +39,7 @@ class _Work(NamedTuple):
 
 
 def why_not_together(
-    model: ResidentModel, recipe: Recipe, data: Records, mode: str | None
+    model: ResidentModel, recipe: Recipe, data: Records, records: int, mode: str | None
 ) -> str | None:
     """Returns a sentence why sites go one at a time; None where they can be trained at once.
 
@@ -45,13 +47,13 @@ def why_not_together(
         model: the kind of model.
         recipe: how to train.
         data: the records of all sites.
+        records: of the largest site.
         mode: of the privacy plan; None for training without privacy.
     """
     if mode not in (None, "record"):
         return f"Privacy in the mode {mode} goes one site at a time: its sums are whole numbers."
-    if recipe.precision != "float32":
-        return f"Training in {recipe.precision} goes one site at a time; only float32 is stacked."
-    if mode and (fault := why_not_private(model.device, recipe, data, ())):
+    fault = why_not_private(model.device, recipe, data, ()) if mode else why_not_plain(recipe)
+    if fault:
         return fault
     layers = leaves(model.module)
     if layers is None:
@@ -59,12 +61,27 @@ def why_not_together(
     for layer in layers:
         if type(layer) not in _KNOWN:
             return f"{type(layer).__name__} layers go one site at a time: they are not stacked."
+    own = [parameter for layer in layers for parameter in layer.parameters()]
+    if len(own) != len(model.layout.names):
+        return "The model uses weights several times, so its sites go one at a time."
     if not all(parameter.requires_grad for parameter in model.module.parameters()):
         return "The model has weights that are not trained, so its sites go one at a time."
-    if len(data) == 0 or is_chain(model.module, data.features.shape[1:]):
+    if model.device.type != "cpu" or len(data) == 0:
         return None
-    if model.device.type == "cpu" and _work(model, data).products > _MOST_PRODUCTS:
+    if is_chain(model.module, data.features.shape[1:]):
+        return None
+    width, most = min(recipe.batch_size, records), _MOST_PRODUCTS
+    if mode:
+        width, most = records, _MOST_PRIVATE_PRODUCTS
+    if width * _work(model, data).products > most:
         return "On a CPU convolutions of this size are no faster together; sites go one at a time."
+    return None
+
+
+def why_not_plain(recipe: Recipe) -> str | None:
+    """Returns a sentence why plain training goes one site at a time; None where it need not."""
+    if recipe.precision != "float32":
+        return f"Training in {recipe.precision} goes one site at a time; only float32 is stacked."
     return None
 
 
