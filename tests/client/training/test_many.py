@@ -167,7 +167,7 @@ def test_a_site_without_records_has_no_update_and_no_loss():
 def test_a_site_that_diverges_is_told_and_reaches_no_other():
     data, rows, seeds = toy([13, 8, 30, 16])
     data.features[rows[2]] = 1e38
-    model, received = model_of("layers.linear5-relu", (4,), 3)
+    model, received = model_of("logistic", (4,), 3)
     recipe = replace(RECIPE, batch_size=4, local_epochs=2)
     with pytest.raises(UpdateInvalid):
         train_plain(model, TASK, data.take(rows[2]), received, recipe, seeds[2])
