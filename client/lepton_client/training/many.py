@@ -24,7 +24,7 @@ from lepton_client.training.many_batches import Step, plain_steps, sampled, step
 from lepton_client.training.many_chain import stacked
 from lepton_client.training.many_layers import Batch, Dense
 from lepton_client.training.many_optimizers import Steps
-from lepton_client.training.many_room import bytes_of_site, why_not_plain, why_not_private
+from lepton_client.training.many_room import Room, why_not_plain, why_not_private
 from lepton_client.training.resident import ResidentModel
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records, Rows
@@ -170,14 +170,14 @@ class _Sites:
         """Yields sites that go together: of about equal size, those that take more steps first."""
         sizes = np.array([len(own) for own in rows], np.int64)
         order = np.lexsort((-sizes, -steps))
-        most = max(1, len(order))
-        if self._model.device.type == "cpu" and len(order):
-            largest, longest = int(sizes.max()), int(steps.max())
-            room = bytes_of_site(self._model, recipe, self._data, largest, longest,
-                                 private=private)  # fmt: skip
-            most = max(1, _GROUP_BYTES // room)
-        for first in range(0, len(order), most):
-            yield order[first : first + most]
+        room = Room.of(self._model, recipe, self._data, private=private)
+        while len(order):
+            count = len(order)
+            if self._model.device.type == "cpu":
+                largest = room.site(int(sizes[order].max()), int(steps[order[0]]))
+                count = max(1, _GROUP_BYTES // largest)
+            yield order[:count]
+            order = order[count:]
 
     def parameters(self, sites: int) -> list[torch.Tensor]:
         """Returns weights of their own for so many sites, shape [sites, *shape] each."""

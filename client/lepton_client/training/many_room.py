@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -101,44 +102,68 @@ def why_not_private(
 
 
 def sites_at_once(
-    model: ResidentModel, recipe: Recipe, data: Records, records: int, free_bytes: int, *,
-    private: bool, steps: int | None = None,
-) -> int:  # fmt: skip
+    model: ResidentModel,
+    recipe: Recipe,
+    data: Records,
+    records: int,
+    free_bytes: int,
+    *,
+    private: bool,
+) -> int:
     """Returns how many sites fit into memory together, their updates included; at least 1.
+
+    On a CPU, where only some are worked on at a time while others wait, more would fit.
 
     Args:
         model: the kind of model.
         recipe: how to train.
         data: the records of all sites, which are in memory already.
         records: of the largest site.
-        free_bytes: of the device's memory; on a CPU of the machine's.
+        free_bytes: of the memory of the device.
         private: whether under a privacy plan.
-        steps: of the longest site; None: as the recipe says.
     """
-    longest = steps_of(recipe, records) if steps is None else steps
-    # On a CPU a few sites are worked on at a time, and the others only wait; the estimate holds
-    # for a device that takes all of them at once.
-    room = bytes_of_site(model, recipe, data, records, longest, private=private)
-    return max(1, free_bytes // (room + 4 * model.layout.size))
+    room = Room.of(model, recipe, data, private=private)
+    steps = 0 if private else steps_of(recipe, records)
+    return max(1, free_bytes // (room.site(records, steps) + 4 * model.layout.size))
 
 
-def bytes_of_site(
-    model: ResidentModel, recipe: Recipe, data: Records, records: int, steps: int, *, private: bool
-) -> int:
-    """Returns about how many bytes the training of one site takes, beside its update."""
-    number, exact = model.dtype.itemsize, torch.float64.itemsize
-    chain = is_chain(model.module, data.features.shape[1:])
-    # Weights, what the optimiser remembers, a gradient that is written out, and the change.
-    copies = 2 + (3 if recipe.optimizer == "adam" else 1) + (not chain)
-    of_model = model.layout.size * (copies * number + (3 * exact if private else 0))
-    width = records if private else min(recipe.batch_size, records)
-    numbers = int(data.features[:1].numel())
-    # Inputs once as they are and once in float64; of outputs also the gradients.
-    of_record = numbers * (number + (exact if private else 0)) + 8
-    if len(data):
-        of_record += 3 * number * _work(model, data).outputs
-    order = 0 if private else 8 * steps * width
-    return of_model + width * of_record + order
+class Room(NamedTuple):
+    """About how many bytes the training of one site takes, beside its update.
+
+    Attributes:
+        model: for all that is as large as the model.
+        record: for each record that goes through.
+        place: for each place in an order that is drawn beforehand.
+        width: most records that go through at a time.
+    """
+
+    model: int
+    record: int
+    place: int
+    width: float
+
+    @classmethod
+    def of(cls, model: ResidentModel, recipe: Recipe, data: Records, *, private: bool) -> "Room":
+        """Works out what a model takes under a recipe."""
+        number, exact = model.dtype.itemsize, torch.float64.itemsize
+        # Weights, what the optimiser remembers, and the change.
+        copies = 2 + (3 if recipe.optimizer == "adam" else 1)
+        if not is_chain(model.module, data.features.shape[1:]):
+            copies += 1  # a gradient that is written out
+        inputs = int(data.features[:1].numel())
+        outputs = _work(model, data).outputs if len(data) else 0
+        return cls(
+            model.layout.size * (copies * number + (3 * exact if private else 0)),
+            # Inputs also in float64, and of outputs the gradients too.
+            inputs * (number + (exact if private else 0)) + 3 * number * outputs,
+            0 if private else np.dtype(np.int64).itemsize,
+            float("inf") if private else recipe.batch_size,
+        )
+
+    def site(self, records: int, steps: int) -> int:
+        """Returns the bytes of a site of so many records that takes so many steps."""
+        width = int(min(self.width, records))
+        return self.model + width * (self.record + steps * self.place)
 
 
 def _work(model: ResidentModel, data: Records) -> _Work:

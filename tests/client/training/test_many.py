@@ -12,7 +12,8 @@ from toy_site import RECIPE
 from lepton_client.training import many, private
 from lepton_client.training.conformance import OURS, Conformance
 from lepton_client.training.many import train_plain_many, train_private_many
-from lepton_client.training.many_chain import is_chain
+from lepton_client.training.many_chain import is_chain, stacked
+from lepton_client.training.many_layers import Batch
 from lepton_client.training.many_room import sites_at_once, why_not_together
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import train_private
@@ -248,7 +249,7 @@ def private_cases():
 
 @pytest.mark.parametrize(("name", "shape", "loss"), list(private_cases()))
 @pytest.mark.parametrize("group", [1, 1 << 24])
-def test_clipped_sums_are_those_of_one_site_at_a_time(monkeypatch, name, shape, loss, group):
+def test_private_steps_are_those_of_one_site_at_a_time(monkeypatch, name, shape, loss, group):
     monkeypatch.setattr(many, "SecretRandom", Known)
     monkeypatch.setattr(many, "_GROUP_BYTES", group)
     monkeypatch.setattr(private, "SecretRandom", Known)
@@ -262,15 +263,48 @@ def test_clipped_sums_are_those_of_one_site_at_a_time(monkeypatch, name, shape, 
         replace(PLAN, sample_rate=0.5, steps_per_round=3, clipping_norm=100.0),  # clips none
         replace(PLAN, sample_rate=0.7, denominator=3.0, noise_multiplier=5.0),
     ]
-    recipe = replace(RECIPE, momentum=0.9, weight_decay=0.01, proximal_mu=0.5)
+    recipe = replace(RECIPE, momentum=0.9, weight_decay=0.01, proximal_mu=0.5, learning_rate=0.5)
     arguments = model, task, data, rows, received, recipe, plans
     trained, expected = train_private_many(*arguments), privately_one_by_one(*arguments)
     assert trained.losses is None
-    # What clipping bounds: a step's change for a record of the length of the clipping norm.
     for site, plan in enumerate(plans):
         gap = np.linalg.norm(trained.updates[site] - expected[site])
-        assert gap < 1e-5 * plan.steps_per_round * plan.clipping_norm / plan.denominator
+        bound = recipe.learning_rate * plan.steps_per_round * plan.clipping_norm / plan.denominator
+        # Weights are float32 after each step.
+        assert gap < 1e-5 * bound + 1e-7 * np.linalg.norm(received)
     assert np.abs(expected[[0, 3, 4]]).max(axis=1).min() > 1e-5
+
+
+@pytest.mark.parametrize(("name", "shape", "loss"), list(private_cases()))
+def test_a_clipped_sum_at_weights_of_its_own_is_that_of_private_training(name, shape, loss):
+    task = replace(TASK, loss=loss)
+    data, rows = records_of(shape, 2, 27), split(27, [9, 9, 9])
+    model, _ = model_of(name, shape, task.outputs(2))
+    vectors = [model_of(name, shape, task.outputs(2), seed)[1] for seed in (1, 2, 3)]
+    norms, totals = [0.05, 0.7, 50.0], []
+    pieces = np.split(np.stack(vectors), np.cumsum(model.layout.sizes)[:-1], axis=1)
+    weights = [
+        torch.from_numpy(piece.copy()).view(3, *layer)
+        for piece, layer in zip(pieces, model.layout.shapes, strict=True)
+    ]
+    index = torch.from_numpy(np.stack(rows))
+    counted = torch.ones(3, 9, dtype=torch.bool)
+    counted[1, 5:] = False
+    batch = Batch(data.features[index], data.labels[index], counted)
+    totals = [torch.ones_like(values, dtype=torch.float64) for values in weights]
+    exact = torch.tensor(norms, dtype=torch.float64)
+    stacked(model.module, task, shape).add_clipped(totals, weights, batch, exact, 1.0 / exact)
+    found = torch.cat([total.flatten(1) for total in totals], dim=1)
+    with Conformance(OURS, 0.0).open(model) as hooks:
+        for site, own in enumerate(rows):
+            model.load(vectors[site])
+            units = [np.array([row]) for row in (own[:5] if site == 1 else own)]
+            plan = replace(PLAN, clipping_norm=norms[site])
+            expected = private.clipped_sum(
+                private.Engine(model, hooks), task, data, units, 64, plan
+            )
+            assert float((norms[site] * (found[site] - 1.0) - expected).norm()) < 3e-6 * norms[site]
+            assert float(expected.norm()) > (0.5 if site < 2 else 1e-3) * norms[site]
 
 
 def test_records_that_are_not_finite_add_nothing(monkeypatch):
