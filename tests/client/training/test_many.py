@@ -165,10 +165,12 @@ def test_a_site_without_records_has_no_update_and_no_loss():
     )
 
 
-def test_a_site_that_diverges_is_told_and_reaches_no_other():
-    data, rows, seeds = toy([13, 8, 30, 16])
+@pytest.mark.parametrize(("name", "shape"), [("logistic", (4,)), ("layers.conv4k3", (1, 8, 8))])
+def test_a_site_that_diverges_is_told_and_reaches_no_other(name, shape):
+    sizes = [13, 8, 30, 16]
+    data, rows, seeds = records_of(shape, 3, sum(sizes)), split(sum(sizes), sizes), [1, 2, 3, 4]
     data.features[rows[2]] = 1e38
-    model, received = model_of("logistic", (4,), 3)
+    model, received = model_of(name, shape, 3)
     recipe = replace(RECIPE, batch_size=4, local_epochs=2)
     with pytest.raises(UpdateInvalid):
         train_plain(model, TASK, data.take(rows[2]), received, recipe, seeds[2])
@@ -309,9 +311,10 @@ def test_a_clipped_sum_at_weights_of_its_own_is_that_of_private_training(name, s
 
 def test_records_that_are_not_finite_add_nothing(monkeypatch):
     monkeypatch.setattr(many, "SecretRandom", Known)
-    data, rows = records_of((4,), 3, 24), split(24, [12, 12])
-    for name in ("layers.linear5-relu", "mlp"):
-        model, received = model_of(name, (4,), 3)
+    shape = (1, 8, 8)
+    data, rows = records_of(shape, 3, 24), split(24, [12, 12])
+    for name in ("layers.linear5-relu", "mlp", "cnn_small", "layers.conv4k3-relu"):
+        model, received = model_of(name, shape, 3)
         recipe, plans = RECIPE, [replace(PLAN, sample_rate=1.0)] * 2
         kept = [rows[0], rows[1][2:]]
         expected = train_private_many(model, TASK, data, kept, received, recipe, plans)
