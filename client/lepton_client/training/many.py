@@ -3,7 +3,7 @@
 Each site has the batches, the optimiser and the steps that `plain` or `private` would give it. What
 is promised is a tolerance and not the same bits: products of stacked matrices round in other ways
 than products of single ones. Without privacy an update differs from that of `train_plain` by less
-than 1e-5 of its length, with Adam by less than 1e-3, because it divides small gradients by
+than 2e-5 of its length, with Adam by less than 1e-3, because it divides small gradients by
 themselves. With privacy the sampled records' clipped gradients agree to 1e-5 of the clipping norm,
 and the noise is drawn from the same law.
 
@@ -24,7 +24,7 @@ from lepton_client.training.many_batches import Step, plain_steps, sampled, step
 from lepton_client.training.many_chain import stacked
 from lepton_client.training.many_layers import Batch, Dense
 from lepton_client.training.many_optimizers import Steps
-from lepton_client.training.many_room import bytes_of_site, why_not_private
+from lepton_client.training.many_room import Room, why_not_plain, why_not_private
 from lepton_client.training.resident import ResidentModel
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records, Rows
@@ -73,7 +73,12 @@ def train_plain_many(
         received: float32, shape [d].
         recipe: how to train.
         seeds: of each site's order of batches.
+
+    Raises:
+        ValueError: the recipe is of a kind that goes one site at a time.
     """
+    if fault := why_not_plain(recipe):
+        raise ValueError(fault)
     sites = _Sites(model, task, data, received, len(rows))
     losses = np.full(len(rows), np.nan)
     steps = np.array([steps_of(recipe, len(own)) for own in rows], np.int64)
@@ -165,14 +170,14 @@ class _Sites:
         """Yields sites that go together: of about equal size, those that take more steps first."""
         sizes = np.array([len(own) for own in rows], np.int64)
         order = np.lexsort((-sizes, -steps))
-        most = len(order)
-        if self._model.device.type == "cpu" and most:
-            largest, longest = int(sizes.max()), int(steps.max())
-            room = bytes_of_site(self._model, recipe, self._data, largest, longest,
-                                 private=private)  # fmt: skip
-            most = max(1, _GROUP_BYTES // room)
-        for first in range(0, len(order), most):
-            yield order[first : first + most]
+        room = Room.of(self._model, recipe, self._data, private=private)
+        while len(order):
+            count = len(order)
+            if self._model.device.type == "cpu":
+                largest = room.site(int(sizes[order].max()), int(steps[order[0]]))
+                count = max(1, _GROUP_BYTES // largest)
+            yield order[:count]
+            order = order[count:]
 
     def parameters(self, sites: int) -> list[torch.Tensor]:
         """Returns weights of their own for so many sites, shape [sites, *shape] each."""
@@ -215,7 +220,7 @@ class _Sites:
         step = sampled(rows, np.array([plan.sample_rate for plan in plans]), secret)
         if step.rows.size:
             norms = of_plans("clipping_norm")
-            self.stacked.add_clipped(totals, weights, self.batch(step), norms, norms / deviations)
+            self.stacked.add_clipped(totals, weights, self.batch(step), norms, 1.0 / deviations)
         scales = deviations / of_plans("denominator")
         return [
             total.mul_(scales.view(-1, *[1] * (total.dim() - 1))).to(self._model.dtype)

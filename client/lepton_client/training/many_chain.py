@@ -103,8 +103,8 @@ class Chain(Stacked):
         self._layers: list[tuple[type[nn.Module], int, int | None]] = []
         for layer in leaves(module) or []:
             if type(layer) is nn.Linear:
-                bias = None if layer.bias is None else place[id(layer.bias)]
-                self._layers.append((nn.Linear, place[id(layer.weight)], bias))
+                at = place[id(layer.weight)]
+                self._layers.append((nn.Linear, at, place.get(id(layer.bias))))
             elif type(layer) in _BACK:
                 self._layers.append((type(layer), 0, None))
         self._linear = sum(kind is nn.Linear for kind, _, _ in self._layers)

@@ -105,9 +105,20 @@ class AnyLayers(Stacked):
         self, parameters: Sequence[torch.Tensor], batch: Batch
     ) -> tuple[torch.Tensor, Gradient]:
         """Returns losses and gradient; see `Stacked`."""
-        each = torch.func.vmap(torch.func.grad_and_value(self._loss), self._dims(parameters))
-        parts, losses = each(list(parameters), batch.features, batch.labels, batch.shares())
-        return losses, Dense(parts)
+        # Sites' weights are apart, so one ordinary backward pass gives each its own gradient;
+        # ``torch.func.grad`` takes longer, and a second to be imported.
+        own = [
+            (values if self._apart(parameters) else values.expand(len(batch.labels), *values.shape))
+            .detach()
+            .requires_grad_()
+            for values in parameters
+        ]
+        with torch.enable_grad():
+            logits = torch.func.vmap(self._outputs)(own, batch.features)
+            losses = self._task.losses(logits.flatten(0, 1), batch.labels.flatten())
+            each = (losses.view(batch.labels.shape) * batch.shares()).sum(1)
+            parts = torch.autograd.grad(each.sum(), own)
+        return each.detach(), Dense(parts)
 
     def add_clipped(
         self,
@@ -118,15 +129,14 @@ class AnyLayers(Stacked):
         scales: torch.Tensor,
     ) -> None:
         """Adds clipped sums; see `Stacked`."""
-        alone = torch.func.vmap(torch.func.grad(self._loss), (None, 0, 0, None))
-        each = torch.func.vmap(alone, (*self._dims(parameters)[:3], None))
-        one = batch.features.new_ones(1)
+        alone = torch.func.vmap(torch.func.grad(self._loss), (None, 0, 0))
+        each = torch.func.vmap(alone, (0 if self._apart(parameters) else None, 0, 0))
         size = batch.features.itemsize * sum(total.numel() for total in totals)
         step = max(1, _RECORD_BYTES // size)
         for start in range(0, batch.labels.shape[1], step):
             piece = slice(start, start + step)
             features, labels = batch.features[:, piece], batch.labels[:, piece]
-            parts = each(list(parameters), features.unsqueeze(2), labels.unsqueeze(2), one)
+            parts = each(list(parameters), features.unsqueeze(2), labels.unsqueeze(2))
             flat = [part.flatten(2) for part in parts]
             squared = torch.stack(
                 [square_sums(part.flatten(0, 1)).view(labels.shape) for part in flat]
@@ -139,21 +149,19 @@ class AnyLayers(Stacked):
                     exact = exact.masked_fill(unusable, 0.0)
                 total += torch.bmm(factors.unsqueeze(1), exact).view_as(total)
 
-    def _dims(self, parameters: Sequence[torch.Tensor]) -> tuple[int | None, int, int, int]:
-        first = next(self._module.parameters())
-        return (0 if parameters[0].dim() > first.dim() else None), 0, 0, 0
+    def _apart(self, parameters: Sequence[torch.Tensor]) -> bool:
+        return parameters[0].dim() > next(self._module.parameters()).dim()
+
+    def _outputs(self, parameters: list[torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+        named = dict(zip(self._names, parameters, strict=True))
+        outputs: torch.Tensor = torch.func.functional_call(self._module, named, (features,))
+        return outputs
 
     def _loss(
-        self,
-        parameters: list[torch.Tensor],
-        features: torch.Tensor,
-        labels: torch.Tensor,
-        shares: torch.Tensor,
+        self, parameters: list[torch.Tensor], features: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        """Returns the weighted sum of some records' losses as a function of the weights."""
-        named = dict(zip(self._names, parameters, strict=True))
-        outputs = torch.func.functional_call(self._module, named, (features,))
-        return (self._task.losses(outputs, labels) * shares).sum()
+        """Returns the sum of some records' losses as a function of the weights."""
+        return self._task.losses(self._outputs(parameters, features), labels).sum()
 
 
 def factors_of(

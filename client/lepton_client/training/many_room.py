@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -25,8 +26,10 @@ _KNOWN = (
     nn.Tanh,
     nn.Sigmoid,
 )
-# Of one record, beyond which a CPU computes convolutions no faster together than apart.
-_MOST_PRODUCTS = 1_000_000
+# Products of a batch's convolutions beyond which a CPU computes them no faster together: there
+# the overhead is small, and kernels for one set of weights are better. Private gradients take
+# more steps one at a time, whose batches are filled up.
+_MOST_PRODUCTS, _MOST_PRIVATE_PRODUCTS = 6_000_000, 30_000_000
 
 
 class _Work(NamedTuple):
@@ -37,7 +40,7 @@ class _Work(NamedTuple):
 
 
 def why_not_together(
-    model: ResidentModel, recipe: Recipe, data: Records, mode: str | None
+    model: ResidentModel, recipe: Recipe, data: Records, records: int, mode: str | None
 ) -> str | None:
     """Returns a sentence why sites go one at a time; None where they can be trained at once.
 
@@ -45,13 +48,13 @@ def why_not_together(
         model: the kind of model.
         recipe: how to train.
         data: the records of all sites.
+        records: of the largest site.
         mode: of the privacy plan; None for training without privacy.
     """
     if mode not in (None, "record"):
         return f"Privacy in the mode {mode} goes one site at a time: its sums are whole numbers."
-    if recipe.precision != "float32":
-        return f"Training in {recipe.precision} goes one site at a time; only float32 is stacked."
-    if mode and (fault := why_not_private(model.device, recipe, data, ())):
+    fault = why_not_private(model.device, recipe, data, ()) if mode else why_not_plain(recipe)
+    if fault:
         return fault
     layers = leaves(model.module)
     if layers is None:
@@ -59,12 +62,27 @@ def why_not_together(
     for layer in layers:
         if type(layer) not in _KNOWN:
             return f"{type(layer).__name__} layers go one site at a time: they are not stacked."
+    own = [parameter for layer in layers for parameter in layer.parameters()]
+    if len(own) != len(model.layout.names):
+        return "The model uses weights several times, so its sites go one at a time."
     if not all(parameter.requires_grad for parameter in model.module.parameters()):
         return "The model has weights that are not trained, so its sites go one at a time."
-    if len(data) == 0 or is_chain(model.module, data.features.shape[1:]):
+    if model.device.type != "cpu" or len(data) == 0:
         return None
-    if model.device.type == "cpu" and _work(model, data).products > _MOST_PRODUCTS:
+    if is_chain(model.module, data.features.shape[1:]):
+        return None
+    width, most = min(recipe.batch_size, records), _MOST_PRODUCTS
+    if mode:
+        width, most = records, _MOST_PRIVATE_PRODUCTS
+    if width * _work(model, data).products > most:
         return "On a CPU convolutions of this size are no faster together; sites go one at a time."
+    return None
+
+
+def why_not_plain(recipe: Recipe) -> str | None:
+    """Returns a sentence why plain training goes one site at a time; None where it need not."""
+    if recipe.precision != "float32":
+        return f"Training in {recipe.precision} goes one site at a time; only float32 is stacked."
     return None
 
 
@@ -84,44 +102,68 @@ def why_not_private(
 
 
 def sites_at_once(
-    model: ResidentModel, recipe: Recipe, data: Records, records: int, free_bytes: int, *,
-    private: bool, steps: int | None = None,
-) -> int:  # fmt: skip
+    model: ResidentModel,
+    recipe: Recipe,
+    data: Records,
+    records: int,
+    free_bytes: int,
+    *,
+    private: bool,
+) -> int:
     """Returns how many sites fit into memory together, their updates included; at least 1.
+
+    On a CPU, where only some are worked on at a time while others wait, more would fit.
 
     Args:
         model: the kind of model.
         recipe: how to train.
         data: the records of all sites, which are in memory already.
         records: of the largest site.
-        free_bytes: of the device's memory; on a CPU of the machine's.
+        free_bytes: of the memory of the device.
         private: whether under a privacy plan.
-        steps: of the longest site; None: as the recipe says.
     """
-    longest = steps_of(recipe, records) if steps is None else steps
-    # On a CPU a few sites are worked on at a time, and the others only wait; the estimate holds
-    # for a device that takes all of them at once.
-    room = bytes_of_site(model, recipe, data, records, longest, private=private)
-    return max(1, free_bytes // (room + 4 * model.layout.size))
+    room = Room.of(model, recipe, data, private=private)
+    steps = 0 if private else steps_of(recipe, records)
+    return max(1, free_bytes // (room.site(records, steps) + 4 * model.layout.size))
 
 
-def bytes_of_site(
-    model: ResidentModel, recipe: Recipe, data: Records, records: int, steps: int, *, private: bool
-) -> int:
-    """Returns about how many bytes the training of one site takes, beside its update."""
-    number, exact = model.dtype.itemsize, torch.float64.itemsize
-    chain = is_chain(model.module, data.features.shape[1:])
-    # Weights, what the optimiser remembers, a gradient that is written out, and the change.
-    copies = 2 + (3 if recipe.optimizer == "adam" else 1) + (not chain)
-    of_model = model.layout.size * (copies * number + (3 * exact if private else 0))
-    width = records if private else min(recipe.batch_size, records)
-    numbers = int(data.features[:1].numel())
-    # Inputs once as they are and once in float64; of outputs also the gradients.
-    of_record = numbers * (number + (exact if private else 0)) + 8
-    if len(data):
-        of_record += 3 * number * _work(model, data).outputs
-    order = 0 if private else 8 * steps * width
-    return of_model + width * of_record + order
+class Room(NamedTuple):
+    """About how many bytes the training of one site takes, beside its update.
+
+    Attributes:
+        model: for all that is as large as the model.
+        record: for each record that goes through.
+        place: for each place in an order that is drawn beforehand.
+        width: most records that go through at a time.
+    """
+
+    model: int
+    record: int
+    place: int
+    width: float
+
+    @classmethod
+    def of(cls, model: ResidentModel, recipe: Recipe, data: Records, *, private: bool) -> "Room":
+        """Works out what a model takes under a recipe."""
+        number, exact = model.dtype.itemsize, torch.float64.itemsize
+        # Weights, what the optimiser remembers, and the change.
+        copies = 2 + (3 if recipe.optimizer == "adam" else 1)
+        if not is_chain(model.module, data.features.shape[1:]):
+            copies += 1  # a gradient that is written out
+        inputs = int(data.features[:1].numel())
+        outputs = _work(model, data).outputs if len(data) else 0
+        return cls(
+            model.layout.size * (copies * number + (3 * exact if private else 0)),
+            # Inputs also in float64, and of outputs the gradients too.
+            inputs * (number + (exact if private else 0)) + 3 * number * outputs,
+            0 if private else np.dtype(np.int64).itemsize,
+            float("inf") if private else recipe.batch_size,
+        )
+
+    def site(self, records: int, steps: int) -> int:
+        """Returns the bytes of a site of so many records that takes so many steps."""
+        width = int(min(self.width, records))
+        return self.model + width * (self.record + steps * self.place)
 
 
 def _work(model: ResidentModel, data: Records) -> _Work:
