@@ -1,5 +1,8 @@
 """A job on pfl-research, which takes its turn after each round."""
 
+import os
+import time
+
 import job
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
@@ -36,15 +39,25 @@ class Net(nn.Sequential):
 
 
 class TakingTurns(TrainingProcessCallback):
-    """Waits between rounds."""
+    """Waits between rounds, once it is known how many threads are fastest."""
 
     def __init__(self) -> None:
         self.turns = Turns()
+        self.began, self.tried = time.perf_counter(), []
+        self.counts = [os.cpu_count(), 1, os.cpu_count()]  # the first round warms up
 
     def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):  # noqa: ANN001, ANN201
         """Waits; adds no metric."""
         global steps
         taken, steps = steps, 0
+        if len(self.tried) < len(self.counts):
+            self.tried.append(time.perf_counter() - self.began)
+            if len(self.tried) < len(self.counts):
+                torch.set_num_threads(self.counts[len(self.tried)])
+            else:
+                torch.set_num_threads(1 if self.tried[1] < self.tried[2] else os.cpu_count())
+            self.began = time.perf_counter()
+            return False, Metrics()
         return not self.turns.next(steps=taken), Metrics()
 
 

@@ -53,9 +53,10 @@ class BareLoop:
         self.weights = total / len(clients)
 
 
-def drawn(job: Job, round_: int) -> tuple[list[int], list[int]]:
-    """Returns a cohort and the seeds of its members' orders."""
+def drawn(job: Job, round_: int, share: float = 1.0) -> tuple[list[int], list[int]]:
+    """Returns the cohort of a round, or a share of one, and the seeds of its members' orders."""
     generator = torch.Generator().manual_seed(round_)
-    clients = torch.randperm(job.clients, generator=generator)[: job.cohort]
-    seeds = torch.randint(0, 1 << 50, (job.cohort,), generator=generator)
+    count = max(1, round(share * job.cohort))
+    clients = torch.randperm(job.clients, generator=generator)[:count]
+    seeds = torch.randint(0, 1 << 50, (count,), generator=generator)
     return clients.tolist(), seeds.tolist()

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lepton_cli.bench.simulation.bare import drawn
 from lepton_cli.bench.simulation.jobs import Job
 from lepton_cli.compose import compose_settings
 from lepton_client.training.many import train_plain_many
@@ -51,7 +50,3 @@ class Kernel:
         if trained.diverged.any():
             raise FloatingPointError("Training diverged in the benchmark.")
         self.weights = self.weights + trained.updates.mean(axis=0, dtype=np.float32)
-
-    def drawn_round(self, round_: int) -> None:
-        """Runs a round of the cohort that the bare loop would draw."""
-        self.round(*drawn(self._job, round_))

@@ -7,13 +7,13 @@ from pathlib import Path
 from lepton_cli.bench import Row, peers
 from lepton_cli.bench.simulation.jobs import REFERENCE, data_of
 from lepton_cli.bench.simulation.limits import bytes_of_client, flops_of_client
-from lepton_cli.bench.simulation.rows import compared, multiple, seconds
+from lepton_cli.bench.simulation.rows import bare, compared, multiple, seconds
 from lepton_cli.bench.simulation.side import own_side
 from lepton_cli.bench.simulation.sides import Outcome, Side, from_cold, say, take_turns
 from lepton_common.errors import RunError
 
 _QUICK_S, _FIRST, _COLD_TIMES = 12.0, 3, 3
-_BF16, _LONG_UNIT = "train.precision=bfloat16", "bf16 against float32"
+_BF16, _BF16_LABEL = "train.precision=bfloat16", "bf16 against float32"
 
 
 def rows(quick: bool, with_peers: bool) -> Iterator[Row]:
@@ -50,10 +50,9 @@ def _engines(data: Path, quick: bool) -> Iterator[Row]:
         budget_s=_QUICK_S if quick else 90.0,
     )
     yield from compared("reference_fp32_vs_bare", found, "inprocess", "bare")
-    yield from compared("reference_bf16_vs_bare", found, "bf16", "bare", _LONG_UNIT)
+    yield from compared("reference_bf16_vs_bare", found, "bf16", "bare", _BF16_LABEL)
     yield from compared("reference_processes_vs_bare", found, "processes", "bare")
-    yield from seconds("reference_bare", found["bare"])
-    yield Row("reference_turns", len(found["bare"].seconds), "rounds of each")
+    yield from bare("reference", found["bare"])
     yield from _limits(found["inprocess"], found["peak"])
 
 

@@ -35,6 +35,14 @@ def seconds(name: str, outcome: Outcome, label: str = "") -> Iterator[Row]:
         yield Row(name, outcome.median_s, f"s/round; {label}" if label else "s/round")
 
 
+def bare(job: str, outcome: Outcome) -> Iterator[Row]:
+    """Yields the rows of the bare loop itself."""
+    yield from seconds(f"{job}_bare", outcome)
+    if outcome.missing is None:
+        yield Row(f"{job}_bare_threads", outcome.facts["threads"], "threads, the fastest number")
+        yield Row(f"{job}_turns", len(outcome.seconds), "rounds of each")
+
+
 def _missing(name: str, found: Mapping[str, Outcome], *sides: str) -> Row | None:
     for side in sides:
         if (why := found[side].missing) is not None:

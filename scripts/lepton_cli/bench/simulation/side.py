@@ -3,6 +3,8 @@
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
@@ -42,12 +44,7 @@ def own_side(name: str, kind: str, job: Job, data: Path, *overrides: str) -> Sid
     inherited = os.environ.get("PYTHONPATH")
     return Side(
         name=name,
-        command=(
-            sys.executable,
-            "-m",
-            "lepton_cli.bench.simulation.side",
-            json.dumps(asdict(spec)),
-        ),
+        command=(sys.executable, "-m", module, json.dumps(asdict(spec))),
         # Its children, and theirs, find the job in the catalogs too.
         environment={"PYTHONPATH": os.pathsep.join(filter(None, (parts, inherited)))},
     )
@@ -98,13 +95,10 @@ def merged(words: list[str], more: list[str]) -> list[str]:
 
 
 def _bare(spec: Spec, job: Job, turns: Turns) -> None:
-    import torch
-
-    from lepton_cli.bench.simulation.bare import BareLoop, drawn
+    from lepton_cli.bench.simulation.bare import BareLoop
     from lepton_common.datasets.catalog import load_dataset
     from lepton_common.models.catalog import initial_model
 
-    torch.set_num_threads(os.cpu_count() or 1)
     records = load_dataset(job.name, spec.data, "public_ranges").train
     loop = BareLoop(
         job,
@@ -112,32 +106,39 @@ def _bare(spec: Spec, job: Job, turns: Turns) -> None:
         records.features.view(job.clients, job.records, *job.shape),
         records.labels.view(job.clients, job.records),
     )
-    round_ = 0
-    while True:
-        round_ += 1
-        loop.round(*drawn(job, round_))
-        if not turns.next(steps=job.steps):
-            return turns.ended()
+    _loop(job, turns, loop.round)
 
 
 def _kernel(spec: Spec, job: Job, turns: Turns) -> None:
-    import torch
-
     from lepton_cli.bench.simulation.kernel import Kernel
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    kernel = Kernel(job, Path(spec.data))
-    round_ = 0
-    while True:
+    _loop(job, turns, Kernel(job, Path(spec.data)).round)
+
+
+def _loop(job: Job, turns: Turns, round_of: Callable[[list[int], list[int]], None]) -> None:
+    """Runs rounds with as many threads as are fastest, which is found out first."""
+    import torch
+
+    from lepton_cli.bench.simulation.bare import drawn
+
+    def tried_s(threads: int) -> float:
+        torch.set_num_threads(threads)
+        round_of(*drawn(job, 0, share=0.1))
+        began = time.perf_counter()
+        round_of(*drawn(job, 0, share=0.1))
+        return time.perf_counter() - began
+
+    threads = min((1, os.cpu_count() or 1), key=tried_s)
+    torch.set_num_threads(threads)
+    round_, going = 0, True
+    while going:
         round_ += 1
-        kernel.drawn_round(round_)
-        if not turns.next(steps=job.steps):
-            return turns.ended()
+        round_of(*drawn(job, round_))
+        going = turns.next(steps=job.steps)
+    turns.ended(threads=threads)
 
 
 def _peak(spec: Spec, job: Job, turns: Turns) -> None:
-    import time
-
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)

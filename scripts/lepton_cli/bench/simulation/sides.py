@@ -196,9 +196,10 @@ def take_turns(
         for name, process in running.items():
             process.ask(STOP)
             try:
-                found[name].facts = process.answer(_END_S)
+                facts = process.answer(_END_S)
             except _Lost:
                 continue  # a peer has nothing to add
+            found[name].facts = {key: value for key, value in facts.items() if key != "state"}
             process.wait()
     return found
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lepton_cli.bench import Row, peers
 from lepton_cli.bench.simulation.jobs import SMALL, data_of
-from lepton_cli.bench.simulation.rows import compared, multiple, seconds
+from lepton_cli.bench.simulation.rows import bare, compared, multiple, seconds
 from lepton_cli.bench.simulation.side import own_side
 from lepton_cli.bench.simulation.sides import Side, say, take_turns
 from lepton_common.errors import RunError
@@ -32,7 +32,7 @@ def rows(quick: bool, with_peers: bool) -> Iterator[Row]:
         yield from compared("small_kernel_vs_bare", found, "kernel", "bare", "training alone")
         yield from compared("small_vectorized_vs_bare", found, "vectorized", "bare")
         yield from compared("small_inprocess_vs_bare", found, "inprocess", "bare")
-        yield from seconds("small_bare", found["bare"])
+        yield from bare("small", found["bare"])
         if not quick:
             say("small job: record DP")
             sides = [_ours(data, "plain", _MANY), _ours(data, "record", _MANY, *SMALL.private())]
