@@ -1,4 +1,4 @@
-"""Benchmarks: ``./scripts/bench NAME [--quick] [--json FILE] [--peers]``.
+"""Benchmarks: ``./scripts/bench NAME [--quick] [--json FILE] [--peers] [--plots FOLDER]``.
 
 A benchmark yields rows; a row's ratio is always a speed ratio, the reference's time divided by
 ours, measured side by side in one run: above 1 means that we are faster.
@@ -13,12 +13,12 @@ class Row:
 
     Attributes:
         name: stable name, by which documents cite it.
-        value: what was measured.
-        unit: of the value.
+        value: what was measured; None where it could not be.
+        unit: of the value, or why there is none.
         ratio: reference's time over ours; None where the row has no reference.
     """
 
     name: str
-    value: float
+    value: float | None
     unit: str
     ratio: float | None = None

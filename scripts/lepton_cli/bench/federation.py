@@ -81,12 +81,12 @@ def federation(sites: int) -> Iterator[Federation]:
         folder = Path(name)
         names = [f"site-{index + 1}" for index in range(sites)]
         _make(folder, names)
-        models = str(resources.files("lepton_cli.bench").joinpath("own_models"))
+        parts = str(resources.files("lepton_cli.bench").joinpath("own_parts"))
 
         def start(kind: str, name: str) -> int:
             words = ["lepton", kind, "start", name]
             return processes.enter_context(
-                started(words, folder, f"{name}.log", {"PYTHONPATH": models})
+                started(words, folder, f"{name}.log", {"PYTHONPATH": parts})
             )
 
         server = start("server", _SERVER)

@@ -1,12 +1,13 @@
-"""The reference job on Flower's own Ray simulation; prints seconds per round after the first."""
+"""A job on Flower's own Ray simulation, which takes its turn after each round."""
 
-import json
 import os
-import sys
-import time
 
-os.environ.update(FLWR_TELEMETRY_ENABLED="0", RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0")
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0",
+    RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+)
 
+import job
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -14,25 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 from torch import nn
-
-CLIENTS, IMAGES, COHORT, BATCH, RATE = 1000, 50, 50, 10, 0.1
-ROUNDS = int(sys.argv[1])
-
-
-def net() -> nn.Module:
-    """The reference network, 1,626,442 parameters."""
-    return nn.Sequential(
-        nn.Conv2d(3, 32, 3),
-        nn.ReLU(),
-        nn.Conv2d(32, 64, 3),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(64 * 14 * 14, 128),
-        nn.ReLU(),
-        nn.Linear(128, 10),
-    )
-
+from turns import Turns
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -41,43 +24,56 @@ server_app = ServerApp()
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
     """Trains one client for one epoch."""
-    generator = torch.Generator().manual_seed(int(context.node_config["partition-id"]))
-    features = torch.randn(IMAGES, 3, 32, 32, generator=generator)
-    labels = torch.randint(0, 10, (IMAGES,), generator=generator)
-    model = net()
+    torch.set_num_threads(1)  # one actor a core
+    client = int(context.node_config["partition-id"])
+    model = nn.Sequential(*job.layers())
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    for rows in torch.randperm(IMAGES, generator=generator).split(BATCH):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(features[rows]), labels[rows]).backward()
-        optimizer.step()
-    metrics = MetricRecord({"num-examples": IMAGES})
+    steps = job.train(model, client, seed=client)
+    metrics = MetricRecord({"num-examples": job.RECORDS, "steps": steps})
     content = RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics})
     return Message(content, reply_to=message)
 
 
+def total(replies: list[RecordDict], weighted_by: str) -> MetricRecord:
+    """Returns the steps of a whole round."""
+    return MetricRecord({"steps": sum(int(reply["metrics"]["steps"]) for reply in replies)})
+
+
+class Counting(FedAvg):
+    """FedAvg that keeps the last round's number of steps."""
+
+    steps = 0
+
+    def aggregate_train(self, *words: object) -> tuple:
+        """Aggregates as ever."""
+        arrays, metrics = super().aggregate_train(*words)
+        self.steps = 0 if metrics is None else int(metrics["steps"])
+        return arrays, metrics
+
+
 @server_app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs the rounds, timing each."""
-    ends: list[float] = []
-
-    def stamp(round_: int, arrays: ArrayRecord) -> None:
-        ends.append(time.perf_counter())
-
-    strategy = FedAvg(
-        fraction_train=COHORT / CLIENTS,
+    """Runs the rounds."""
+    turns = Turns()
+    strategy = Counting(
+        fraction_train=job.COHORT / job.CLIENTS,
         fraction_evaluate=0.0,
-        min_train_nodes=COHORT,
-        min_available_nodes=CLIENTS,
+        min_train_nodes=job.COHORT,
+        min_available_nodes=job.CLIENTS,
+        train_metrics_aggr_fn=total,
     )
-    strategy.start(grid, ArrayRecord(net().state_dict()), num_rounds=ROUNDS, evaluate_fn=stamp)
-    # The first stamp is the initial model's, the second the warm-up round's.
-    print(json.dumps({"seconds_per_round": (ends[-1] - ends[1]) / (len(ends) - 2)}), flush=True)
+
+    def after(round_: int, arrays: ArrayRecord) -> None:
+        if round_ and not turns.next(steps=strategy.steps):
+            raise SystemExit
+
+    first = ArrayRecord(nn.Sequential(*job.layers()).state_dict())
+    strategy.start(grid, first, num_rounds=job.MOST_ROUNDS, evaluate_fn=after)
 
 
 run_simulation(
     server_app=server_app,
     client_app=client_app,
-    num_supernodes=CLIENTS,
+    num_supernodes=job.CLIENTS,
     backend_config={"client_resources": {"num_cpus": 1}},
 )

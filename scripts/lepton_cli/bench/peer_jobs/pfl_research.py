@@ -1,9 +1,9 @@
-"""The reference job on pfl-research; prints seconds per round after the first."""
+"""A job on pfl-research, which takes its turn after each round."""
 
-import json
-import sys
+import os
 import time
 
+import job
 import torch
 from pfl.aggregate.simulate import SimulatedBackend
 from pfl.algorithm.base import NNAlgorithmParams
@@ -16,29 +16,21 @@ from pfl.hyperparam.base import NNTrainHyperParams
 from pfl.metrics import Metrics
 from pfl.model.pytorch import PyTorchModel
 from torch import nn
+from turns import Turns
 
-CLIENTS, IMAGES, COHORT, BATCH, RATE = 1000, 50, 50, 10, 0.1
-ROUNDS = int(sys.argv[1])
+steps = 0
 
 
 class Net(nn.Sequential):
-    """The reference network, 1,626,442 parameters, with what pfl asks of a model."""
+    """The job's network, with what pfl asks of a model."""
 
     def __init__(self) -> None:
-        super().__init__(
-            nn.Conv2d(3, 32, 3),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Flatten(),
-            nn.Linear(64 * 14 * 14, 128),
-            nn.ReLU(),
-            nn.Linear(128, 10),
-        )
+        super().__init__(*job.layers())
 
     def loss(self, inputs: torch.Tensor, targets: torch.Tensor, **_: object) -> torch.Tensor:
-        """Returns the mean loss of a batch."""
+        """Returns the mean loss of a batch; pfl takes a step after each."""
+        global steps
+        steps += 1
         return nn.functional.cross_entropy(self(inputs), targets)
 
     def metrics(self, inputs: torch.Tensor, targets: torch.Tensor, **_: object) -> dict:
@@ -46,46 +38,53 @@ class Net(nn.Sequential):
         return {}
 
 
-class Stamps(TrainingProcessCallback):
-    """Notes when each round ends."""
+class TakingTurns(TrainingProcessCallback):
+    """Waits between rounds, once it is known how many threads are fastest."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.turns = Turns()
+        self.began, self.tried = time.perf_counter(), []
+        self.counts = [os.cpu_count(), 1, os.cpu_count()]  # the first round warms up
 
     def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):  # noqa: ANN001, ANN201
-        """Notes the time; never stops, and adds no metric."""
-        self.ends.append(time.perf_counter())
-        return False, Metrics()
+        """Waits; adds no metric."""
+        global steps
+        taken, steps = steps, 0
+        if len(self.tried) < len(self.counts):
+            self.tried.append(time.perf_counter() - self.began)
+            if len(self.tried) < len(self.counts):
+                torch.set_num_threads(self.counts[len(self.tried)])
+            else:
+                torch.set_num_threads(1 if self.tried[1] < self.tried[2] else os.cpu_count())
+            self.began = time.perf_counter()
+            return False, Metrics()
+        return not self.turns.next(steps=taken), Metrics()
 
 
 def client(user: int) -> PyTorchTensorDataset:
     """Returns one client's data."""
-    rows = slice(user * IMAGES, (user + 1) * IMAGES)
-    return PyTorchTensorDataset([features[rows], labels[rows]])
+    return PyTorchTensorDataset([features[user], labels[user]])
 
 
-generator = torch.Generator().manual_seed(0)
-features = torch.randn(CLIENTS * IMAGES, 3, 32, 32, generator=generator)
-labels = torch.randint(0, 10, (CLIENTS * IMAGES,), generator=generator)
+features, labels = job.data()
 net = Net()
 model = PyTorchModel(
     model=net,
     local_optimizer_create=torch.optim.SGD,
     central_optimizer=torch.optim.SGD(net.parameters(), lr=1.0),
 )
-data = FederatedDataset(client, get_user_sampler("minimize_reuse", list(range(CLIENTS))))
-stamps = Stamps()
+data = FederatedDataset(client, get_user_sampler("minimize_reuse", list(range(job.CLIENTS))))
 FederatedAveraging().run(
     NNAlgorithmParams(
-        central_num_iterations=ROUNDS,
-        evaluation_frequency=ROUNDS + 1,
-        train_cohort_size=COHORT,
+        central_num_iterations=job.MOST_ROUNDS,
+        evaluation_frequency=job.MOST_ROUNDS + 1,
+        train_cohort_size=job.COHORT,
         val_cohort_size=0,
     ),
     SimulatedBackend(training_data=data, val_data=data),
     model,
-    NNTrainHyperParams(local_num_epochs=1, local_learning_rate=RATE, local_batch_size=BATCH),
-    callbacks=[stamps],
+    NNTrainHyperParams(
+        local_num_epochs=1, local_learning_rate=job.RATE, local_batch_size=job.BATCH
+    ),
+    callbacks=[TakingTurns()],
 )
-seconds = (stamps.ends[-1] - stamps.ends[0]) / (len(stamps.ends) - 1)
-print(json.dumps({"seconds_per_round": seconds}), flush=True)

@@ -1,0 +1,1 @@
+"""The simulation benchmark: engines, protections, scaling and peers, on two jobs."""
