@@ -3,7 +3,8 @@
 ```
 LeptonError                     exit code 1
 ├── SettingsError               2   what was asked for
-│   └── UnknownName
+│   ├── UnknownName
+│   └── TrackerMissing
 ├── DataError                   3   what it should be trained on
 │   ├── DataMissing
 │   ├── ChecksumMismatch
@@ -122,6 +123,10 @@ class SettingsError(LeptonError):
 
 class UnknownName(SettingsError):
     """A name that no catalog holds."""
+
+
+class TrackerMissing(SettingsError):
+    """A tracker whose package is not installed."""
 
 
 class DataError(LeptonError):

@@ -39,8 +39,9 @@ from lepton_common.tasks.catalog import find_task
 from lepton_server.app import app as server_app
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.engines.serialising import SerialisingGrid
-from lepton_server.progress import OBSERVER, Observer
+from lepton_server.progress import OBSERVER, Observer, Observers
 from lepton_server.run_folder import RunFolder
+from lepton_server.trackers.catalog import check_tracker, trackers_of
 
 _ROWS = "rows.npy"
 # The C version, where PyYAML was built with it, is ten times faster: it counts for many sites.
@@ -55,11 +56,17 @@ def start(settings: Settings, observer: Observer | None = None) -> Run:
         Interrupted: the observer asked to stop; the run can be resumed.
         LeptonError: what went wrong; what was finished is kept.
     """
-    if settings.data.root is not None:
-        # Absolute, so that the run can be resumed and reported from any folder.
-        root = str(Path(settings.data.root).resolve())
-        settings = replace(settings, data=replace(settings.data, root=root))
+    check_tracker(settings.tracker)
+    settings = settled(settings)
     return _execute(settings, create(settings), observer or Observer())
+
+
+def settled(settings: Settings) -> Settings:
+    """Returns settings that mean the same in any folder, where a run is resumed or reported."""
+    if settings.data.root is None:
+        return settings
+    root = str(Path(settings.data.root).resolve())
+    return replace(settings, data=replace(settings.data, root=root))
 
 
 def create(settings: Settings) -> RunFolder:
@@ -87,6 +94,7 @@ def resume(run: Run, observer: Observer | None = None) -> Run:
     """
     if run.status == "finished":
         raise RunNotResumable(f"The run {run.name} is finished; start a new one.")
+    check_tracker(run.settings.tracker)
     return _execute(run.settings, run.folder, observer or Observer())
 
 
@@ -181,7 +189,13 @@ def _only_writer(folder: RunFolder) -> Iterator[None]:
 
 def _execute(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     with _only_writer(folder):
-        return _work(settings, folder, observer)
+        trackers = trackers_of(settings, folder, store=folder.path.parent)
+        watched = Observers([observer, *trackers])
+        try:
+            return _work(settings, folder, watched)
+        finally:
+            card = folder.path / "model_card.md"
+            watched.on_end(Run(folder).status, [card] if card.exists() else [])
 
 
 def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:

@@ -59,7 +59,15 @@ def command(
     words = overrides or []
     if multirun:
         return run_sweep(words, as_json=as_json)
-    observer = observer_for(quiet=as_json)
+    run = None
+    if any(word.startswith(_RESUME) for word in words):
+        others = [word for word in words if not word.startswith((_RESUME, "runs="))]
+        if others:
+            raise SettingsError(f"A resumed run keeps its settings: drop {', '.join(others)}.")
+        named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+        run = find_run(named["resume"], named.get("runs", "runs"))
+    settings = run.settings if run else compose_settings(words)
+    observer = observer_for(settings, quiet=as_json)
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         if observer.stop_requested:
@@ -69,14 +77,7 @@ def command(
 
     signal.signal(signal.SIGINT, on_interrupt)
     with observer:
-        if any(word.startswith(_RESUME) for word in words):
-            others = [word for word in words if not word.startswith((_RESUME, "runs="))]
-            if others:
-                raise SettingsError(f"A resumed run keeps its settings: drop {', '.join(others)}.")
-            named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
-            run = resume(find_run(named["resume"], named.get("runs", "runs")), observer)
-        else:
-            run = start(compose_settings(words), observer)
+        run = resume(run, observer) if run else start(settings, observer)
     if as_json:
         print(json.dumps(as_json_document(run)))
     else:

@@ -83,7 +83,9 @@ def _ask(
     while asked:
         waiting: list[int] = []
         contents = dict.fromkeys(asked, hello)
-        for node, answer in collect(grid, contents, HELLO, federation.round_timeout_s):
+        answers = collect(grid, contents, HELLO, federation.round_timeout_s)
+        for came, (node, answer) in enumerate(answers, start=1):
+            observer.on_answer("introduce", came, len(asked))
             try:
                 if not isinstance(answer, str):
                     sites[node] = read_facts(answer)

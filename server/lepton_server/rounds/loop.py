@@ -61,6 +61,7 @@ def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
     while state.round < settings.rounds and not observer.stop_requested:
         began, round_ = time.monotonic(), state.round + 1
         cohort = pick_cohort(sites, settings.cohort, settings.seed, round_)
+        observer.on_cohort(round_, [facts.public_size for facts in cohort.values()])
         least = settings.colluders + 2
         if settings.secure and len(cohort) < least:
             raise QuorumNotMet(
