@@ -12,7 +12,7 @@ from lepton_cli.run import Run
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.tasks.catalog import find_task
 
-_BLUE, _GREY, _ORANGE, _RED = "#1f5fa8", "#7a7a7a", "#d9822b", "#c0392b"
+BLUE, GREY, ORANGE, RED = "#1f5fa8", "#7a7a7a", "#d9822b", "#c0392b"
 _MOST_BARS = 50
 
 
@@ -25,23 +25,23 @@ def draw_all(run: Run) -> dict[str, Path]:
 
 
 def _learning_curve(run: Run) -> Path:
-    figure, axes = _figure(7.0, 4.0)
+    figure, axes = new_figure(7.0, 4.0)
     rounds = [report.round for report in run.rounds]
     accuracy = [report.metrics["accuracy"] for report in run.rounds]
     private = run.settings.private
     label = f"federated, epsilon {run.settings.privacy.epsilon:g}" if private else "federated"
-    axes.plot(rounds, accuracy, color=_BLUE, linewidth=2.2, marker="o", markersize=3, label=label)
+    axes.plot(rounds, accuracy, color=BLUE, linewidth=2.2, marker="o", markersize=3, label=label)
     lines = {
-        "pooled_without_privacy": ("pooled, no privacy", _GREY, ":"),
-        "pooled": ("pooled, same privacy" if private else "pooled", _GREY, "--"),
+        "pooled_without_privacy": ("pooled, no privacy", GREY, ":"),
+        "pooled": ("pooled, same privacy" if private else "pooled", GREY, "--"),
     }
     for name, (text, color, style) in lines.items():
         if name in run.baselines:
             axes.axhline(run.baselines[name], color=color, linestyle=style, label=text)
     if run.baselines:
         local = list(run.baselines["local"].values())
-        axes.axhline(float(np.mean(local)), color=_ORANGE, linestyle="-.", label="each site alone")
-        axes.axhspan(min(local), max(local), color=_ORANGE, alpha=0.12, linewidth=0)
+        axes.axhline(float(np.mean(local)), color=ORANGE, linestyle="-.", label="each site alone")
+        axes.axhspan(min(local), max(local), color=ORANGE, alpha=0.12, linewidth=0)
     axes.set_xlabel("round")
     axes.set_ylabel("accuracy on the server's test set")
     axes.set_title(f"{run.settings.task}: {run.settings.sites} sites")
@@ -51,13 +51,13 @@ def _learning_curve(run: Run) -> Path:
 
 
 def _epsilon(run: Run) -> Path:
-    figure, axes = _figure(7.0, 3.0)
+    figure, axes = new_figure(7.0, 3.0)
     rounds = [report.round for report in run.rounds]
     spent = [max(report.epsilon.values(), default=np.nan) for report in run.rounds]
-    axes.step(rounds, spent, where="post", color=_BLUE, linewidth=2.0, label="spent, worst site")
+    axes.step(rounds, spent, where="post", color=BLUE, linewidth=2.0, label="spent, worst site")
     target = run.settings.privacy.epsilon
     if target is not None:
-        axes.axhline(target, color=_RED, linestyle="--", label="target")
+        axes.axhline(target, color=RED, linestyle="--", label="target")
     axes.set_xlabel("round")
     axes.set_ylabel(f"epsilon at delta {run.settings.privacy.delta:g}")
     axes.set_ylim(bottom=0)
@@ -74,7 +74,7 @@ def _partition(run: Run) -> Path:
     labels = data.train.labels.numpy()
     held = [np.load(site / "rows.npy", allow_pickle=False) for site in shown]
     counts = np.array([np.bincount(labels[rows], minlength=data.classes) for rows in held])
-    figure, axes = _figure(7.0, max(2.0, 0.28 * len(shown) + 1.0))
+    figure, axes = new_figure(7.0, max(2.0, 0.28 * len(shown) + 1.0))
     left = np.zeros(len(shown))
     colors = colormaps["tab10"](np.arange(data.classes) % 10)
     for value in range(data.classes):
@@ -92,7 +92,8 @@ def _partition(run: Run) -> Path:
     return _save(figure, run, "partition.png")
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Returns an empty figure of the house's style, in inches, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

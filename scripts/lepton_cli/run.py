@@ -19,6 +19,8 @@ from lepton_common.tasks.catalog import find_task
 from lepton_server.progress import RoundReport
 from lepton_server.run_folder import RunFolder
 
+_RUNS = ("*/config.yaml", "sweep-*/*/config.yaml")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -106,13 +108,16 @@ def find_run(name: str, runs: str = "runs") -> Run:
     for path in (Path(name), Path(runs) / name):
         if (path / "config.yaml").is_file():
             return Run(RunFolder(path.resolve()))
-    begun = [run for run in list_runs(runs) if name and run.name.startswith(name)]
+    known = list_runs(runs)
+    begun = [run for run in known if run.name == name]
+    begun = begun or [run for run in known if name and run.name.startswith(name)]
     if len(begun) == 1:
         return begun[0]
     raise RunNotFound(f"No run '{name}' here or in '{runs}'; 'lepton runs' lists them.")
 
 
 def list_runs(runs: str = "runs") -> list[Run]:
-    """Returns all runs in a folder, oldest first."""
-    configs = sorted(Path(runs).glob("*/config.yaml"), key=lambda path: path.stat().st_mtime_ns)
+    """Returns all runs in a folder and in the sweeps there, oldest first."""
+    found = (path for form in _RUNS for path in Path(runs).glob(form))
+    configs = sorted(found, key=lambda path: path.stat().st_mtime_ns)
     return [Run(RunFolder(config.parent.resolve())) for config in configs]

@@ -54,7 +54,7 @@ def command(
     from lepton_cli.run import find_run
     from lepton_cli.simulation import resume, start
     from lepton_cli.summary import as_json_document, print_summary
-    from lepton_cli.sweep import run_sweep
+    from lepton_cli.sweep.run import run_sweep
 
     words = overrides or []
     if multirun:

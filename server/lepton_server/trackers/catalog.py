@@ -57,4 +57,6 @@ def trackers_of(settings: Settings, folder: RunFolder, store: Path) -> list[Obse
             return [Tracker("TensorBoard", folder, lambda: TensorBoardWriter(settings, events))]
         case "mlflow":
             own = path / "mlflow.json"
-            return [Tracker("MLflow", folder, lambda: MlflowWriter(settings, store, own, path.name))]
+            return [
+                Tracker("MLflow", folder, lambda: MlflowWriter(settings, store, own, path.name))
+            ]

@@ -68,7 +68,9 @@ class MlflowWriter:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, report.round) for name, value in figures(report).items()]
+        metrics = [
+            Metric(name, value, now, report.round) for name, value in figures(report).items()
+        ]
         self._client.log_batch(self._run, metrics=metrics)
 
     def end(self, status: str, documents: Sequence[Path]) -> None:

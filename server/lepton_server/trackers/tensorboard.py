@@ -22,11 +22,11 @@ class TensorBoardWriter:
 
         self._folder = folder
         self._logged = rounds_in(folder) if folder.is_dir() else set()
-        self._writer = SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder))
         if not self._logged:
             text = json.dumps(json.loads(to_json(settings)), indent=2)
             indented = "".join(f"    {line}\n" for line in text.splitlines())
-            self._writer.add_text(_SETTINGS, indented, 0)  # type: ignore[no-untyped-call]
+            self._writer.add_text(_SETTINGS, indented, 0)
 
     def logged(self) -> set[int]:
         """Returns the rounds that earlier event files hold."""
@@ -37,13 +37,13 @@ class TensorBoardWriter:
         for name, value in figures(report).items():
             # The seconds come last: a round that has them is whole.
             if name != _SECONDS:
-                self._writer.add_scalar(name, value, report.round)  # type: ignore[no-untyped-call]
-        self._writer.add_scalar(_SECONDS, report.seconds, report.round)  # type: ignore[no-untyped-call]
-        self._writer.flush()  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(name, value, report.round)
+        self._writer.add_scalar(_SECONDS, report.seconds, report.round)
+        self._writer.flush()
 
     def end(self, status: str, documents: Sequence[Path]) -> None:
         """Closes the file; TensorBoard has no place for a status or a document."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 def rounds_in(folder: Path) -> set[int]:
