@@ -92,7 +92,8 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
 
 
 def _values(override: Override) -> list[str]:
-    name, values = override.get_key_element(), override.value()
+    name = override.get_key_element()
+    values: object = override.value()
     if isinstance(values, Glob):
         if name not in groups():
             raise SettingsError(f"{name}: glob(...) is for groups: {', '.join(groups())}.")

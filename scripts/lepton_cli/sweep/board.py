@@ -18,7 +18,8 @@ _DRAWN_A_SECOND = 2
 class Board:
     """Shows how the runs of a sweep go; as a context, it closes what it shows."""
 
-    def __init__(self, folder: SweepFolder, *, quiet: bool) -> None:
+    def __init__(self, folder: SweepFolder, ended: int, *, quiet: bool) -> None:
+        """Prepares it for a sweep of which some runs have ended earlier."""
         self._folder, self._knobs = folder, folder.knobs
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
         self._bars = Progress(
@@ -30,7 +31,7 @@ class Board:
             refresh_per_second=_DRAWN_A_SECOND,
         )
         self._tasks: dict[int, TaskID] = {}
-        self._ended = 0
+        self._ended = ended
 
     def __enter__(self) -> Self:
         self._bars.start()

@@ -1,5 +1,6 @@
 """The picture of a sweep: accuracy against epsilon, or against what was varied."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from lepton_cli.pictures import BLUE, GREY, ORANGE, RED, new_figure
+from lepton_cli.summary import upper
 from lepton_cli.sweep.results import SEED, Group, Result, grouped
 
 _EPSILON = "privacy.epsilon"
@@ -31,17 +33,10 @@ def draw_sweep(results: Sequence[Result], title: str, path: Path) -> bool:
         _against_epsilon(axes, groups)
     else:
         _against_knob(axes, groups, results)
-    axes.set_ylabel("accuracy on the server's test set")
-    axes.set_title(title)
     most = max(group.runs for group in groups)
-    if SEED in results[0].knobs and most > 1:
-        axes.annotate(
-            f"mean and standard deviation of {most} seeds",
-            (0.01, 0.01),
-            xycoords="axes fraction",
-            fontsize=7,
-            color=GREY,
-        )
+    over = f"\nmean and standard deviation of {most} seeds" if _has_bars(groups) else ""
+    axes.set_ylabel(f"accuracy on the server's test set{over}")
+    axes.set_title(title)
     figure.savefig(path, dpi=130)
     return True
 
@@ -59,7 +54,7 @@ def _against_epsilon(axes: Axes, groups: Sequence[Group]) -> None:
             axes.axhline(group.accuracy, color=GREY, linestyle="--", linewidth=1.2, label=label)
     values = [group.epsilon or 0.0 for group in private]
     axes.set_xlabel("epsilon spent, worst site")
-    _numbers(axes, values)
+    _numbers(axes, values, lambda value: upper(value, 2))
     _legend(axes)
 
 
@@ -105,7 +100,7 @@ def _lines(
         axes.errorbar(
             [place(group) + shift for group in ordered],
             [group.accuracy or 0.0 for group in ordered],
-            yerr=[group.accuracy_sd or 0.0 for group in ordered],
+            yerr=[group.accuracy_sd or 0.0 for group in ordered] if _has_bars(groups) else None,
             color=colors[number % len(colors)],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
@@ -117,13 +112,19 @@ def _lines(
         )
 
 
+def _has_bars(groups: Sequence[Group]) -> bool:
+    return any(group.accuracy_sd is not None for group in groups)
+
+
 def _named(group: Group, ignored: set[str]) -> str:
     """Returns what tells a group from others, in words."""
     parts = [f"{k.rpartition('.')[2]} {v}" for k, v in group.knobs.items() if k not in ignored]
     return ", ".join(parts)
 
 
-def _numbers(axes: Axes, values: Sequence[float]) -> None:
+def _numbers(
+    axes: Axes, values: Sequence[float], shown: Callable[[float], str] = "{:.3g}".format
+) -> None:
     """Puts the ticks where the values are, if they are few and not too close."""
     low, high = min(values), max(values)
     wide = low > 0 and high / low >= _WIDE
@@ -139,7 +140,14 @@ def _numbers(axes: Axes, values: Sequence[float]) -> None:
     if len(ticks) <= _MOST_TICKS:
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticklabels([f"{tick:.3g}" for tick in ticks])
+        axes.set_xticklabels([shown(tick) for tick in ticks])
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _legend(axes: Axes) -> None:

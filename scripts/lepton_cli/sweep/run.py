@@ -31,8 +31,8 @@ def run_sweep(words: Sequence[str], *, as_json: bool) -> int:
     folder = find_sweep(words) if again else new_sweep(list(words))
     results, codes = _Results(folder), [0]
     waiting = [n for n in range(len(folder.combinations)) if not results.finished(n)]
-    with Board(folder, quiet=as_json) as board:
-        done = len(folder.combinations) - len(waiting)
+    done = len(folder.combinations) - len(waiting)
+    with Board(folder, done, quiet=as_json) as board:
         board.say(
             f"Sweeping over {len(waiting)} runs"
             + (f"; {done} are finished" if done else "")
@@ -41,7 +41,7 @@ def run_sweep(words: Sequence[str], *, as_json: bool) -> int:
 
         def ended(number: int, code: int) -> None:
             codes.append(code if code >= 0 else 1)
-            board.ended(number, results.take(number, code))
+            board.ended(number, results.take(number, code, stopped=lanes.stops > 0))
 
         lanes = Lanes(
             command=lambda number, threads: [
@@ -81,11 +81,19 @@ class _Results:
         """Says whether a combination's run has all its rounds."""
         return number in self._found and self._found[number].finished
 
-    def take(self, number: int, code: int) -> Result:
-        """Takes over what a process printed before it ended with a code."""
+    def take(self, number: int, code: int, *, stopped: bool) -> Result:
+        """Takes over what a process printed before it ended with a code.
+
+        Args:
+            number: of the combination.
+            code: of the process; negative: of the signal that ended it.
+            stopped: whether the user has asked to stop.
+        """
         out, err = (path.read_text(errors="replace") for path in self._folder.outputs(number))
         run, found = self._folder.run(number), _printed(out)
-        if code < 0:
+        if stopped and found is None:
+            found = {"status": "interrupted"}
+        elif code < 0:
             why = f"The system ended it by signal {-code}, as it does where memory runs out."
             found = {"error": "Killed", "faults": [why]}
         elif found is None:
@@ -130,6 +138,8 @@ def _conclude(
     else:
         _print_all(folder, found, picture if drawn else None)
     left = sum(not result.finished for result in found)
+    if stopped and left and as_json:
+        return Interrupted.exit_code  # what is printed is one document
     if stopped and left:
         raise Interrupted(
             f"Stopped with {left} of {len(found)} runs unfinished; the others are kept. "
