@@ -1,4 +1,4 @@
-"""Live progress: what it says of answers, pace, time left and epsilon, and where it says nothing."""
+"""Live progress: what it says of answers, pace and epsilon, and where it says nothing."""
 
 import io
 import time

@@ -1,4 +1,4 @@
-"""Trackers, read back: TensorBoard's files and MLflow's database hold what the run's metrics say."""
+"""Trackers, read back: TensorBoard's files and MLflow's database hold the run's metrics."""
 
 import json
 
@@ -99,13 +99,27 @@ def test_a_resumed_run_goes_on_in_tensorboard_without_a_round_twice():
     assert len(scalars(folder)["settings/text_summary"]) == 1
 
 
-def test_mlflow_holds_metrics_settings_and_the_model_card():
-    run = lepton_cli.simulate("task=breast_cancer", "sites=3", "rounds=2", "tracker=mlflow")
-    client, experiment, found = only_run("sqlite:///runs/mlflow.db")
-    assert experiment.name == "lepton"
+def test_mlflow_holds_the_run_once_also_where_it_was_stopped_and_resumed(tmp_path):
+    from lepton_cli.compose import compose_settings
+
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    words = ["task=breast_cancer", "sites=3", "rounds=2", "tracker=mlflow"]
+    with pytest.raises(Interrupted):
+        start(
+            compose_settings([*words, "tracker.experiment=Hospitals/trial 1"]),
+            StopsAfter(1),
+        )
+    _, _, found = only_run(uri)
+    assert found.info.status == "KILLED"
+    assert found.data.tags["lepton.status"] == "stopped"
+    run = resume(list_runs()[-1])
+    client, experiment, found = only_run(uri)
+    assert experiment.name == "Hospitals/trial 1"
     assert found.info.run_name == run.name
     assert found.info.status == "FINISHED"
     assert found.data.tags["lepton.status"] == "finished"
+    named = json.loads((run.folder.path / "mlflow.json").read_text())
+    assert named == {"uri": uri, "run": found.info.run_id}
     names = {*run.metrics, "epsilon", "failed_sites", "round_seconds"}
     assert set(found.data.metrics) == names
     for name in names:
@@ -116,24 +130,8 @@ def test_mlflow_holds_metrics_settings_and_the_model_card():
     assert [file.path for file in client.list_artifacts(found.info.run_id)] == ["model_card.md"]
     card = run.folder.path.parent / "mlflow" / found.info.run_id / "artifacts" / "model_card.md"
     assert card.read_text() == (run.folder.path / "model_card.md").read_text()
-    # Nothing of a single site: no name of one, neither in the database nor in what it logged.
-    assert b"site-1" not in (run.folder.path.parent / "mlflow.db").read_bytes()
-
-
-def test_a_resumed_run_goes_on_in_the_same_run_of_mlflow():
-    from lepton_cli.compose import compose_settings
-
-    words = [*PLAIN, "tracker=mlflow", "tracker.experiment=Hospitals/trial 1"]
-    with pytest.raises(Interrupted):
-        start(compose_settings(words), StopsAfter(2))
-    _, _, found = only_run("sqlite:///runs/mlflow.db")
-    assert found.info.status == "KILLED"
-    assert found.data.tags["lepton.status"] == "stopped"
-    run = resume(list_runs()[-1])
-    client, experiment, found = only_run("sqlite:///runs/mlflow.db")
-    assert experiment.name == "Hospitals/trial 1"
-    assert found.info.status == "FINISHED"
-    assert history(client, found.info.run_id, "accuracy") == expected(run, "accuracy")
+    # Nothing of a single site, not even its name.
+    assert b"site-1" not in (tmp_path / "runs" / "mlflow.db").read_bytes()
 
 
 def test_a_store_that_fails_ends_no_run_and_says_so_in_one_line(lepton, tmp_path, capsys, caplog):
@@ -204,10 +202,3 @@ def test_a_coordinator_takes_no_place_of_a_strangers_choice(setting_values):
 def test_a_missing_package_is_a_fault_of_settings():
     assert issubclass(TrackerMissing, SettingsError)
     assert TrackerMissing.exit_code == 2
-
-
-def test_the_run_of_mlflow_is_named_in_the_runs_folder():
-    run = lepton_cli.simulate(*PLAIN, "tracker=mlflow", "tracker.uri='sqlite:///other.db'")
-    named = json.loads((run.folder.path / "mlflow.json").read_text())
-    assert named["uri"] == "sqlite:///other.db"
-    assert client_of("sqlite:///other.db").get_run(named["run"]).info.run_name == run.name
