@@ -32,7 +32,12 @@ def _help() -> str:
 
       lepton simulate -m privacy.epsilon=1,3,8 seed=1,2   (a sweep: six runs, one table)
 
-    After a crash or Ctrl-C: lepton simulate resume=RUN (or resume=last).
+      lepton simulate -m 'model=glob(cnn_*)' 'rounds=range(10,40,10)' 'seed=choice(1,2)'
+
+      lepton simulate tracker=mlflow tracker.uri='http://localhost:5000'
+
+    After a crash or Ctrl-C: lepton simulate resume=RUN (or resume=last), and for a sweep
+    lepton simulate -m resume=SWEEP.
     """
 
 

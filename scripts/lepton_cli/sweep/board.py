@@ -69,8 +69,8 @@ class Board:
             epsilon = "" if result.epsilon is None else f"  epsilon {upper(result.epsilon, 2)}"
             what = f"accuracy {result.accuracy:.4f}{epsilon}  {result.seconds:.1f} s"
         else:
-            faults = escape(" ".join(result.document.get("faults", [])))
-            what = f"[red]{result.fault}[/] {faults}"
+            faults = [] if result.fault == "Interrupted" else result.document.get("faults", [])
+            what = f"[red]{result.fault}[/] {escape(' '.join(faults))}".rstrip()
         self.say(f"{self._ended}/{len(self._knobs)}  {name}  {what}")
 
 

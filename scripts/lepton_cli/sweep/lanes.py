@@ -93,7 +93,7 @@ class Lanes:
             return 1
         free = self.free() + sum(_held(lane.process.pid) for lane in self._running)
         number = lanes_in(free, self._need, self.cores)
-        if number != self._said and waiting:
+        if number != self._said and waiting and not self.stops:
             self._said = number
             self.say(
                 f"Up to {number} at a time: {self.cores} cores, and one run needs "

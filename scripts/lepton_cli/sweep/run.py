@@ -142,7 +142,7 @@ def _conclude(
         return Interrupted.exit_code  # what is printed is one document
     if stopped and left:
         raise Interrupted(
-            f"Stopped with {left} of {len(found)} runs unfinished; the others are kept. "
+            f"Stopped with {left} of {len(found)} runs unfinished; what they finished is kept. "
             f"Go on with: lepton simulate -m resume={folder.path}"
         )
     return code
