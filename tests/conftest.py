@@ -112,6 +112,7 @@ _SETTINGS = {
         "approval_timeout_s": 60.0,
         "weights": "equal",
     },
+    "tracker": {"name": "none", "folder": None, "uri": None, "experiment": "lepton"},
     "policy": {
         "allow_without_dp": True,
         "allow_without_secagg": True,

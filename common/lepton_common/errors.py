@@ -5,7 +5,8 @@ LeptonError                     exit code 1
 ├── SettingsError               2   what was asked for
 │   ├── UnknownName
 │   ├── AppMissing
-│   └── AppInvalid
+│   ├── AppInvalid
+│   └── TrackerMissing
 ├── DataError                   3   what it should be trained on
 │   ├── DataMissing
 │   ├── ChecksumMismatch
@@ -137,6 +138,10 @@ class AppMissing(SettingsError):
 
 class AppInvalid(SettingsError):
     """A Flower app that Flower would not take, or that cannot be imported."""
+
+
+class TrackerMissing(SettingsError):
+    """A tracker whose package is not installed."""
 
 
 class DataError(LeptonError):

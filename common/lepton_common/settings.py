@@ -2,7 +2,9 @@
 
 import math
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from lepton_common.datasets.preparation import PER_RECORD, Preparation
 from lepton_common.device import DEVICE
@@ -248,6 +250,24 @@ class FederationSettings:
 
 
 @record
+class TrackerSettings:
+    """Who else is told how a run goes; values that the server has released, and settings.
+
+    Attributes:
+        name: ``none``, ``tensorboard`` or ``mlflow``.
+        folder: for ``tensorboard``: folder of the event files; None: in the run's folder.
+        uri: for ``mlflow``: a server, or a database file as ``sqlite:///PATH``; None: such a file
+            beside the runs. Passwords belong into MLflow's own environment variables.
+        experiment: for ``mlflow``: the experiment that the run is filed under.
+    """
+
+    name: Literal["none", "tensorboard", "mlflow"]
+    folder: str | None
+    uri: str | None
+    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9/][A-Za-z0-9 ._@/-]{0,199}$")]
+
+
+@record
 class Settings:
     """Everything that decides a run.
 
@@ -267,6 +287,7 @@ class Settings:
         engine: see `EngineSettings`.
         federation: see `FederationSettings`.
         policy: the `SitePolicy` of each simulated site.
+        tracker: see `TrackerSettings`.
     """
 
     task: str
@@ -284,6 +305,7 @@ class Settings:
     engine: EngineSettings
     federation: FederationSettings
     policy: SitePolicy
+    tracker: TrackerSettings
 
     @property
     def cohort(self) -> int:
@@ -381,6 +403,7 @@ def _contradictions(settings: Settings) -> list[str]:
     privacy, train, strategy = settings.privacy, settings.train, settings.strategy
     data = settings.data
     engine = settings.engine
+    tracker = settings.tracker
     mode, secagg, by_step = privacy.mode, settings.secagg, privacy.mode in ("record", "distributed")
     robust = strategy.name in ROBUST
     least, groups = least_updates(strategy), settings.secagg.groups
@@ -535,6 +558,16 @@ def _contradictions(settings: Settings) -> list[str]:
             not by_step
             or data.prepare != "public_ranges"
             or (settings.task in TASKS and not TASKS[settings.task].shift)
+        ),
+        "tracker.folder is for tracker=tensorboard: drop it, or choose that.": (
+            tracker.name != "tensorboard" and tracker.folder is not None
+        ),
+        "tracker.uri is for tracker=mlflow: drop it, or choose that.": (
+            tracker.name != "mlflow" and tracker.uri is not None
+        ),
+        "tracker.uri holds a password, which every report would show: set MLflow's own "
+        "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD.": (
+            re.search(r"://[^/]*:[^/]*@", tracker.uri or "") is not None
         ),
         "strategy.beta_1 and strategy.beta_2 must be below 1.": (
             strategy.beta_1 >= 1 or strategy.beta_2 >= 1

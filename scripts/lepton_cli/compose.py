@@ -7,6 +7,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_module
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob, Override
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -71,8 +72,11 @@ def compose_settings(overrides: list[str]) -> Settings:
 def expand_sweep(overrides: list[str]) -> list[list[str]]:
     """Returns the override lists that a sweep stands for: ``seed=1,2`` becomes two.
 
+    Takes Hydra's ``a,b``, ``choice(a,b)``, ``range(1,10)``, ``sort`` and ``shuffle`` of them, and
+    for groups ``glob(cnn*)``.
+
     Raises:
-        SettingsError: an override cannot be parsed.
+        SettingsError: an override cannot be parsed, or stands for no list of values.
     """
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
@@ -81,11 +85,25 @@ def expand_sweep(overrides: list[str]) -> list[list[str]]:
     choices = []
     for text, override in zip(overrides, parsed, strict=True):
         if override.is_sweep_override():
-            name = override.get_key_element()
-            choices.append([f"{name}={value}" for value in override.sweep_string_iterator()])
+            choices.append([f"{override.get_key_element()}={v}" for v in _values(override)])
         else:
             choices.append([text])
     return [list(combination) for combination in itertools.product(*choices)]
+
+
+def _values(override: Override) -> list[str]:
+    name = override.get_key_element()
+    values: object = override.value()
+    if isinstance(values, Glob):
+        if name not in groups():
+            raise SettingsError(f"{name}: glob(...) is for groups: {', '.join(groups())}.")
+        if found := values.filter(groups()[name]):
+            return list(found)
+        raise SettingsError(f"No {name} is like '{override.input_line}'; choose from "
+                            f"{', '.join(groups()[name])}.")  # fmt: skip
+    if not override.is_discrete_sweep():
+        raise SettingsError(f"'{override.input_line}' is no list of values: use range or choice.")
+    return list(override.sweep_string_iterator())
 
 
 def as_overrides(settings: Mapping[str, object], prefix: str = "") -> list[str]:

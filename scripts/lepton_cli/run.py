@@ -23,6 +23,7 @@ from lepton_server.progress import RoundReport
 from lepton_server.run_folder import RunFolder
 
 _CONFIG = "config.yaml"
+_PLACES = ("*", "sweep-*/*")
 
 
 @dataclass(frozen=True)
@@ -128,15 +129,18 @@ def find_any(name: str, runs: str = "runs") -> Run | AppRun:
         for file in (_CONFIG, APP_FILE):
             if name and (path / file).is_file():
                 return _run_of(path / file)
-    begun = [run for run in list_runs(runs) if name and run.name.startswith(name)]
+    known = list_runs(runs)
+    begun = [run for run in known if run.name == name]
+    begun = begun or [run for run in known if name and run.name.startswith(name)]
     if len(begun) == 1:
         return begun[0]
     raise RunNotFound(f"No run '{name}' here or in '{runs}'; 'lepton runs' lists them.")
 
 
 def list_runs(runs: str = "runs") -> list[Run | AppRun]:
-    """Returns all runs in a folder, oldest first."""
-    files = [path for name in (_CONFIG, APP_FILE) for path in Path(runs).glob(f"*/{name}")]
+    """Returns all runs in a folder and in the sweeps there, oldest first."""
+    forms = (f"{place}/{file}" for place in _PLACES for file in (_CONFIG, APP_FILE))
+    files = [path for form in forms for path in Path(runs).glob(form)]
     return [_run_of(path) for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)]
 
 

@@ -27,7 +27,7 @@ _LOG = logging.getLogger("lepton.simulation")
 _ANSWER_BYTES, _SHARE = 1 << 23, 0.5
 
 
-def settled(settings: Settings) -> Settings:
+def resolve_vectorize(settings: Settings) -> Settings:
     """Returns the settings with ``engine.vectorize`` as it can be; says why where it cannot."""
     if settings.engine.vectorize == "none":
         return settings
@@ -81,18 +81,23 @@ def _why_not(settings: Settings) -> str | None:
         model = _model(settings)
     except SettingsError as error:
         return str(error)
-    return why_not_together(model, recipe(settings, 1), dataset_of(settings).train, mode)
+    data = dataset_of(settings).train
+    return why_not_together(model, recipe(settings, 1), data, _largest(settings), mode)
 
 
 def _together(settings: Settings, workers: int) -> int:
-    model, data = _model(settings), dataset_of(settings).train
-    largest = max(len(part) for part, _ in zip(parts_of(settings).split(dataset_of(settings)),
-                                               range(1000), strict=False))  # fmt: skip
+    model, data, largest = _model(settings), dataset_of(settings).train, _largest(settings)
     free = _free_bytes(model.device) * _SHARE / workers
     fitting = sites_at_once(
         model, recipe(settings, 1), data, largest, int(free), private=settings.private
     )
     return max(1, min(fitting, _ANSWER_BYTES // (4 * model.layout.size)))
+
+
+def _largest(settings: Settings) -> int:
+    """Returns the number of records of the largest site, of the first thousand."""
+    parts = parts_of(settings).split(dataset_of(settings))
+    return max(len(parts[index]) for index in range(min(len(parts), 1000)))
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -16,7 +16,7 @@ from lepton_cli.baselines import train_baselines
 from lepton_cli.grounds import open_grid
 from lepton_cli.report import write_report
 from lepton_cli.run import Run, new_folder
-from lepton_cli.simulated_host import found_host, host_nodes, settled
+from lepton_cli.simulated_host import found_host, host_nodes, resolve_vectorize
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
 from lepton_common.durable import write_atomic
 from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
@@ -24,8 +24,9 @@ from lepton_common.settings import Settings
 from lepton_common.strict import to_json
 from lepton_server.app import app as server_app
 from lepton_server.engines.simulated import NodeConfig
-from lepton_server.progress import OBSERVER, Observer
+from lepton_server.progress import OBSERVER, Observer, Observers
 from lepton_server.run_folder import RunFolder
+from lepton_server.trackers.catalog import check_tracker, trackers_of
 
 
 def start(settings: Settings, observer: Observer | None = None) -> Run:
@@ -35,11 +36,17 @@ def start(settings: Settings, observer: Observer | None = None) -> Run:
         Interrupted: the observer asked to stop; the run can be resumed.
         LeptonError: what went wrong; what was finished is kept.
     """
-    if settings.data.root is not None:
-        # Absolute, so that the run can be resumed and reported from any folder.
-        root = str(Path(settings.data.root).resolve())
-        settings = replace(settings, data=replace(settings.data, root=root))
+    check_tracker(settings.tracker)
+    settings = settled(settings)
     return _execute(settings, create(settings), observer or Observer())
+
+
+def settled(settings: Settings) -> Settings:
+    """Returns settings that mean the same in any folder, where a run is resumed or reported."""
+    if settings.data.root is None:
+        return settings
+    root = str(Path(settings.data.root).resolve())
+    return replace(settings, data=replace(settings.data, root=root))
 
 
 def create(settings: Settings) -> RunFolder:
@@ -50,7 +57,7 @@ def create(settings: Settings) -> RunFolder:
         SettingsError: the partition does not fit the data set.
     """
     split(settings)  # or the faults that it names, before anything is written
-    settings = settled(settings)
+    settings = resolve_vectorize(settings)
     title = f"{settings.task}-{settings.privacy.mode}"
     folder = RunFolder(new_folder(Path(settings.runs).resolve(), title))
     if settings.engine.vectorize == "none":
@@ -71,6 +78,7 @@ def resume(run: Run, observer: Observer | None = None) -> Run:
     """
     if run.status == "finished":
         raise RunNotResumable(f"The run {run.name} is finished; start a new one.")
+    check_tracker(run.settings.tracker)
     return _execute(run.settings, run.folder, observer or Observer())
 
 
@@ -92,7 +100,13 @@ def _only_writer(folder: RunFolder) -> Iterator[None]:
 
 def _execute(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     with _only_writer(folder):
-        return _work(settings, folder, observer)
+        trackers = trackers_of(settings, folder, store=folder.path.parent)
+        watched = Observers([observer, *trackers])
+        try:
+            return _work(settings, folder, watched)
+        finally:
+            card = folder.path / "model_card.md"
+            watched.on_end(Run(folder).status, [card] if card.exists() else [])
 
 
 def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
@@ -127,7 +141,7 @@ def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
 def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
     """Runs the ServerApp against the ClientApp on the engine that the settings name."""
     clear_unfinished(folder)
-    settings = settled(settings)
+    settings = resolve_vectorize(settings)
     engine = settings.engine
     nodes: Mapping[int, NodeConfig] = (
         SimulatedSites(settings, folder)

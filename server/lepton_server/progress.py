@@ -1,7 +1,9 @@
 """How a run tells whoever watches what happens, and how it is asked to stop."""
 
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,72 @@ class Observer:
     def on_waiting(self, sites: int) -> None:
         """Called now and then while a number of sites' operators have not decided."""
 
+    def on_cohort(self, round_: int, sizes: Sequence[int]) -> None:
+        """Called before a round asks its cohort, with the sites' public size classes."""
+
+    def on_answer(self, step: str, came: int, asked: int) -> None:
+        """Called for each answer that came; must take no longer than a microsecond or two.
+
+        Args:
+            step: ``introduce``, ``train``, or the name of a stage of secure aggregation, of which
+                ``mask`` is the one that trains.
+            came: answers to this step so far, failures among them.
+            asked: sites that were asked.
+        """
+
     def on_round(self, report: RoundReport) -> None:
         """Called after each finished round, which is on disk by then."""
+
+    def on_end(self, status: str, documents: Sequence[Path]) -> None:
+        """Called once, however the run ended.
+
+        Args:
+            status: ``finished``, ``stopped``, ``failed`` or ``interrupted``; all but the first
+                may go on later.
+            documents: what was written about the run and may be shown to anyone.
+        """
+
+
+class Observers(Observer):
+    """Several observers of one run, told in order; any of them may stop it."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    @property
+    def stop_requested(self) -> bool:  # type: ignore[override]
+        """Whether one of them has asked for it."""
+        return any(observer.stop_requested for observer in self._observers)
+
+    def on_start(self, first_round: int, rounds: int, sites: int) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.on_start(first_round, rounds, sites)
+
+    def on_waiting(self, sites: int) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.on_waiting(sites)
+
+    def on_cohort(self, round_: int, sizes: Sequence[int]) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.on_cohort(round_, sizes)
+
+    def on_answer(self, step: str, came: int, asked: int) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.on_answer(step, came, asked)
+
+    def on_round(self, report: RoundReport) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.on_round(report)
+
+    def on_end(self, status: str, documents: Sequence[Path]) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.on_end(status, documents)
 
 
 OBSERVER: ContextVar[Observer] = ContextVar("lepton_observer")

@@ -262,8 +262,8 @@ def test_runs_and_reports_are_listed(lepton):
 @pytest.mark.slow
 def test_a_sweep_runs_in_processes_of_its_own_and_ends_in_one_table(lepton):
     ended = lepton("simulate", "-m", *PLAIN, "seed=1,2", "--json")
-    documents = json.loads(ended.out)
-    assert ended.code == 0
+    documents = json.loads(ended.out)["runs"]
+    assert (ended.code, ended.err) == (0, "")
     assert [document["overrides"][-1] for document in documents] == ["seed=1", "seed=2"]
     alone = lepton_cli.simulate(*PLAIN, seed=2)
     assert documents[1]["metrics"] == alone.metrics

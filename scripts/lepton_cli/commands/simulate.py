@@ -34,7 +34,12 @@ def _help() -> str:
 
       lepton simulate -m privacy.epsilon=1,3,8 seed=1,2   (a sweep: six runs, one table)
 
-    After a crash or Ctrl-C: lepton simulate resume=RUN (or resume=last).
+      lepton simulate -m 'model=glob(cnn_*)' 'rounds=range(10,40,10)' 'seed=choice(1,2)'
+
+      lepton simulate tracker=mlflow tracker.uri='http://localhost:5000'
+
+    After a crash or Ctrl-C: lepton simulate resume=RUN (or resume=last), and for a sweep
+    lepton simulate -m resume=SWEEP.
 
     [bold]A Flower app of your own[/]
 
@@ -68,11 +73,19 @@ def command(
     from lepton_cli.run import find_run
     from lepton_cli.simulation import resume, start
     from lepton_cli.summary import as_json_document, print_summary
-    from lepton_cli.sweep import run_sweep
+    from lepton_cli.sweep.run import run_sweep
 
     if multirun:
         return run_sweep(words, as_json=as_json)
-    observer = observer_for(quiet=as_json)
+    run = None
+    if any(word.startswith(_RESUME) for word in words):
+        others = [word for word in words if not word.startswith((_RESUME, "runs="))]
+        if others:
+            raise SettingsError(f"A resumed run keeps its settings: drop {', '.join(others)}.")
+        named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
+        run = find_run(named["resume"], named.get("runs", "runs"))
+    settings = run.settings if run else compose_settings(words)
+    observer = observer_for(settings, quiet=as_json)
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:
         if observer.stop_requested:
@@ -82,14 +95,7 @@ def command(
 
     signal.signal(signal.SIGINT, on_interrupt)
     with observer:
-        if any(word.startswith(_RESUME) for word in words):
-            others = [word for word in words if not word.startswith((_RESUME, "runs="))]
-            if others:
-                raise SettingsError(f"A resumed run keeps its settings: drop {', '.join(others)}.")
-            named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
-            run = resume(find_run(named["resume"], named.get("runs", "runs")), observer)
-        else:
-            run = start(compose_settings(words), observer)
+        run = resume(run, observer) if run else start(settings, observer)
     if as_json:
         print(json.dumps(as_json_document(run)))
     else:

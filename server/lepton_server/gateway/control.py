@@ -15,6 +15,7 @@ from lepton_server.gateway.published import Published
 from lepton_server.gateway.runs import Runs, RunState, as_fields
 from lepton_server.gateway.serving import refuse
 from lepton_server.gateway.sites import Sites
+from lepton_server.trackers.catalog import check_submitted
 
 _LOOK_S = 0.1
 _PART_BYTES = 1 << 20
@@ -33,8 +34,10 @@ class Control(ControlServicer):  # type: ignore[misc]
             proposal = read_proposal(request.proposal, self._published.roster)
             if proposal.by != who:
                 raise NotAllowed(f"{who} submits what {proposal.by} has signed.")
+            settings = proposal.parsed()
+            check_submitted(settings.tracker)
             name = self._runs.add(
-                proposal.parsed(),
+                settings,
                 request.proposal,
                 who,
                 self._published.text,

@@ -5,6 +5,7 @@ Flower starts a fresh Python for every run and installs what the run brings alon
 
 import argparse
 import errno
+import json
 import logging
 import sys
 import time
@@ -19,15 +20,18 @@ from flwr.serverapp import Grid
 
 from lepton_common.control.control_pb2 import Woken
 from lepton_common.control.control_pb2_grpc import InsideStub
-from lepton_common.errors import LeptonError, RunError, RunNotFound
+from lepton_common.errors import LeptonError, RunError, RunNotFound, SettingsError
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.pages import give_back_freed_memory, keep_freed_pieces
+from lepton_common.settings import parse_settings
 from lepton_server.app import app
 from lepton_server.gateway.nodes import read_nodes
-from lepton_server.gateway.runs import Runs
+from lepton_server.gateway.runs import Runs, Submitted
 from lepton_server.gateway.serving import SOCKET
 from lepton_server.gateway.signed_grid import SignedGrid, Wake
-from lepton_server.progress import OBSERVER, Observer
+from lepton_server.progress import OBSERVER, Observer, Observers
+from lepton_server.run_folder import RunFolder
+from lepton_server.trackers.catalog import check_submitted, trackers_of
 
 _IDLE_S, _WAKE_S = 0.2, 1.0
 # For sites that are not there: after a start, when all come back; and later on.
@@ -89,7 +93,30 @@ def _run(grid: Grid, context: Context, runs: Runs) -> None:
         "settings": submitted.settings,
         "run_folder": str(runs.folder(name).path),
     }
-    observer = OBSERVER.set(_Stoppable(runs, name))
+    watched = Observers([_Stoppable(runs, name), *_trackers(submitted, runs.folder(name))])
+    observer = OBSERVER.set(watched)
+    try:
+        _perform(grid, context, runs, name)
+    finally:
+        OBSERVER.reset(observer)
+        give_back_freed_memory()
+        status = runs.state(name).status
+        watched.on_end("interrupted" if status in ("running", "waiting") else status, [])
+
+
+def _trackers(submitted: Submitted, folder: RunFolder) -> list[Observer]:
+    """Returns the trackers of a run; none where its settings do not allow one here."""
+    try:
+        settings = parse_settings(json.loads(submitted.settings))
+        check_submitted(settings.tracker)
+    except SettingsError as error:
+        _LOG.warning("The run %s is not tracked: %s", folder.path.name, error)
+        return []
+    return trackers_of(settings, folder, store=folder.path)
+
+
+def _perform(grid: Grid, context: Context, runs: Runs, name: str) -> None:
+    """Runs the ServerApp, and puts on disk how the run ended."""
     try:
         app(grid, context)
     except httpx.HTTPError:
@@ -104,9 +131,6 @@ def _run(grid: Grid, context: Context, runs: Runs) -> None:
         known = isinstance(error, LeptonError)
         runs.end(name, "failed", error if known else RunError("See the coordinator's log."))
         return
-    finally:
-        OBSERVER.reset(observer)
-        give_back_freed_memory()
     state = runs.state(name)
     runs.end(name, "finished" if state.rounds == state.of_rounds else "stopped")
 

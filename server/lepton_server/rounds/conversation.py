@@ -9,6 +9,7 @@ from flwr.serverapp import Grid
 
 from lepton_common.errors import LeptonError, SecAggError
 from lepton_common.messages import TRAIN
+from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.collect import collect
 
 T = TypeVar("T")
@@ -19,12 +20,14 @@ class Ask:
     """One question to some nodes.
 
     Attributes:
+        step: what it is about, for those who watch.
         contents: what each node is sent.
         take: takes a node's answer, in order of arrival.
         fail: takes the error's name of a node that has dropped out.
         timeout_s: longest wait.
     """
 
+    step: str
     contents: Mapping[int, RecordDict]
     take: Callable[[int, RecordDict], None]
     fail: Callable[[int, str], None]
@@ -71,8 +74,11 @@ def hold_together(grid: Grid, conversations: Sequence[Conversation[T]]) -> list[
 def _perform(grid: Grid, asks: Sequence[Ask]) -> None:
     by_node = {node: ask for ask in asks for node in ask.contents}
     contents = {node: ask.contents[node] for node, ask in by_node.items()}
-    for node, answer in collect(grid, contents, TRAIN, max(ask.timeout_s for ask in asks)):
+    observer = OBSERVER.get(Observer())
+    answers = collect(grid, contents, TRAIN, max(ask.timeout_s for ask in asks))
+    for came, (node, answer) in enumerate(answers, start=1):
         ask = by_node[node]
+        observer.on_answer(ask.step, came, len(contents))
         if isinstance(answer, str):
             ask.fail(node, answer)
             continue

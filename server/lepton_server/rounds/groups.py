@@ -160,6 +160,7 @@ class _Drawing:
         index_of = {node: index for index, node in self._nodes.items()}
         take = self._take_commit if stage is SecAggStage.COMMIT else self._take_secret
         return Ask(
+            step=stage.value,
             contents=dict.fromkeys(index_of, content),
             take=lambda node, answer: take(index_of[node], answer),
             fail=lambda node, name: self.failed.update({index_of[node]: name}),

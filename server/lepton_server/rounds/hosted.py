@@ -24,12 +24,14 @@ from lepton_common.hosting import (
 )
 from lepton_common.messages import (
     HELLO,
+    TRAIN,
     HelloRequest,
     SiteFacts,
     TrainRequest,
     hello_content,
     model_record,
 )
+from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.collect import collect
 from lepton_server.rounds.exact_mean import ExactMean
 from lepton_server.rounds.gathered import Gathered, check_receipt
@@ -103,8 +105,11 @@ class Hosts:
             for node, places in shares.items()
             if places
         }
+        observer, came = OBSERVER.get(Observer()), 0
         for node, answer in collect(self.grid, contents, TRAIN_MANY, self.timeout_s):
             asked = {cohort[place].name: cohort[place] for place in shares[node]}
+            came += len(asked)
+            observer.on_answer(TRAIN, came, len(cohort))
             if not isinstance(answer, str):
                 try:
                     _take(answer, asked, request, gathered, mean)

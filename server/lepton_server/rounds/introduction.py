@@ -117,9 +117,10 @@ class Introduction:
         while asked:
             waiting: list[int] = []
             contents: dict[int, RecordDict] = dict.fromkeys(asked, hello)
-            for node, answer in collect(
-                self.grid, contents, HELLO, self.federation.round_timeout_s
-            ):
+            timeout_s = self.federation.round_timeout_s
+            answers = collect(self.grid, contents, HELLO, timeout_s)
+            for came, (node, answer) in enumerate(answers, start=1):
+                observer.on_answer("introduce", came, len(asked))
                 try:
                     if not isinstance(answer, str):
                         sites[node] = read_facts(answer)

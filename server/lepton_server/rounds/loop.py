@@ -71,6 +71,7 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
         began, round_ = time.monotonic(), state.round + 1
         drawn = present.cohort(round_)
         cohort, least = drawn.sites, settings.colluders + 2
+        observer.on_cohort(round_, [facts.public_size for facts in cohort.values()])
         if settings.secure and len(cohort) < least:
             raise QuorumNotMet(
                 f"Round {round_}: {len(cohort)} of the {least} sites are there that a sum needs "

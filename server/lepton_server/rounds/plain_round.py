@@ -6,6 +6,7 @@ from lepton_common.arrays import Vector
 from lepton_common.errors import LeptonError
 from lepton_common.messages import TRAIN, SiteFacts, TrainRequest, read_update, train_content
 from lepton_common.pages import give_back_freed_memory
+from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.collect import collect
 from lepton_server.rounds.exact_mean import ExactMean
 from lepton_server.rounds.gathered import Gathered, check_receipt
@@ -20,9 +21,10 @@ def gather_plain(
     timeout_s: float,
 ) -> Gathered:
     """Adds each usable update to ``mean`` as it comes; names the sites that gave none."""
-    gathered = Gathered(mean)
+    gathered, observer = Gathered(mean), OBSERVER.get(Observer())
     answers = collect(grid, dict.fromkeys(cohort, train_content(request, model)), TRAIN, timeout_s)
-    for node, answer in answers:
+    for came, (node, answer) in enumerate(answers, start=1):
+        observer.on_answer(TRAIN, came, len(cohort))
         site = cohort[node].name
         if isinstance(answer, str):
             gathered.failed[site] = answer

@@ -145,6 +145,7 @@ class Exchange:
         there = {index: body for index, body in bodies.items() if index in self.nodes}
         index_of = {self.nodes[index]: index for index in there}
         return Ask(
+            step=stage.value,
             contents={self.nodes[i]: self._content(stage, body) for i, body in there.items()},
             take=lambda node, content: take(index_of[node], content),
             fail=lambda node, name: self.failed.update({index_of[node]: name}),

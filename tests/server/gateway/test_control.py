@@ -13,8 +13,13 @@ from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Person, read_roster_files
 from lepton_common.proposal import make_proposal
 from lepton_common.settings import parse_settings
+from lepton_common.strict import to_json
+from lepton_server.gateway import executor
 from lepton_server.gateway.control import Control
+from lepton_server.gateway.runs import Submitted
 from lepton_server.gateway.serving import serve
+from lepton_server.run_folder import RunFolder
+from lepton_server.trackers.tracker import Tracker
 
 ROLES = {"alice": ["administrator"], "bob": ["lead"], "carol": ["auditor"]}
 KEYS = {name: SigningKey.generate() for name in ROLES}
@@ -65,6 +70,39 @@ def refused(call, code, said):
         call()
     assert error.value.code() is code
     assert said in error.value.details()
+
+
+@pytest.mark.parametrize(
+    "tracker",
+    [
+        {"name": "mlflow", "uri": "http://collector.example"},
+        {"name": "tensorboard", "folder": "/etc"},
+    ],
+)
+def test_a_tracker_that_names_a_place_is_refused(coordinator, setting_values, tracker):
+    changes = {f"tracker.{name}": value for name, value in tracker.items()}
+    text = proposed(setting_values({"task": "breast_cancer", "model": "logistic", **changes}))
+    refused(
+        lambda: coordinator.call("Submit", wire.SubmitRequest(proposal=text)),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "drop tracker.folder and tracker.uri",
+    )
+    assert coordinator.runs.names() == []
+
+
+def test_the_executor_tracks_into_the_runs_folder_only(coordinator, setting_values, caplog):
+    def trackers(**tracker):
+        changes = {f"tracker.{name}": value for name, value in tracker.items()}
+        values = setting_values({"task": "breast_cancer", "model": "logistic", **changes})
+        submitted = Submitted(by="bob", settings=to_json(parse_settings(values)))
+        return executor._trackers(submitted, RunFolder(coordinator.runs.path / "run"))
+
+    assert trackers(name="none") == []
+    (tracker,) = trackers(name="tensorboard")
+    assert isinstance(tracker, Tracker)
+    # What got past the control service, as before an update, is not tracked, and the log says so.
+    assert trackers(name="mlflow", uri="http://collector.example") == []
+    assert "is not tracked" in caplog.text
 
 
 def test_a_run_is_on_disk_once_it_is_submitted(coordinator, text):

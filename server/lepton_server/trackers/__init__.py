@@ -1,0 +1,1 @@
+"""Trackers: TensorBoard or MLflow are told what the server has released of a run."""
