@@ -202,9 +202,9 @@ def next_command(run: Run) -> str:
             f"lepton simulate -m task={run.settings.task}{where} sites={sites} privacy={mode} "
             "privacy.epsilon=1,3,8"
         )
-    sites = f" sites={run.settings.sites}" if run.settings.crowded else ""
-    how = "privacy=record privacy.epsilon=3"
-    return f"lepton simulate task={run.settings.task}{where}{sites} {how}"
+    if run.settings.crowded:
+        where += f" sites={run.settings.sites}"
+    return f"lepton simulate task={run.settings.task}{where} privacy=record privacy.epsilon=3"
 
 
 def as_json_document(run: Run) -> dict[str, Any]:
