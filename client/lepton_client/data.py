@@ -34,7 +34,7 @@ class SiteData:
     rows: str | None
 
 
-_MOST_HELD = 256 * 2**20  # bytes of features that a process keeps taken out of its data sets
+_MOST_HELD = 32 * 2**20  # bytes of features that a process keeps taken out of its data sets
 
 
 class _Held:

@@ -440,9 +440,8 @@ def _contradictions(settings: Settings) -> list[str]:
             (data.records_per_site or data.min_records) < data.min_records
         ),
         f"secagg=sa1 needs a roster of all sites at each site, which lists {MOST_LISTED:,} at "
-        f"most, not {settings.sites:,}: lower sites, or choose secagg=none where sites allow it.": (
-            settings.secure and settings.crowded
-        ),
+        f"most, not {settings.sites:,}: lower sites, or choose secagg=none where the sites allow "
+        "it.": settings.secure and settings.crowded,
         f"baselines=true trains a model at each site, which is for {MOST_LISTED:,} at most, not "
         f"{settings.sites:,}: drop it, or lower sites.": settings.baselines and settings.crowded,
         "privacy.epsilon is set but privacy=none; choose privacy=record or drop it.": (
@@ -516,7 +515,7 @@ def _contradictions(settings: Settings) -> list[str]:
         f"secagg=sa1 tolerates {settings.colluders} colluding sites and needs a cohort of two "
         f"more, not {settings.cohort}: raise federation.cohort or sites, lower secagg.colluders "
         "if that is safe to assume, or choose secagg=none where the sites allow it.": (
-            settings.secure and settings.cohort < settings.colluders + 2
+            settings.secure and settings.cohort < settings.colluders + 2 and not settings.crowded
         ),
         f"secagg.colluders={settings.colluders} is less than policy.colluders="
         f"{settings.policy.colluders}, so every site would refuse: raise it.": (

@@ -192,12 +192,18 @@ def next_command(run: Run) -> str:
     """Returns the one command to try next."""
     root = run.settings.data.root
     where = f" data.root={shlex.quote(root)}" if root else ""
+    if run.settings.crowded:
+        data, cohort = run.settings.data, run.settings.federation.cohort or "null"
+        where += f" secagg=none federation.cohort={cohort} data.partition={data.partition}"
+        where += f" data.records_per_site={data.records_per_site or 'null'}"
     if run.settings.private:
         mode, sites = run.settings.privacy.mode, run.settings.sites
         return (
             f"lepton simulate -m task={run.settings.task}{where} sites={sites} privacy={mode} "
             "privacy.epsilon=1,3,8"
         )
+    if run.settings.crowded:
+        where += f" sites={run.settings.sites}"
     return f"lepton simulate task={run.settings.task}{where} privacy=record privacy.epsilon=3"
 
 

@@ -22,7 +22,7 @@ HEART = Path(__file__).parents[2].parent / "shared" / "data" / "heart-disease"
         (["task=digts"], 2, "Unknown task 'digts'; did you mean 'digits'?"),
         (["privacy.epsilon=-1"], 2, "privacy.epsilon=-1: should be greater than 0."),
         (["privacy.delta=null"], 2, "An epsilon without a delta means nothing: set privacy.delta"),
-        (["sites=5000"], 3, "5000 sites of at least 1 records need more than the 1437 training"),
+        (["sites=4000"], 3, "4000 sites of at least 1 records need more than the 1437 training"),
         (["task=heart_disease", "data.root=nowhere"], 3, "Expected processed.cleveland.data at"),
         (["task=heart_disease", "sites=3"], 3, ""),
         (["data.partition=natural"], 2, "'digits' names no natural sites"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import resource
+import tracemalloc
 
 import pytest
 
@@ -259,3 +260,27 @@ def other_lines(tmp_path):
     for number in range(5):
         log.append("release", {"run": f"run-{number}"})
     return path.read_bytes().split(b"\n")[:-1]
+
+
+def test_a_reader_is_shown_every_record_and_the_log_keeps_the_newest_only(path, key, log):
+    read = []
+    again = AuditLog(path, key, "a site", read.append)
+    assert read == log.records
+    assert again.records == log.records[-1:]
+    again.append("note", {"n": 1})
+    assert [record.kind for record in read] == ["open", "charge", "release", "note"]
+    assert again.records == read[-1:]
+    assert list(read_records(path, key.public_hex)) == read
+
+
+def test_a_log_is_read_line_by_line(path, key, log):
+    for number in range(100):
+        log.append("note", {"text": f"{number}" * 2**14})
+    log.records.clear()
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_records(path, key.public_hex)) == 103
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < path.stat().st_size / 4

@@ -13,6 +13,7 @@ from lepton_common.settings import LINEAR, ROBUST, parse_settings
 from lepton_common.strict import to_json
 
 _SA1 = {"secagg.mode": "sa1"}
+_DRAWN = {"data.partition": "drawn", "data.records_per_site": 20}
 _KRUM = {"strategy.name": "krum", "strategy.num_malicious_nodes": 4}
 _BULYAN = {"strategy.name": "bulyan", "strategy.num_malicious_nodes": 2}
 _SHARED = {**_SA1, "privacy.mode": "distributed", "federation.weights": "public_size"}
@@ -42,6 +43,19 @@ def test_valid_settings_pass(make_settings):
         ({"train.device": "cuda:²"}, False, "train.device='cuda:²': choose"),
         ({"train.device": "cuda:1234"}, False, "train.device='cuda:1234'"),
         ({"federation.cohort": 11}, False, "federation.cohort=11 exceeds sites=10."),
+        ({"data.partition": "drawn"}, False, "data.partition=drawn needs data.records_per_site"),
+        ({"data.records_per_site": 9}, False, "data.records_per_site is for data.partition=drawn"),
+        (
+            {**_DRAWN, "data.min_records": 21},
+            False,
+            "records_per_site=20 is below data.min_records",
+        ),
+        (
+            {**_DRAWN, **_SA1, "secagg.colluders": None, "sites": 4097, "federation.cohort": 50},
+            False,
+            "secagg=sa1 needs a roster of all sites at each site, which lists 4,096 at most",
+        ),
+        ({"sites": 4097, "baselines": True}, False, "baselines=true trains a model at each site"),
         ({"privacy.epsilon": 1.0}, False, "privacy.epsilon is set but privacy=none"),
         ({"privacy.epsilon": None}, True, "privacy=record needs privacy.epsilon"),
         ({"privacy.delta": None}, True, "An epsilon without a delta means nothing"),
@@ -118,6 +132,9 @@ def test_each_contradiction_is_named_alone(setting_values, changes, private, sai
         ({"train.device": "cuda:12"}, False),
         ({"train.device": "auto"}, False),
         ({"federation.cohort": 10}, False),
+        ({**_DRAWN, "sites": 10**6, "federation.cohort": 50}, True),
+        ({**_DRAWN, "data.min_records": 20}, False),
+        ({**_SA1, "sites": 4096}, False),
         ({**_KRUM, "sites": 11}, False),
         ({**_BULYAN, "sites": 11}, False),
         ({"data.prepare": "site_statistics"}, False),

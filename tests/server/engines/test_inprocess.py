@@ -2,6 +2,8 @@
 
 import threading
 import time
+from collections.abc import Mapping
+from typing import ClassVar
 
 import pytest
 import torch
@@ -60,6 +62,39 @@ def test_a_real_client_app_answers_with_its_own_state_and_configuration(grid):
         replies = list(made.send_and_receive(_messages(made, (2, 3)), timeout=10))
         facts = {reply.content["who"]["site"]: reply.content["who"]["seen"] for reply in replies}
         assert facts == {"a": times, "b": times}
+
+
+class Million(Mapping):
+    """A million nodes, of which each is made when it is asked for."""
+
+    made: ClassVar[list[int]] = []
+
+    def __len__(self):
+        return 10**6
+
+    def __iter__(self):
+        return iter(range(2, 10**6 + 2))
+
+    def __contains__(self, node):
+        return 2 <= node < 10**6 + 2
+
+    def __getitem__(self, node):
+        self.made.append(node)
+        if node == 4:
+            raise OSError(28, "No space left on device")
+        return {"site": f"site-{node}"}
+
+
+def test_of_a_million_nodes_those_that_are_asked_are_made_and_nothing_is_kept(grid):
+    nodes = Million()
+    made = grid(_echo, nodes)
+    assert len(made.get_node_ids()) == 10**6
+    assert _who(made.send_and_receive(_messages(made, (3, 999_999)), timeout=10)) == [3, 999_999]
+    (failed,) = made.send_and_receive(_messages(made, (4,)), timeout=10)
+    assert failed.error.reason == "ClientAppCrashed"
+    assert _who(made.send_and_receive(_messages(made, (5,)), timeout=10)) == [5]
+    assert sorted(nodes.made) == [3, 4, 5, 999_999]
+    assert made._states == {}
 
 
 def test_a_reply_says_what_it_answers_and_who_it_is_from(grid):

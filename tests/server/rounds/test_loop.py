@@ -10,6 +10,7 @@ from lepton_common.errors import RunNotResumable, SitesRefused
 from lepton_common.messages import HELLO, Receipt, SiteFacts, read_train
 from lepton_common.strict import to_json
 from lepton_server.engines.inprocess import InProcessGrid
+from lepton_server.rounds.cohort import draw_nodes
 from lepton_server.rounds.loop import run_rounds
 from lepton_server.rounds.refusal import refusal
 from lepton_server.run_folder import RunFolder
@@ -19,13 +20,15 @@ from lepton_server.run_folder import RunFolder
 def run(tmp_path, make_settings):
     """Runs a federation of three sites; returns the cohort sizes that each request named."""
 
-    def start(settings, absent=(), failing=()):
+    def start(settings, absent=(), failing=(), nodes=None, hellos=None):
         cohorts = []
 
         def app(message, context):
             node = context.node_id
             head = f"{node:064x}"
             hello = message.metadata.message_type == HELLO
+            if hello and hellos is not None:
+                hellos.append(node)
             if node in absent or (node in failing and not hello):
                 return Message(Error(100, "ConsentRefused"), reply_to=message)
             if hello:
@@ -49,7 +52,7 @@ def run(tmp_path, make_settings):
             )
             return Message(content, reply_to=message)
 
-        grid = InProcessGrid(app, {2: {}, 3: {}, 4: {}})
+        grid = InProcessGrid(app, nodes or {2: {}, 3: {}, 4: {}})
         try:
             run_rounds(grid, make_settings(settings), RunFolder(tmp_path))
         finally:
@@ -109,3 +112,43 @@ def test_weights_that_all_sites_have_used_ask_for_another_seed():
     assert "another seed" in str(refusal(1, spent))
     assert refusal(2, spent) is None  # there it is about a retry
     assert refusal(1, spent | {"c": "TimedOut"}) is None
+
+
+_CROWD = {node: {} for node in range(2, 5002)}
+
+
+def test_of_a_crowd_each_round_introduces_and_asks_its_own(run, tmp_path):
+    hellos = []
+    changes = {"sites": 5000, "rounds": 3, "federation.cohort": 4}
+    assert run(changes, nodes=_CROWD, hellos=hellos) == [4] * 12
+    assert len(hellos) == 12
+    records = list(read_records(RunFolder(tmp_path).audit))
+    introduced = [r.body for r in records if r.kind == "introduced"]
+    collected = [r.body for r in records if r.kind == "collected"]
+    assert [body["round"] for body in introduced] == [1, 2, 3]
+    assert [set(body["keys"]) for body in introduced] == [set(b["heads"]) for b in collected]
+
+
+def test_who_of_a_crowd_is_absent_has_failed_in_that_round(run, tmp_path):
+    changes = {"sites": 5000, "rounds": 1, "federation.cohort": 4}
+    first = draw_nodes(sorted(_CROWD), 4, seed=1, round_=1)[0]
+    assert run(changes, absent=(first,), nodes=_CROWD) == [3] * 3
+    (report,) = RunFolder(tmp_path).reports()
+    assert report.failed == {f"node-{first}": "ConsentRefused"}
+
+
+def test_too_many_absent_end_a_crowds_round_as_failures_do(run):
+    changes = {"sites": 5000, "rounds": 1, "federation.cohort": 4}
+    absent = draw_nodes(sorted(_CROWD), 4, seed=1, round_=1)[:3]
+    with pytest.raises(SitesRefused, match=f"node-{absent[0]} .ConsentRefused."):
+        run(changes, absent=absent, nodes=_CROWD)
+
+
+def test_a_crowds_run_that_ended_in_a_round_goes_on_with_the_same_sites(run):
+    changes = {"sites": 5000, "rounds": 2, "federation.cohort": 4}
+    drawn = draw_nodes(sorted(_CROWD), 4, seed=1, round_=2)
+    before, after = [], []
+    with pytest.raises(SitesRefused):
+        run(changes, failing=drawn, nodes=_CROWD, hellos=before)
+    assert run(changes, nodes=_CROWD, hellos=after) == [4] * 4
+    assert sorted(before[4:]) == sorted(after) == drawn
