@@ -43,10 +43,12 @@ def start(settings: Settings, observer: Observer | None = None) -> Run:
 
 def settled(settings: Settings) -> Settings:
     """Returns settings that mean the same in any folder, where a run is resumed or reported."""
-    if settings.data.root is None:
-        return settings
-    root = str(Path(settings.data.root).resolve())
-    return replace(settings, data=replace(settings.data, root=root))
+    data, tracker = settings.data, settings.tracker
+    if data.root is not None:
+        data = replace(data, root=str(Path(data.root).resolve()))
+    if tracker.folder is not None:
+        tracker = replace(tracker, folder=str(Path(tracker.folder).resolve()))
+    return replace(settings, data=data, tracker=tracker)
 
 
 def create(settings: Settings) -> RunFolder:

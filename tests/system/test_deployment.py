@@ -30,6 +30,7 @@ from lepton_common.control.control_pb2_grpc import SitesStub
 from lepton_common.identity.certificates import issue_leaf
 from lepton_common.identity.heads import read_witnessed
 from lepton_common.identity.keys import SigningKey
+from lepton_server.trackers.tensorboard import rounds_in
 
 pytestmark = pytest.mark.system
 SITES = ("site-1", "site-2", "site-3", "site-4")
@@ -51,7 +52,8 @@ def federation(tmp_path_factory):
 
 def test_a_private_run_ends_with_a_model_and_logs_that_verify(federation):
     name = federation.submit(
-        "task=breast_cancer rounds=10 privacy=record privacy.epsilon=0.9 sites=4"
+        "task=breast_cancer rounds=10 privacy=record privacy.epsilon=0.9 sites=4 "
+        "tracker=tensorboard"
     )
     last = json.loads(federation.watch(name).stdout.splitlines()[-1])
     assert (last["status"], last["rounds"]) == ("finished", 10)
@@ -60,6 +62,7 @@ def test_a_private_run_ends_with_a_model_and_logs_that_verify(federation):
     fetched = load_file(federation.path / "model.safetensors")
     final = load_file(federation.run(name) / "model.safetensors")
     assert all(np.array_equal(fetched[key], final[key]) for key in final)
+    assert rounds_in(federation.run(name) / "tensorboard") == set(range(1, 11))
     reported = federation.rounds(name)[-1]["epsilon"]
     for site in SITES:
         # As a site reads its own folder: log and ledger verify, and know of every round.

@@ -31,6 +31,7 @@ def run_sweep(words: Sequence[str], *, as_json: bool) -> int:
     folder = find_sweep(words) if again else new_sweep(list(words))
     results, codes = _Results(folder), [0]
     waiting = [n for n in range(len(folder.combinations)) if not results.finished(n)]
+    before = {number: folder.rounds(number) for number in waiting}
     done = len(folder.combinations) - len(waiting)
     with Board(folder, done, quiet=as_json) as board:
         board.say(
@@ -49,7 +50,7 @@ def run_sweep(words: Sequence[str], *, as_json: bool) -> int:
                 *folder.command(number, threads),
             ],
             outputs=folder.outputs,
-            telling=lambda number: folder.rounds(number) > 0,
+            telling=lambda number: folder.rounds(number) > before[number],
             look=board.look,
             ended=ended,
             say=board.say,
