@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from lepton_common.errors import RayMissing, RayUnreachable
 if TYPE_CHECKING:
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
+_LOOK_S = 10.0
 App = Callable[[Message, "Carried"], Message]
 
 
@@ -113,16 +115,24 @@ def _gpus_each(cpus: int) -> float:
 def _begin(address: str | None, workers: int, cpus: int) -> "RayBackend":
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
-    where: dict[str, Any] = {"address": address} if address else {"num_cpus": workers * cpus}
+    # Without "local" Ray would join whatever cluster it finds on this machine.
+    local = {"address": "local", "num_cpus": workers * cpus}
+    where: dict[str, Any] = {"address": address} if address else local
     config: dict[str, Any] = {
         "init_args": {**where, "log_to_driver": False, "logging_level": "error"},
         # An actor that died is started again; the message that it had counts as lost.
         "client_resources": {"num_cpus": cpus, "max_restarts": -1},
     }
     try:
+        if address not in (None, "auto"):
+            # Ray itself would try for minutes.
+            host, _, port = str(address).rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
         return RayBackend(config)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise RayUnreachable(f"Ray cannot be started on this machine: {error}") from error
         raise RayUnreachable(
-            f"Cannot reach a Ray cluster at engine.address={address}: {error} Start one with "
+            f"Cannot reach a Ray cluster at engine.address={address} ({error}). Start one with "
             "'ray start --head', or leave the address out."
         ) from error
