@@ -420,6 +420,10 @@ def _contradictions(settings: Settings) -> list[str]:
         ),
         f"engine.address={engine.address} is a Ray cluster's, but engine={engine.name}: choose "
         "engine=ray or drop it.": engine.address is not None and engine.name != "ray",
+        f"engine.address={engine.address}: write host:port, or auto.": (
+            engine.address is not None
+            and re.fullmatch(r"auto|[^\s:/]+:[0-9]{1,5}", engine.address) is None
+        ),
         f"engine.serialise=true is for engine=inprocess; with engine={engine.name} every message "
         "is serialised: drop it.": engine.serialise and engine.name != "inprocess",
         f"train.device={train.device} names one of several GPUs, but each worker of engine="

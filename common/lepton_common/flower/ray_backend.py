@@ -2,6 +2,8 @@
 
 import importlib.util
 import os
+import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,9 @@ from lepton_common.errors import RayMissing, RayUnreachable
 
 if TYPE_CHECKING:
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
+_LOOK_S = 10.0
 App = Callable[[Message, "Carried"], Message]
 
 
@@ -68,6 +72,8 @@ class RayActors:
         try:
             self._backend.client_resources |= {"num_gpus": _gpus_each(cpus)}
             self._backend.build(load)  # type: ignore[arg-type]
+            assert self._backend.pool is not None
+            _replace_the_dead(self._backend.pool)
         except ValueError as error:
             self.close()
             raise RayUnreachable(
@@ -101,6 +107,19 @@ class RayActors:
             self._backend.pool.terminate_all_actors()
 
 
+def _replace_the_dead(pool: "BasicActorPool") -> None:
+    """Lets a pool start an actor in the place of one that died; Flower would ask that again."""
+    from ray.exceptions import RayActorError
+
+    def give_back(future: Any) -> None:  # noqa: ANN401
+        actor = pool._future_to_actor.pop(future)
+        if isinstance(sys.exception(), RayActorError):  # Flower calls this where it caught it
+            actor = pool.create_actor_fn()  # type: ignore[no-untyped-call]
+        pool.pool.append(actor)
+
+    pool.add_actor_back_to_pool = give_back  # type: ignore[method-assign]
+
+
 def _gpus_each(cpus: int) -> float:
     """Returns each actor's share of the cluster's GPUs, rounded down."""
     import ray
@@ -113,16 +132,23 @@ def _gpus_each(cpus: int) -> float:
 def _begin(address: str | None, workers: int, cpus: int) -> "RayBackend":
     from flwr.server.superlink.fleet.vce.backend.raybackend import RayBackend
 
-    where: dict[str, Any] = {"address": address} if address else {"num_cpus": workers * cpus}
+    # Without "local" Ray would join whatever cluster it finds on this machine.
+    local = {"address": "local", "num_cpus": workers * cpus}
+    where: dict[str, Any] = {"address": address} if address else local
     config: dict[str, Any] = {
         "init_args": {**where, "log_to_driver": False, "logging_level": "error"},
-        # An actor that died is started again; the message that it had counts as lost.
-        "client_resources": {"num_cpus": cpus, "max_restarts": -1},
+        "client_resources": {"num_cpus": cpus},
     }
     try:
+        if address not in (None, "auto"):
+            # Ray itself would try for minutes.
+            host, _, port = str(address).rpartition(":")
+            socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
         return RayBackend(config)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
+        if address is None:
+            raise RayUnreachable(f"Ray cannot be started on this machine: {error}") from error
         raise RayUnreachable(
-            f"Cannot reach a Ray cluster at engine.address={address}: {error} Start one with "
+            f"Cannot reach a Ray cluster at engine.address={address} ({error}). Start one with "
             "'ray start --head', or leave the address out."
         ) from error
