@@ -8,6 +8,7 @@ from flwr.app import Context, Message
 from lepton_client.door import Door, refuse_without_site
 from lepton_client.hosted.host import Host, open_host
 from lepton_client.site import Site, forget_site, open_site
+from lepton_common.errors import MalformedMessage
 
 
 class _Answering(Protocol):
@@ -38,11 +39,17 @@ def answer_at_host(
     message: Message, context: Context, handle: Callable[[Message, Host], Message]
 ) -> Message:
     """Returns what ``handle`` releases for many sites at once, or the name of what went wrong."""
+    if "host" not in context.node_config:
+        return answer_at_site(message, context, _no_host)
     try:
         host = open_host(str(context.node_config["host"]))
     except Exception as error:
         return refuse_without_site(message, error)
     return _answered(message, host, lambda: handle(message, host))
+
+
+def _no_host(message: Message, site: Site) -> Message:
+    raise MalformedMessage("This site answers for itself alone, and not as a host of others.")
 
 
 def leave_site(context: Context) -> None:

@@ -19,10 +19,18 @@ from toy_site import (
 
 from lepton_client.app import app
 from lepton_common.flower.wire import to_wire
+from lepton_common.hosting import (
+    ENROL,
+    TRAIN_MANY,
+    EnrolRequest,
+    enrol_content,
+    train_many_content,
+)
 from lepton_common.messages import (
     HELLO,
     HelloRequest,
     hello_content,
+    model_record,
     read_facts,
     read_update,
     train_content,
@@ -159,3 +167,17 @@ def test_a_row_listed_twice_is_refused(make_site):
     site = make_site()
     np.save(site.folder / "rows.npy", np.array([0, 0, 1]))
     assert app(train_message(), context(site.folder)).error.reason == "DataMissing"
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_site_of_its_own_speaks_for_no_others(make_site, private):
+    site = make_site()
+    asked = request(privacy=PRIVACY) if private else request()
+    for content, kind in (
+        (train_many_content(asked, model_record(VECTOR), [0, 1]), TRAIN_MANY),
+        (enrol_content(EnrolRequest(run="run-1", places=[0])), ENROL),
+    ):
+        reply = app(ask(content, kind), context(site.folder))
+        assert reply.error.reason == "MalformedMessage"
+    records = make_site().audit.records
+    assert [record.kind for record in records] == ["open", "refusal", "refusal"]
