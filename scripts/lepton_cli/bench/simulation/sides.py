@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_cli.bench.peer_jobs.turns import ANSWERED, ASKED, FOLDER, GO, STOP
+from lepton_client.isolation import bound
 
 _LOOK_S, _END_S = 0.5, 20.0
 
@@ -83,12 +84,12 @@ class _Running:
         self._rest, self._ended = b"", False
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603
-                side.command,
+                bound(list(side.command)),
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **side.environment, FOLDER: str(folder)},
+                env=_environment(side, folder),
                 start_new_session=True,
             )
 
@@ -230,6 +231,12 @@ def from_cold(side: Side, rounds: int) -> Outcome:
 def say(what: str) -> None:
     """Tells whoever waits how far things are."""
     print(f"bench: {what}", file=sys.stderr, flush=True)
+
+
+def _environment(side: Side, folder: Path) -> dict[str, str]:
+    """Returns an environment in which Ray finds no cluster but the side's own."""
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    return {**inherited, "RAY_TMPDIR": str(folder), **side.environment, FOLDER: str(folder)}
 
 
 @contextmanager
