@@ -16,6 +16,7 @@ _SA1 = {"secagg.mode": "sa1"}
 _KRUM = {"strategy.name": "krum", "strategy.num_malicious_nodes": 4}
 _BULYAN = {"strategy.name": "bulyan", "strategy.num_malicious_nodes": 2}
 _SHARED = {**_SA1, "privacy.mode": "distributed", "federation.weights": "public_size"}
+_PROCESSES, _RAY = {"engine.name": "processes"}, {"engine.name": "ray"}
 _SITE = {**_SA1, "privacy.mode": "site"}
 
 
@@ -25,6 +26,9 @@ def test_valid_settings_pass(make_settings):
     assert not settings.private
     assert make_settings({"federation.cohort": 3}).cohort == 3
     assert make_settings(private=True).private
+    assert make_settings(_PROCESSES).engine.name == "processes"
+    for address in (None, "auto", "head.example.com:6379", "10.0.0.1:6379"):
+        assert make_settings({**_RAY, "engine.address": address}).engine.address == address
 
 
 @pytest.mark.parametrize(
@@ -42,6 +46,13 @@ def test_valid_settings_pass(make_settings):
         ({"train.device": "cuda:²"}, False, "train.device='cuda:²': choose"),
         ({"train.device": "cuda:1234"}, False, "train.device='cuda:1234'"),
         ({"federation.cohort": 11}, False, "federation.cohort=11 exceeds sites=10."),
+        ({"engine.address": "auto"}, False, "engine.address=auto is a Ray cluster's, but"),
+        ({**_RAY, "engine.address": "head"}, False, "engine.address=head: write host:port, or"),
+        ({**_RAY, "engine.address": "ray://a:1"}, False, "engine.address=ray://a:1: write host"),
+        ({**_PROCESSES, "engine.serialise": True}, False, "engine.serialise=true is for engine=in"),
+        ({**_RAY, "engine.serialise": True}, False, "engine.serialise=true is for engine=inproc"),
+        ({**_PROCESSES, "train.device": "cuda:1"}, False, "train.device=cuda:1 names one of sev"),
+        ({"engine.name": "threads"}, False, "engine.name"),
         ({"privacy.epsilon": 1.0}, False, "privacy.epsilon is set but privacy=none"),
         ({"privacy.epsilon": None}, True, "privacy=record needs privacy.epsilon"),
         ({"privacy.delta": None}, True, "An epsilon without a delta means nothing"),
