@@ -17,6 +17,7 @@ _DRAWN = {"data.partition": "drawn", "data.records_per_site": 20}
 _KRUM = {"strategy.name": "krum", "strategy.num_malicious_nodes": 4}
 _BULYAN = {"strategy.name": "bulyan", "strategy.num_malicious_nodes": 2}
 _SHARED = {**_SA1, "privacy.mode": "distributed", "federation.weights": "public_size"}
+_PROCESSES, _RAY = {"engine.name": "processes"}, {"engine.name": "ray"}
 _SITE = {**_SA1, "privacy.mode": "site"}
 
 
@@ -26,6 +27,9 @@ def test_valid_settings_pass(make_settings):
     assert not settings.private
     assert make_settings({"federation.cohort": 3}).cohort == 3
     assert make_settings(private=True).private
+    assert make_settings(_PROCESSES).engine.name == "processes"
+    for address in (None, "auto", "head.example.com:6379", "10.0.0.1:6379"):
+        assert make_settings({**_RAY, "engine.address": address}).engine.address == address
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,13 @@ def test_valid_settings_pass(make_settings):
             "secagg=sa1 needs a roster of all sites at each site, which lists 4,096 at most",
         ),
         ({"sites": 4097, "baselines": True}, False, "baselines=true trains a model at each site"),
+        ({"engine.address": "auto"}, False, "engine.address=auto is a Ray cluster's, but"),
+        ({**_RAY, "engine.address": "head"}, False, "engine.address=head: write host:port, or"),
+        ({**_RAY, "engine.address": "ray://a:1"}, False, "engine.address=ray://a:1: write host"),
+        ({**_PROCESSES, "engine.serialise": True}, False, "engine.serialise=true is for engine=in"),
+        ({**_RAY, "engine.serialise": True}, False, "engine.serialise=true is for engine=inproc"),
+        ({**_PROCESSES, "train.device": "cuda:1"}, False, "train.device=cuda:1 names one of sev"),
+        ({"engine.name": "threads"}, False, "engine.name"),
         ({"privacy.epsilon": 1.0}, False, "privacy.epsilon is set but privacy=none"),
         ({"privacy.epsilon": None}, True, "privacy=record needs privacy.epsilon"),
         ({"privacy.delta": None}, True, "An epsilon without a delta means nothing"),

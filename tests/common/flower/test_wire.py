@@ -6,6 +6,7 @@ from flwr.app import (
     Array,
     ArrayRecord,
     ConfigRecord,
+    Context,
     Error,
     Message,
     MetricRecord,
@@ -14,7 +15,7 @@ from flwr.app import (
 
 from lepton_common.arrays import pack, unpack
 from lepton_common.flower.message_id import assign_message_id
-from lepton_common.flower.wire import from_wire, to_wire
+from lepton_common.flower.wire import context_from_wire, context_to_wire, from_wire, to_wire
 
 
 @pytest.fixture
@@ -54,3 +55,11 @@ def test_an_error_comes_back_with_its_reason(message):
     assert (again.error.code, again.error.reason) == (100, "BudgetSpent")
     assert again.metadata.reply_to_message_id == "message-7"
     assert again.metadata.src_node_id == 2
+
+
+def test_a_context_comes_back_with_its_state(message):
+    context = Context(
+        run_id=1, node_id=2, node_config={"site": "a", "share": 0.5, "number": 3, "good": True},
+        state=message.content, run_config={"rounds": 4},
+    )  # fmt: skip
+    assert context_from_wire(context_to_wire(context)) == context
