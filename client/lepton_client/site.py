@@ -242,21 +242,20 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
 _OPENING = threading.Lock()
 _OPENED: WeakValueDictionary[str, Site] = WeakValueDictionary()
 _RECENT: OrderedDict[str, Site] = OrderedDict()
-_MOST_RECENT = 4096  # kept open; the others are on disk, and opened again when they are asked
+_MOST_RECENT = 4096  # kept open, some 20 KB each; the others are opened again when they are asked
 
 
 def open_site(folder: str, passphrase: str | None = None) -> Site:
     """Returns the site in a folder, of which a process has one: its log has one writer.
 
-    It stays open as long as anybody works with it, or while it is among those asked last.
+    It is open while anybody works with it, or it is among those asked last.
 
     Args:
         folder: the site's.
         passphrase: see `Site`; who opens the site first must know it.
     """
     with _OPENING:
-        site = _OPENED.get(folder)
-        if site is None:
+        if (site := _OPENED.get(folder)) is None:
             site = _OPENED[folder] = Site(Path(folder), passphrase)
         _RECENT[folder] = site
         _RECENT.move_to_end(folder)

@@ -22,7 +22,7 @@ import numpy as np
 import yaml
 
 from lepton_client.data import SiteData
-from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE, SiteFile
+from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.partition import Parts, PartSettings
 from lepton_common.datasets.records import Dataset
@@ -168,6 +168,19 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
     def _root_key(self) -> SigningKey:
         return SigningKey.load(self._secret)
 
+    @cached_property
+    def _common(self) -> str:
+        """What the files of all sites say, beside name and size; the same text for a million."""
+        data = SiteData(
+            id=self._dataset.name,
+            dataset=self._dataset.name,
+            root=self._settings.data.root,
+            prepare=self._settings.data.prepare,
+            unit=self._dataset.unit,
+            rows=ROWS,
+        )
+        return _yaml({"data": asdict(data), "policy": asdict(self._settings.policy)})
+
     def _key(self, name: str) -> SigningKey:
         return SigningKey.from_seed(self._root_key.derive(_KEY_PURPOSE + name.encode()))
 
@@ -184,24 +197,14 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
             shutil.rmtree(unfinished, ignore_errors=True)
 
     def _write(self, index: int, path: Path) -> None:
-        name, rows, dataset = self.name(index), self.parts[index], self._dataset
-        units = dataset.train.units
-        file = SiteFile(
-            name=name,
-            public_size=public_size_class(len(rows if units is None else np.unique(units[rows]))),
-            data=SiteData(
-                id=dataset.name,
-                dataset=dataset.name,
-                root=self._settings.data.root,
-                prepare=self._settings.data.prepare,
-                unit=dataset.unit,
-                rows=ROWS,
-            ),
-            policy=self._settings.policy,
-        )
-        (path / SITE_FILE).write_text(yaml.dump(asdict(file), Dumper=_DUMPER, sort_keys=False))
+        name, rows, units = self.name(index), self.parts[index], self._dataset.train.units
+        size = public_size_class(len(rows if units is None else np.unique(units[rows])))
+        own = _yaml({"name": name, "public_size": size})
+        (path / SITE_FILE).write_text(own + self._common, encoding="utf-8")
         np.save(path / ROWS, rows, allow_pickle=False)
-        self._key(name).save(path / KEY_FILE)
+        # Not as `SigningKey.save`, which waits for the disk: the run's secret makes it again.
+        (path / KEY_FILE).touch(mode=0o600)
+        (path / KEY_FILE).write_bytes(self._key(name).to_pem())
         if not self._settings.crowded:
             _share(self._folder.roster, path / ROSTER_FILE)
             _share(self._folder.roster_root, path / ROOT_FILE)
@@ -222,6 +225,10 @@ def clear_unfinished(folder: RunFolder) -> None:
     """Removes what is left of sites in whose making a process died; nobody may be making any."""
     for path in folder.path.glob(f"{_UNFINISHED}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _yaml(values: Mapping[str, object]) -> str:
+    return str(yaml.dump(values, Dumper=_DUMPER, sort_keys=False))
 
 
 def _share(file: Path, path: Path) -> None:

@@ -72,14 +72,17 @@ class SigningKey:
         As PKCS#8 PEM, or with a passphrase sealed under it in OpenSSH's form (bcrypt, AES-256),
         whose passphrase ``ssh-keygen -p`` changes.
         """
+        write_atomic(path, self.to_pem(passphrase), mode=0o600)
+
+    def to_pem(self, passphrase: str | None = None) -> bytes:
+        """Returns what `save` writes; secret."""
         form = serialization.PrivateFormat.PKCS8
         how: serialization.KeySerializationEncryption = serialization.NoEncryption()
         if passphrase is not None:
             # cryptography's PKCS#8 has 2,048 iterations of PBKDF2, too few against guessing.
             form = serialization.PrivateFormat.OpenSSH
             how = form.encryption_builder().kdf_rounds(_ROUNDS).build(passphrase.encode())
-        pem = self._private.private_bytes(serialization.Encoding.PEM, form, how)
-        write_atomic(path, pem, mode=0o600)
+        return self._private.private_bytes(serialization.Encoding.PEM, form, how)
 
     def derive(self, purpose: bytes) -> bytes:
         """Returns a 32-byte secret for one purpose (HKDF-SHA256, RFC 5869)."""

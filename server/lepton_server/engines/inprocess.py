@@ -39,7 +39,8 @@ class InProcessGrid(SimulatedGrid):
 
         Args:
             client_app: the app of every node.
-            nodes: node id (2 and above) -> the node's configuration.
+            nodes: node id (2 and above) -> the node's configuration, which is asked for when a
+                message for the node is answered, and from several threads.
             workers: nodes answered at the same time; 0 for one per core.
             threads_per_site: intra-op threads of each worker.
         """
