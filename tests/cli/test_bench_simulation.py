@@ -60,7 +60,7 @@ def test_ours_and_the_bare_loop_have_the_same_model_after_two_rounds(tiny):
     first = bare.weights.clone()
     for round_ in (1, 2):
         seed = recipe(settings, round_).seed
-        seeds = [trainer._site_seed(seed, path.parent.name) for path in lists]
+        seeds = [trainer.site_seed(seed, path.parent.name) for path in lists]
         bare.round(range(job.clients), seeds)
     ours = read_parameters(run.model())
     moved = float((bare.weights - first).norm())

@@ -103,7 +103,7 @@ def test_an_answer_costs_next_to_nothing(settings):
 
 
 def told(observer, **epsilon):
-    observer.on_start(1, 4, ["a", "b"])
+    observer.on_start(1, 4, 2)
     observer.on_cohort(1, [64, 64])
     for came in (1, 2):
         observer.on_answer("train", came, 2)
@@ -173,7 +173,7 @@ def test_several_observers_are_all_told_and_each_may_stop():
 
     first, second = Notes(), Notes()
     both = Observers([first, second])
-    both.on_start(1, 2, [])
+    both.on_start(1, 2, 0)
     both.on_waiting(1)
     both.on_cohort(1, [])
     both.on_answer("train", 1, 1)

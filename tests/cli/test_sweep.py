@@ -225,11 +225,11 @@ def test_ctrl_c_ends_what_runs_and_starts_no_more(tmp_path, monkeypatch, presses
 
 
 def test_a_sweep_ends_in_a_table_files_and_a_picture(lepton, here):
-    ended = lepton("simulate", "-m", *PLAIN, "sites=3,5000", "seed=1,2")
+    ended = lepton("simulate", "-m", *PLAIN, "sites=3,1000", "seed=1,2")
     assert ended.code == 3  # of the two that have too few records
     (folder,) = Path("runs").glob("sweep-*")
     assert "1/4  sites=3 seed=1  accuracy 0." in ended.err
-    assert "sites=5000 seed=2  TooFewRecords" in ended.err
+    assert "sites=1000 seed=2  TooFewRecords" in ended.err
     assert "TooFewRecords" in ended.out
     assert f"Picture:      {folder.resolve()}/accuracy.png" in ended.out
     assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")

