@@ -15,7 +15,8 @@ class RoundReport:
         rounds: of how many.
         metrics: figures of the new model on the server's test set.
         failed: site name -> error name of those that did not contribute.
-        epsilon: site name -> spent so far, at the run's delta; empty without DP.
+        epsilon: site name -> spent so far, at the run's delta; empty without DP. Of more than a
+            hundred sites, of the ten that have spent most.
         seconds: wall time of the round.
     """
 

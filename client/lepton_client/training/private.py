@@ -157,7 +157,7 @@ def clipped_sum(
 
     # Apple's GPUs have no float64: there batches are added up on the CPU, which adds noise too.
     home = torch.device("cpu") if model.device.type == "mps" else model.device
-    total = torch.zeros(model.layout.size, dtype=torch.float64, device=home)
+    total: torch.Tensor | None = None
     for rows, unit_of_row, count in _chunks(units, max(1, most // count_of)):
         index = torch.from_numpy(rows)
         features = records.features[index].to(model.device)
@@ -181,7 +181,9 @@ def clipped_sum(
             units=height if single else count,
             mask=torch.arange(height, device=model.device) < len(index),
         )
-        total += part.to(home)
+        total = part.to(home) if total is None else total.add_(part.to(home))
+    if total is None:
+        return torch.zeros(model.layout.size, dtype=torch.float64, device=home)
     return total
 
 
@@ -194,9 +196,10 @@ def check_weights(model: ResidentModel) -> None:
     Raises:
         UpdateInvalid: a weight is not finite or beyond 100; decided by the noised model alone.
     """
-    # One by one: Python's max would pass over a NaN.
-    largest = [float(parameter.detach().abs().max()) for parameter in model.module.parameters()]
-    if not all(value <= LARGEST_WEIGHT for value in largest):
+    # Each bound by itself: Python's max would pass over a NaN, which fails every comparison.
+    bounds = [float(bound) for parameter in model.module.parameters()
+              for bound in parameter.detach().aminmax()]  # fmt: skip
+    if not all(-LARGEST_WEIGHT <= bound <= LARGEST_WEIGHT for bound in bounds):
         raise UpdateInvalid("A private step moved a weight too far; lower train.learning_rate.")
 
 

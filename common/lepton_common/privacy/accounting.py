@@ -52,7 +52,6 @@ _MEANS_NOTHING = 1e3
 _DENSE = 11  # below, orders between the integers can be the best ones by something to speak of
 
 
-@lru_cache(maxsize=4096)
 def epsilon(events: tuple[Event, ...], delta: float, fine: bool = False) -> float:
     """Returns an upper bound on the epsilon that ``events`` spend together at ``delta``.
 
@@ -67,7 +66,12 @@ def epsilon(events: tuple[Event, ...], delta: float, fine: bool = False) -> floa
         PlanError: delta is outside (0, 1).
     """
     _check_delta(delta)
-    merged = merge(events)
+    # However the same steps were counted, they are composed once.
+    return _epsilon_of(tuple(merge(events)), delta, fine)
+
+
+@lru_cache(maxsize=4096)
+def _epsilon_of(merged: tuple[Event, ...], delta: float, fine: bool) -> float:
     if not merged:
         return 0.0
     if any(isinstance(e, SampledGaussian) and e.noise_multiplier == 0 for e in merged):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import queue
+import sys
 import threading
 from collections.abc import Callable, Mapping
 
@@ -18,6 +19,11 @@ from lepton_server.engines.simulated import (
 )
 
 ClientApp = Callable[[Message, Context], Message]
+
+
+# How long a thread waits for another that runs Python: by default 5 ms, longer than most tensor
+# operations, after each of which a worker has to wait for it.
+_SWITCH_S = 1e-4
 
 
 class InProcessGrid(SimulatedGrid):
@@ -45,6 +51,7 @@ class InProcessGrid(SimulatedGrid):
             threads_per_site: intra-op threads of each worker.
         """
         super().__init__(nodes)
+        sys.setswitchinterval(_SWITCH_S)
         self._app = client_app
         self._threads_per_site = threads_per_site
         self._inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()

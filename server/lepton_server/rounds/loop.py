@@ -1,5 +1,6 @@
 """The round loop: introduce, then cohort -> ask -> collect -> sum -> step -> evaluate -> keep."""
 
+import heapq
 import math
 import time
 from dataclasses import replace
@@ -31,6 +32,8 @@ from lepton_server.rounds.refusal import refusal
 from lepton_server.rounds.request import train_request
 from lepton_server.run_folder import RunFolder, as_plain
 from lepton_server.strategies.catalog import make_strategy
+
+_MOST_REPORTED = 100  # sites of which a round's report has each
 
 
 def run_rounds(grid: Grid, settings: Settings, folder: RunFolder) -> None:
@@ -111,7 +114,7 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
             rounds=settings.rounds,
             metrics=evaluator.evaluate(after.result) | gathered.metrics,
             failed=gathered.failed,
-            epsilon=gathered.epsilon if settings.private else {},
+            epsilon=_most_spent(gathered.epsilon) if settings.private else {},
             seconds=round(time.monotonic() - began, 3),
         )
         state = replace(after, history=[*state.history, as_plain(report)])
@@ -122,6 +125,16 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
         journal.done()
         _publish(folder, evaluator, state)
         observer.on_round(report)
+
+
+def _most_spent(epsilon: dict[str, float]) -> dict[str, float]:
+    """Returns what sites have spent; of a large cohort, of the ten that have spent most.
+
+    Reports are kept from round to round, so they must not grow with the cohort.
+    """
+    if len(epsilon) <= _MOST_REPORTED:
+        return epsilon
+    return dict(heapq.nlargest(10, epsilon.items(), key=lambda item: item[1]))
 
 
 def _publish(folder: RunFolder, evaluator: Evaluator, state: Checkpoint) -> None:

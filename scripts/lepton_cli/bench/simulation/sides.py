@@ -153,8 +153,8 @@ def take_turns(
 ) -> dict[str, Outcome]:
     """Runs the sides' rounds by turns and returns what became of each, by name.
 
-    All sides start at once; when each has run the round that warms it up, or is lost, one runs at
-    a time. A side that is lost is left out, the others go on.
+    Sides start one after another, each alone with the round that warms it up: some find out then
+    how many threads are fastest. A side that is lost is left out, the others go on.
 
     Args:
         sides: any number.
@@ -164,8 +164,6 @@ def take_turns(
     found = {side.name: Outcome() for side in sides}
     with ExitStack() as stack:
         running: dict[str, _Running] = {}
-        for side in sides:
-            running[side.name] = stack.enter_context(_started(side))
         waits = {side.name: side for side in sides}
 
         def lose(name: str, error: _Lost) -> None:
@@ -173,11 +171,12 @@ def take_turns(
             running.pop(name).end()
             say(f"{name}: {error}")
 
-        for name in list(running):
+        for side in sides:
+            running[side.name] = stack.enter_context(_started(side))
             try:
-                running[name].answer(waits[name].start_s)
+                running[side.name].answer(side.start_s)
             except _Lost as error:
-                lose(name, error)
+                lose(side.name, error)
         say(f"{', '.join(running)}: warm")
         began = time.monotonic()
         for turn in range(turns):
