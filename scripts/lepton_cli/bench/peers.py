@@ -60,7 +60,7 @@ def side_of(name: str, job: Job, data: Path) -> Side:
         environment={"LEPTON_BENCH_JOB": json.dumps(job.facts(data)), "PYTHONPATH": str(jobs)},
         steps=job.steps,
         start_s=peer.start_s,
-        turn_s=300.0,
+        turn_s=120.0,
     )
 
 
