@@ -80,7 +80,7 @@ def _epsilon_of(merged: tuple[Event, ...], delta: float, fine: bool) -> float:
     if len(merged) == 1 and isinstance(only, SampledGaussian) and only.sample_rate == 1.0:
         return _gaussian_epsilon(math.sqrt(only.steps) / only.noise_multiplier, delta)
     most, grid = (_MOST_FINE, _FINE) if fine else (_MOST_COARSE, _COARSE)
-    groups = rounded(merged, max(most, _MOST_RENYI))
+    groups = rounded(list(merged), max(most, _MOST_RENYI))
     found = [_renyi_epsilon(groups, delta)]
     # Beyond epsilons that mean anything, distributions would only fill the memory.
     if 0.0 < found[0] < _MEANS_NOTHING and all(map(_has_loss, merged)):
