@@ -144,21 +144,25 @@ def list_runs(runs: str = "runs") -> list[Run | AppRun]:
     return [_run_of(path) for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)]
 
 
-def new_folder(runs: Path, title: str) -> Path:
-    """Makes an empty folder for a run, named by the time and the title.
+def stamp() -> str:
+    """Returns the time as names of run folders have it."""
+    return time.strftime("%Y%m%d-%H%M%S")
+
+
+def new_folder(wanted: Path) -> Path:
+    """Makes an empty folder of that name, or with a number behind it where there is one already.
 
     Raises:
         RunNotResumable: all names are taken.
     """
-    base = runs / f"{time.strftime('%Y%m%d-%H%M%S')}-{title}"
     for suffix in ("", *(f"-{index}" for index in range(2, 1000))):
-        path = base.with_name(base.name + suffix)
+        path = wanted.with_name(wanted.name + suffix)
         try:
             path.mkdir(parents=True)
         except FileExistsError:
             continue
         return path
-    raise RunNotResumable(f"Cannot find a free name for a run like {base}.")
+    raise RunNotResumable(f"Cannot find a free name for a run like {wanted}.")
 
 
 def _run_of(file: Path) -> Run | AppRun:

@@ -15,7 +15,7 @@ from lepton_cli.about import machine_facts
 from lepton_cli.baselines import train_baselines
 from lepton_cli.grounds import open_grid
 from lepton_cli.report import write_report
-from lepton_cli.run import Run, new_folder
+from lepton_cli.run import Run, new_folder, stamp
 from lepton_cli.simulated_host import found_host, host_nodes, resolve_vectorize
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
 from lepton_common.durable import write_atomic
@@ -60,8 +60,8 @@ def create(settings: Settings) -> RunFolder:
     """
     split(settings)  # or the faults that it names, before anything is written
     settings = resolve_vectorize(settings)
-    title = f"{settings.task}-{settings.privacy.mode}"
-    folder = RunFolder(new_folder(Path(settings.runs).resolve(), title))
+    name = f"{stamp()}-{settings.task}-{settings.privacy.mode}"
+    folder = RunFolder(new_folder(Path(settings.runs).resolve() / name))
     if settings.engine.vectorize == "none":
         SimulatedSites(settings, folder).found()
     else:

@@ -16,7 +16,7 @@ from lepton_cli.apps.output import logged
 from lepton_cli.apps.presentation import write_app_report
 from lepton_cli.apps.record import AppRun
 from lepton_cli.apps.request import AppRequest
-from lepton_cli.run import new_folder
+from lepton_cli.run import new_folder, stamp
 from lepton_common.errors import AppFailed, AppInvalid, Interrupted
 from lepton_common.flower.project import load_server_app
 from lepton_common.flower.strategy_results import Rounds, watched_results
@@ -39,7 +39,7 @@ def run_app(request: AppRequest, *, quiet: bool = False) -> AppRun:
         AppFailed: the ServerApp raised, or ended its process.
         Interrupted: Ctrl-C.
     """
-    run = AppRun(new_folder(request.runs, f"{_safe(request.project.name)}-outside"))
+    run = AppRun(new_folder(request.runs / f"{stamp()}-{_safe(request.project.name)}-outside"))
     with _as_the_app(request.project.folder), logged(run.log, quiet=quiet):
         try:
             client_app, server_app = _load(request)

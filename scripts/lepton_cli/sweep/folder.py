@@ -1,13 +1,12 @@
 """The folder of a sweep: its combinations, and which run belongs to which."""
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lepton_cli.compose import as_overrides, compose_settings, expand_sweep
-from lepton_cli.run import Run
+from lepton_cli.run import Run, new_folder, stamp
 from lepton_cli.simulation import settled
 from lepton_common.durable import write_atomic
 from lepton_common.errors import LeptonError, RunNotFound, SettingsError
@@ -131,7 +130,7 @@ def new_sweep(overrides: list[str]) -> SweepFolder:
         faults.append("runs is one folder for a whole sweep: give it one value.")
     if faults:
         raise SettingsError(faults)
-    path = _new_path(Path(checked[0].runs).resolve())
+    path = new_folder(Path(checked[0].runs).resolve() / f"sweep-{stamp()}")
     facts = {"overrides": overrides, "combinations": combinations}
     write_atomic(path / _FILE, json.dumps(facts, indent=1).encode())
     return SweepFolder(path, overrides, combinations)
@@ -160,18 +159,6 @@ def find_sweep(words: Sequence[str]) -> SweepFolder:
         return SweepFolder(path.resolve(), facts["overrides"], facts["combinations"])
     except (ValueError, KeyError, LeptonError) as error:
         raise RunNotFound(f"{path / _FILE} is of no use here: {error}") from None
-
-
-def _new_path(runs: Path) -> Path:
-    base = runs / f"sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in ("", *(f"-{index}" for index in range(2, 1000))):
-        path = base.with_name(base.name + suffix)
-        try:
-            path.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return path
-    raise RunNotFound(f"Cannot find a free name for a sweep like {base}.")
 
 
 def _split(word: str) -> tuple[str, str]:
