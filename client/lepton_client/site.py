@@ -226,7 +226,7 @@ class Site:
         """Puts on record, once a run, what computes its private gradients, and how it conforms."""
         body = {"run": run, **asdict(found)}
         known = (record.body for record in self.audit.records if record.kind == "engine")
-        named = ("run", "engine", "precision", "together")
+        named = ("run", "engine", "precision", "together", "step")
         if all(any(one.get(name) != body[name] for name in named) for one in known):
             self.audit.append("engine", body)
 

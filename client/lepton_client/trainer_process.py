@@ -27,6 +27,7 @@ from lepton_client.rules import TrainerRules
 from lepton_client.trainer import Described, Initial, LocalTrainer, Trained, Wanted
 from lepton_client.trainer_wire import NOTHING, Answer, Call, Setup, receive, send
 from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Conformance
+from lepton_client.training.likeness import FINE, SMALLEST
 from lepton_common import errors
 from lepton_common.arrays import Vector
 from lepton_common.errors import LeptonError, TrainerFailed
@@ -107,9 +108,12 @@ class TrainerProcess:
     def conformance(self, request: TrainRequest) -> Conformance:
         """Compares the engine with Opacus; see `Trainer`."""
         answer, _ = self._call(Call(what="conformance", request=request))
-        if answer.engine not in (OURS, OPACUS) or answer.precision not in (SINGLE, DOUBLE):
+        known = {"engine": (OURS, OPACUS), "precision": (SINGLE, DOUBLE), "step": (FINE, SMALLEST)}
+        if any(getattr(answer, name) not in values for name, values in known.items()):
             raise TrainerFailed("The trainer names an engine or a precision that there is not.")
-        return Conformance(answer.engine, answer.difference, answer.precision, answer.together)
+        return Conformance(
+            answer.engine, answer.difference, answer.precision, answer.together, answer.step
+        )
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:
         """Trains without differential privacy; see `Trainer`."""

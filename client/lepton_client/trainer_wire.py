@@ -66,6 +66,7 @@ class Answer:
         difference: of `Conformance`.
         precision: of `Conformance`.
         together: of `Conformance`.
+        step: of `Conformance`.
         described: what `describe` returns.
         layout: of `Initial`.
     """
@@ -78,6 +79,7 @@ class Answer:
     difference: float | None = None
     precision: Name = "none"
     together: bool = True
+    step: Natural = 0
     described: Described | None = None
     layout: Digest | None = None
 
