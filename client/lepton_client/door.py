@@ -25,7 +25,7 @@ from lepton_common.identity.heads import Head, Heads, sign_heads
 from lepton_common.identity.keys import SigningKey
 from lepton_common.messages import Receipt, SiteFacts
 from lepton_common.policy import SitePolicy
-from lepton_common.privacy.provenance import Protection, Provenance
+from lepton_common.privacy.provenance import PROTOCOL, Protection, Provenance
 from lepton_common.stages import masked_record
 from lepton_common.strict import to_json
 
@@ -33,7 +33,7 @@ _REFUSED = 100  # error code of a named refusal; Flower's own codes end at 8
 
 _COMPUTED = frozenset({Protection.DP, Protection.UNPROTECTED})
 _MASKED = frozenset({Protection.SECAGG})
-Value = Vector | float | bytes | SiteFacts | Receipt | HostFacts | Enrolled
+Value = Vector | float | bytes | SiteFacts | Receipt | HostFacts | Enrolled | ManyReceipts
 _ALLOWED: dict[str, tuple[type, frozenset[Protection]]] = {
     "update": (np.ndarray, _COMPUTED),
     "loss": (float, _COMPUTED),
@@ -43,6 +43,7 @@ _ALLOWED: dict[str, tuple[type, frozenset[Protection]]] = {
     "masked": (bytes, _MASKED),
     "host": (HostFacts, frozenset({Protection.PUBLIC})),
     "enrolled": (Enrolled, frozenset({Protection.PUBLIC})),
+    "receipts": (ManyReceipts, frozenset({Protection.PROTOCOL})),
 }
 
 
@@ -89,6 +90,7 @@ class Door:
         for item in items:
             self._check(item, charge)
         if charge is not None:
+            assert isinstance(self._ledger, Ledger), "a host releases for its sites by release_many"
             self._ledger.redeem(charge)
         arrays = {item.name: pack(item.value) for item in items if _is_vector(item.value)}
         contents = {
@@ -125,6 +127,7 @@ class Door:
         about: Mapping[str, str | int],
         charge: Charge | None,
         leaves: Leaves,
+        ledger: HostLedger,
     ) -> Message:
         """Checks each of some hosted sites' releases, logs them in one record, and then replies.
 
@@ -137,17 +140,22 @@ class Door:
             about: the run and the round they belong to, for the log.
             charge: the ledger's charge for these releases; with it, DP is on.
             leaves: where a line for each site goes, whose Merkle root the record holds.
+            ledger: what was charged, and to whom.
 
         Raises:
             DoorRefused: as `release`; nothing has left and nothing is logged.
         """
+        self._check(Outbound("receipts", receipts, PROTOCOL), charge)
+        counts = {len(updates), len(receipts.names), len(set(receipts.names)), len(receipts.of)}
+        if len(counts | ({len(losses)} if losses is not None else set())) != 1:
+            raise DoorRefused("Each site releases one update, under its own name.")
         for update in updates:
             self._check(Outbound("update", update, provenance), charge)
         for loss in losses or []:
             self._check(Outbound("loss", loss, provenance), charge)
         if charge is not None:
-            self._ledger.redeem(charge)
-        array = pack_vectors(updates)
+            ledger.redeem(charge, receipts.names)
+        array, said = pack_vectors(updates), to_json(receipts).encode()
         digests = [[name] for name in receipts.names]
         for values in (array.data, np.array(losses or [], "<f8").tobytes()):
             size = len(values) // max(1, len(digests))
@@ -164,6 +172,12 @@ class Door:
                 "failed": receipts.failed,
                 "bytes": {"update": updates.shape[1] * 4, "loss": 0 if losses is None else 8},
                 "provenance": provenance.record(),
+                # Before the head of this record is stamped into them.
+                "receipts": {
+                    "bytes": len(said),
+                    "sha256": digest_of(said),
+                    "provenance": PROTOCOL.record(),
+                },
             },
         )
         stamped = [

@@ -27,6 +27,7 @@ def hosted_evidence(folder: Path, key: str, heads: list[str]) -> list[SiteEviden
     records = list(read_records(path, expected_key=key))
     verify_heads(path, records, heads)
     sites: dict[str, SiteEvidence] = {}
+    engines: dict[str, float | None] = {}
     charges: dict[str, tuple[Event, frozenset[str]]] = {}
     for record in records:
         if record.kind == "charge":
@@ -38,8 +39,9 @@ def hosted_evidence(folder: Path, key: str, heads: list[str]) -> list[SiteEviden
             covering = charges.pop(str(record.body["charge"]), None)
             _release(folder, record, covering, sites)
         elif record.kind == "engine":
-            for site in sites.values():
-                site.engines[str(record.body["engine"])] = record.body["difference"]
+            engines[str(record.body["engine"])] = record.body["difference"]
+    for site in sites.values():
+        site.engines |= engines
     return [site for _, site in sorted(sites.items())]
 
 
@@ -68,10 +70,11 @@ def _release(
         refusals[error] = refusals.get(error, 0) + 1
     if body["leaves"] is None:
         return
-    protection = proof if isinstance(proof, str) else "dp"
+    protection, seen = proof if isinstance(proof, str) else "dp", set[str]()
     for name, *_ in read_leaves(folder / LEAVES, body["leaves"]):
-        if covering is not None and name not in covering[1]:
+        if name in seen or (covering is not None and name not in covering[1]):
             raise AuditError(f"{where} released something of {name} without a charge.")
+        seen.add(name)
         site = sites.setdefault(name, SiteEvidence(name))
         site.records += 1
         site.releases += 1

@@ -125,7 +125,8 @@ def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
         run_apps(settings, folder, observer)
     except LeptonError as error:
         _end(folder, "failed", error=type(error).__name__, message=str(error))
-        error.add_note(f"What failed at a site is in {folder.path / 'sites'}/*/errors.log.")
+        logs = folder.host if folder.host.exists() else folder.path / "sites" / "*"
+        error.add_note(f"What failed at a site is in {logs}/errors.log.")
         raise
     run = Run(folder)
     finished = len(run.rounds) == settings.rounds

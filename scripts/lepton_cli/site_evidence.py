@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
+from lepton_client.hosted.host import TOGETHER
 from lepton_common.chain import ChainRecord
 from lepton_common.errors import AuditError, PlanError
 from lepton_common.privacy.accounting import epsilon
@@ -87,6 +88,7 @@ class Totals:
         events: the different mechanisms charged.
         spent: the largest epsilon at each delta charged at.
         by_opacus: sites whose private gradients Opacus computed.
+        together: sites that were trained at once, whose rounding nobody has tried.
         difference: how far those of the others were from Opacus' at most; None: none were.
         worst: the site that spent most of those that shared noise.
         without_dp: whether anything computed from records left a site without DP.
@@ -100,6 +102,7 @@ class Totals:
     events: set[Event] = field(default_factory=set)
     spent: dict[float, float] = field(default_factory=dict)
     by_opacus: int = 0
+    together: int = 0
     difference: float | None = None
     worst: SiteEvidence | None = None
     without_dp: bool = False
@@ -117,6 +120,7 @@ class Totals:
         if site.delta is not None:
             self.spent[site.delta] = max(self.spent.get(site.delta, 0.0), spent)
         self.by_opacus += "opacus" in site.engines
+        self.together += TOGETHER in site.engines
         differences = [self.difference, *site.engines.values()]
         self.difference = max((d for d in differences if d is not None), default=None)
         if site.shared and (self.worst is None or spent > (self.worst.epsilon or 0.0)):

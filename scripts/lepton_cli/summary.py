@@ -103,6 +103,12 @@ def _engines(totals: Totals) -> str:
     """Returns how the engine of private gradients compared with Opacus before each run."""
     if totals.by_opacus:
         return f"Gradients by Opacus at {totals.by_opacus} sites, where ours differed from it. "
+    if totals.together:
+        return (
+            "Sites were trained together, where what rounding may carry from one record to another "
+            "is not tried: this simulates the guarantee, and does not hold it against a server "
+            "that chooses its weights. "
+        )
     if totals.difference is None:
         return ""
     return f"Gradients within {totals.difference:.0e} of the reference's. "

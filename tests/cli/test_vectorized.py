@@ -5,6 +5,7 @@ import logging
 
 import numpy as np
 import pytest
+from flwr.app import Message, RecordDict
 from safetensors.numpy import load_file
 
 import lepton_cli
@@ -13,10 +14,19 @@ from lepton_cli.evidence import gather_evidence
 from lepton_cli.run import list_runs
 from lepton_cli.simulation import resume, start
 from lepton_client.hosted.host import Host
+from lepton_client.hosted.ledger import HostLedger
 from lepton_client.ledger import Charge
+from lepton_common.audit import AuditLog
 from lepton_common.errors import AuditError, DoorRefused, Interrupted, QuorumNotMet, SitesRefused
+from lepton_common.flower.task_identity import speak_for
+from lepton_common.hosting import ManyReceipts
+from lepton_common.messages import Receipt
 from lepton_common.privacy.events import read_event
+from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.privacy.provenance import protected_by_dp
 from lepton_server.progress import Observer
+from lepton_server.rounds.checkpoint import Checkpoint
+from lepton_server.rounds.request import train_request
 
 QUICK = ("task=breast_cancer", "model=mlp", "sites=7", "rounds=3", "secagg=none")
 PLAIN = (*QUICK, "privacy=none")
@@ -59,8 +69,10 @@ def test_private_sites_spend_what_they_would_alone():
         assert site.bytes_left["dp"] == alone.bytes_left["dp"]
         assert not site.without_dp
     assert [r.epsilon for r in other.rounds] == [r.epsilon for r in one.rounds]
+    assert all(site.engines == {"together": None} for site in other.evidence.sites.values())
     statement = (other.folder.path / "model_card.md").read_text()
     assert "differential privacy at each site" in statement
+    assert "Sites were trained together" in statement
 
 
 def test_how_many_are_trained_at_once_changes_rounding_only():
@@ -126,7 +138,7 @@ def test_charges_of_before_a_crash_count_and_cover_no_release():
     assert host.ledger.rounds(name) == 3
     again = Charge(charge.hash, "r", "p", "row", "", False, 0.0, read_event(charge.body["event"]))
     with pytest.raises(DoorRefused):
-        host.ledger.redeem(again)
+        host.ledger.redeem(again, [name])
 
 
 def _altered_leaf(run):
@@ -174,3 +186,44 @@ def test_a_million_sites_that_are_trained_together(tmp_path):
     log = (run.folder.host / "audit.jsonl").read_text().splitlines()
     assert len([line for line in log if json.loads(line)["kind"] == "releases"]) >= 2
     assert sum(path.stat().st_size for path in run.folder.path.rglob("*")) < 2_000_000
+
+
+def test_the_door_lets_out_one_update_of_each_site_that_was_charged():
+    run = together(*RECORD, "rounds=1", "privacy.spare_rounds=5")
+    host = Host(run.folder.host)
+    (line,) = [record for record in host.audit.records if record.kind == "releases"][:1]
+    assert set(line.body["receipts"]) == {"bytes", "sha256", "provenance"}
+    names = [host.member(place).name for place in range(3)]
+    plan = PrivacyPlan("row", 1e-5, 1.0, 50.0, 1.0, 1, 9, 8.0)
+    speak_for(1, 1)
+    message = Message(RecordDict(), dst_node_id=2, message_type="train.many")
+    receipt = Receipt(run="r", round=1, plan=None, steps=0, epsilon=0.0, audit_head="0" * 64,
+                      ledger_head="0" * 64)  # fmt: skip
+
+    def release(said, rows, charge):
+        receipts = ManyReceipts(names=said, receipts=[receipt], of=[0] * len(said), failed={})
+        updates = np.zeros((rows, 4), np.float32)
+        return host.door.release_many(message, updates, None, receipts,
+                                      protected_by_dp(plan.event()), {"run": "r", "round": 1},
+                                      charge, host.leaves, host.ledger)  # fmt: skip
+
+    host.ledger = HostLedger(AuditLog(host.folder / "other.jsonl", host.key, "host"),
+                             host.file.policy)  # fmt: skip
+    asked = read_train_request(run)
+    for said, rows in ((names[:2], 3), ([names[0]] * 2, 2), (names[:1], 0)):
+        charge, _ = host.ledger.reserve(names, dict.fromkeys(names, plan), asked)
+        with pytest.raises(DoorRefused, match="one update, under its own name"):
+            release(said, rows, charge)
+    charge, _ = host.ledger.reserve(names[:1], dict.fromkeys(names, plan), asked)
+    before = len(host.audit.records)
+    with pytest.raises(DoorRefused, match="under a charge to that site"):
+        release(names[:2], 2, charge)
+    assert len(host.audit.records) == before
+    charge, _ = host.ledger.reserve(names, dict.fromkeys(names, plan), asked)
+    assert not release(names, 3, charge).has_error()
+
+
+def read_train_request(run):
+    settings = run.settings
+    state = Checkpoint(round=0, model=np.zeros(4, np.float32))
+    return train_request(settings, "r", "0" * 64, state, None, {"a": 1}, {})

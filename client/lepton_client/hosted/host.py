@@ -7,6 +7,7 @@ import traceback
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from lepton_common.privacy.plan import public_size_class
 from lepton_common.strict import parse_json, record
 
 HOST_FILE = "host.json"
+TOGETHER = "together"  # in the place of an engine's name, where sites were trained at once
 _MOST_KNOWN = 1 << 14  # sites whose rows are kept at hand
 
 
@@ -117,9 +119,9 @@ class Host:
             file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
             traceback.print_exception(error, file=file)
 
-    def note_engine(self, run: str, together: str) -> None:
-        """Puts on record, once a run, that sites were trained together, and what that promises."""
-        body = {"run": run, "engine": "together", "difference": None, "promise": together}
+    def note_engine(self, run: str) -> None:
+        """Puts on record, once a run, that sites were trained together: rounding was not tried."""
+        body = {"run": run, "engine": TOGETHER, "difference": None, "tried": False}
         known = (record.body for record in self.audit.records if record.kind == "engine")
         if all(one["run"] != run for one in known):
             self.audit.append("engine", body)
@@ -147,17 +149,18 @@ def read_host_file(path: Path) -> HostFile:
 
 
 _OPENING = threading.Lock()
-_OPENED: dict[str, Host] = {}
+_OPENED: WeakValueDictionary[str, Host] = WeakValueDictionary()
+_NEWEST: list[Host] = []  # kept open between its messages
 
 
 def open_host(folder: str) -> Host:
     """Returns the host in a folder; opened once per process, so that its log has one writer.
 
-    A process works for one run at a time: the host of the one before is let go.
+    Of several runs in one process, the host that was asked last stays open between messages.
     """
     with _OPENING:
-        if folder not in _OPENED:
-            opened = Host(Path(folder))
-            _OPENED.clear()
-            _OPENED[folder] = opened
-        return _OPENED[folder]
+        host = _OPENED.get(folder)
+        if host is None:
+            host = _OPENED[folder] = Host(Path(folder))
+        _NEWEST[:] = [host]
+        return host

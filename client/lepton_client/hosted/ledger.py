@@ -27,7 +27,7 @@ class HostLedger:
         self._audit, self._policy, self._lock = audit, policy, threading.Lock()
         self._rounds: Counter[str] = Counter()
         self._plans: dict[str, str] = {}
-        self._open: dict[str, Charge] = {}
+        self._open: dict[str, tuple[Charge, frozenset[str]]] = {}
         for record in audit.records:
             if record.kind == "charge":
                 self._count(record)
@@ -97,18 +97,22 @@ class HostLedger:
                 },
             )
             charge = self._count(record)
-            self._open[charge.id] = charge
+            self._open[charge.id] = charge, frozenset(charged)
             return charge, refused
 
-    def redeem(self, charge: Charge) -> None:
+    def redeem(self, charge: Charge, sites: Sequence[str]) -> None:
         """Uses up a charge for one release.
 
         Raises:
-            DoorRefused: it was not charged since the process began, or covered a release already.
+            DoorRefused: it was not charged since the process began, covered a release already, or
+                does not cover all of the sites.
         """
         with self._lock:
-            if self._open.pop(charge.id, None) != charge:
-                raise DoorRefused("A charge covers one release only, and this one is used up.")
+            known, charged = self._open.pop(charge.id, (None, frozenset[str]()))
+        if known != charge:
+            raise DoorRefused("A charge covers one release only, and this one is used up.")
+        if not charged.issuperset(sites):
+            raise DoorRefused("A site's update may leave only under a charge to that site.")
 
     def rounds(self, site: str) -> int:
         """Returns how many rounds a site was charged."""

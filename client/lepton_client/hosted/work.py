@@ -94,7 +94,7 @@ def train(message: Message, host: Host) -> Message:
     about: dict[str, str | int] = {"run": request.run, "round": request.round}
     return host.door.release_many(
         message, trained.updates, trained.losses, receipts, provenance, about, trained.charge,
-        host.leaves,
+        host.leaves, host.ledger,
     )  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def _train_privately(
         # Which error it was may depend on the records, and the charge stays spent.
         host.keep_trace(error)
         raise PrivateWorkFailed("Private training failed; see errors.log at the host.") from None
-    host.note_engine(request.run, "sums as one site's alone would be, up to rounding")
+    host.note_engine(request.run)
     names, updates = _finite(found, names, members, failed, PrivateWorkFailed)
     return _Result(names, updates, charge=charge)
 

@@ -96,7 +96,9 @@ def resident_model(
         if len(models) == _MOST_MODELS:
             del models[next(iter(models))]
         give_back_freed_memory()
-        module = build_model(name, input_shape, outputs).to(device)
+        with torch.random.fork_rng(devices=[]):  # what it begins with is nobody's to notice
+            module = build_model(name, input_shape, outputs)
+        module = module.to(device)
         if channels_last:
             _keep_image_order(image_order(module))
         models[key] = ResidentModel(module, Layout.of(module), device)

@@ -140,16 +140,17 @@ class ProcessesGrid(SimulatedGrid):
         worker, message = self._running[index], turn.asked.message
         try:
             answered = worker.answer(turn.asked, self._context(turn.node), turn.number)
-        except EOFError:
+        except Exception:
+            # It died, or what it said is no answer: then nobody knows where its next one begins.
             worker.end()
             self._deliver(crashed(message))
             self._start(index)
             return
-        except Exception:
-            answered = None  # a message or an answer that is none
         if answered is None:
             self._deliver(crashed(message))
             return
         reply, state = answered
+        if reply.metadata.reply_to_message_id != message.metadata.message_id:
+            reply = crashed(message)
         self._keep(turn.node, state)
         self._deliver(reply)
