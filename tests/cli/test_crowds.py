@@ -76,6 +76,7 @@ def test_the_run_of_a_million_sites_is_no_larger_than_that_of_five_thousand():
     assert abs(many - few) < 0.1 * few  # names have seven digits instead of four
 
 
+@pytest.mark.slow
 def test_a_stopped_run_of_a_crowd_goes_on_to_the_same_model():
     class Stops(Observer):
         def on_round(self, report):

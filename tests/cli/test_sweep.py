@@ -251,6 +251,7 @@ def test_a_sweep_ends_in_a_table_files_and_a_picture(lepton, here):
     assert "finished" in lepton("runs").out
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_with_what_did_not_finish(lepton, here):
     words = [*PLAIN, "rounds=2,3", "--json"]
     first = json.loads(lepton("simulate", "-m", *words).out)

@@ -99,6 +99,7 @@ def test_a_resumed_run_goes_on_in_tensorboard_without_a_round_twice():
     assert len(scalars(folder)["settings/text_summary"]) == 1
 
 
+@pytest.mark.slow
 def test_mlflow_holds_the_run_once_also_where_it_was_stopped_and_resumed(tmp_path):
     from lepton_cli.compose import compose_settings
 

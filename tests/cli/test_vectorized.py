@@ -75,6 +75,7 @@ def test_private_sites_spend_what_they_would_alone():
     assert "Sites were trained together" in statement
 
 
+@pytest.mark.slow
 def test_how_many_are_trained_at_once_changes_rounding_only():
     runs = [together(*PLAIN, f"engine.together={size}", "engine.workers=2") for size in (1, 3, 7)]
     for run in runs[1:]:
@@ -90,6 +91,7 @@ def test_it_says_why_where_sites_go_one_at_a_time(caplog):
     assert len(list((run.folder.path / "sites").iterdir())) == 4
 
 
+@pytest.mark.slow
 def test_a_policy_is_each_sites_own_word(tmp_path):
     with pytest.raises(SitesRefused, match="outside what the sites allow"):
         together(*PLAIN, "policy.allow_without_dp=false")
@@ -117,6 +119,7 @@ class _StopsAfter(Observer):
         self.stop_requested = report.round == self.rounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [PLAIN, RECORD])
 def test_a_stopped_run_goes_on_with_its_ledger(words):
     settings = compose_settings([*words, "engine=vectorized"])
@@ -172,6 +175,7 @@ def test_whatever_is_altered_is_found(alter):
         gather_evidence(run.folder)
 
 
+@pytest.mark.slow
 def test_where_training_diverges_the_run_ends_by_name():
     with pytest.raises(QuorumNotMet):
         together(*PLAIN, "train.learning_rate=1e30", "train.local_epochs=3")

@@ -35,6 +35,7 @@ def how(request):
     return request.param
 
 
+@pytest.mark.slow
 def test_two_processes_end_in_the_model_of_one_thread_and_of_two(federation, ground, alone, how):
     assert np.array_equal(federation("threads", how, workers=2), alone(how))
     assert np.array_equal(federation("processes", how, on=ground(2)), alone(how))
