@@ -61,6 +61,14 @@ def nothing(message, context):
     return None
 
 
+@app.query("another")
+def another(message, context):
+    """Answers a message that it was never asked."""
+    reply = train(message, context)
+    reply.metadata.__dict__["_reply_to_message_id"] = "another"
+    return reply
+
+
 @app.query("arrays")
 def arrays(message, context):
     """Returns what came, changed by the node's number, and whether it could be written to."""

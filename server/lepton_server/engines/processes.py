@@ -1,6 +1,7 @@
 """A Flower Grid of worker processes on one machine, which share a round's model in memory."""
 
 import itertools
+import logging
 import os
 import threading
 import time
@@ -21,6 +22,8 @@ from lepton_server.engines.simulated import (
 )
 from lepton_server.engines.waiting import Turn, Waiting
 from lepton_server.engines.worker_process import Asked, Work, WorkerProcess, visible_gpus
+
+_LOG = logging.getLogger("lepton.engine")
 
 
 class ProcessesGrid(SimulatedGrid):
@@ -140,8 +143,10 @@ class ProcessesGrid(SimulatedGrid):
         worker, message = self._running[index], turn.asked.message
         try:
             answered = worker.answer(turn.asked, self._context(turn.node), turn.number)
-        except Exception:
+        except Exception as error:
             # It died, or what it said is no answer: then nobody knows where its next one begins.
+            if not isinstance(error, EOFError):
+                _LOG.exception("What a worker process sent is no answer; it is started anew.")
             worker.end()
             self._deliver(crashed(message))
             self._start(index)
@@ -151,6 +156,7 @@ class ProcessesGrid(SimulatedGrid):
             return
         reply, state = answered
         if reply.metadata.reply_to_message_id != message.metadata.message_id:
-            reply = crashed(message)
+            self._deliver(crashed(message))
+            return
         self._keep(turn.node, state)
         self._deliver(reply)

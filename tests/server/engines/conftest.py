@@ -125,16 +125,18 @@ def federation(tmp_path, make_settings):
 
 @pytest.fixture
 def served(monkeypatch):
-    """Lists (worker, node) of each message, and lets every node be served by any worker."""
+    """Lists (worker, node) of each message, and gives a node's next one to the other worker.
+
+    An idle worker helps only one that is busy, so each worker takes some of what is given it.
+    """
     found = []
     take = Waiting.take
 
     def noted(self, worker):
-        self._keep = False
-        self._owner.clear()
         turn = take(self, worker)
         if turn is not None:
             found.append((worker, turn.node))
+            self._owner[turn.node] = 1 - worker
         return turn
 
     monkeypatch.setattr(Waiting, "take", noted)

@@ -1,5 +1,6 @@
 """Tests of the Grid of worker processes: what crosses, who serves whom, and what ends when."""
 
+import json
 import os
 import signal
 import threading
@@ -109,6 +110,27 @@ def test_an_app_that_raises_or_answers_nothing_counts_as_crashed(grid):
         assert (reply.error.code, reply.error.reason) == (8, "ClientAppCrashed")
         assert reply.metadata.src_node_id == 3
     assert len(_said(_send(grid))) == len(NODES)
+
+
+def test_an_answer_to_another_message_counts_as_crashed_and_keeps_no_state(grid):
+    before = {said["node"]: said["seen"] for said in _said(_send(grid))}
+    (reply,) = _send(grid, "query.another", (3,))
+    assert (reply.error.code, reply.error.reason) == (8, "ClientAppCrashed")
+    assert {said["node"]: said["seen"] - 1 for said in _said(_send(grid))} == before
+
+
+def test_an_answer_that_cannot_be_read_is_logged_and_its_worker_replaced(grid, monkeypatch, caplog):
+    before = {said["process"] for said in _said(_send(grid))}
+    with monkeypatch.context() as patched:
+        patched.setattr(worker_process, "from_wire", lambda data: json.loads("{"))
+        (reply,) = _send(grid, nodes=(3,))
+    assert (reply.error.code, reply.error.reason) == (8, "ClientAppCrashed")
+    assert "is no answer" in caplog.text
+    assert "JSONDecodeError" in caplog.text
+    deadline = time.monotonic() + 60
+    while len(now := {said["process"] for said in _said(_send(grid))}) < 2:
+        assert time.monotonic() < deadline
+    assert len(now - before) == 1
 
 
 def test_a_node_stays_with_its_worker_or_its_old_one_forgets_it(grid, tmp_path):
