@@ -1,8 +1,9 @@
 """Records in memory, and what is publicly known about a data set."""
 
 import hashlib
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -11,6 +12,11 @@ from numpy.typing import NDArray
 from lepton_common.errors import DataInvalid
 
 Rows = NDArray[np.int64]
+LabelKind = Literal["class", "tokens", "number", "survival", "record"]
+"""What a label is: one of some classes, the token after each position, a number between -1 and 1,
+a time with whether the event came, or, where records are to be reproduced, the record itself."""
+
+_KINDS = {"class": torch.int64, "tokens": torch.int64}
 
 
 @dataclass(frozen=True)
@@ -18,8 +24,11 @@ class Records:
     """Some records of one data set.
 
     Attributes:
-        features: float32, shape [n, *input_shape].
-        labels: int64, shape [n].
+        features: float32, shape [n, *input_shape]; tokens as their numbers.
+        labels: by the data set's `LabelKind`: classes, int64, shape [n]; tokens, int64, shape
+            [n, T], -1 where a position has none; numbers, float32, shape [n]; survival, float32,
+            shape [n, 2], the time and 1 for an event; records, float32, shape [n, 1 + d], 1 for
+            an anomaly and then the record.
         units: int64 id of the privacy unit (patient, customer, device) of each record, shape
             [n]; None where every record is a unit of its own.
         origins: int64 index of the natural site of each record, shape [n]; None where the data
@@ -63,10 +72,12 @@ class Dataset:
         train: what is split over the sites.
         test: what the server evaluates on; no site trains on it.
         input_shape: shape of one record's features.
-        classes: number of label values.
+        classes: number of label values, or of tokens; 0 where labels are neither.
         unit: name of the privacy unit; ``row`` where the data names no person.
         sites: names of the natural sites; empty where there are none.
         notes: what a reader of a result on this data must know.
+        label_kind: what a label is.
+        features: names of a record's values, where it is a row of a table; else empty.
     """
 
     name: str
@@ -77,6 +88,8 @@ class Dataset:
     unit: str = "row"
     sites: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    label_kind: LabelKind = "class"
+    features: tuple[str, ...] = ()
 
 
 def marks_of(published: NDArray[Any], labels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -99,10 +112,12 @@ def check(records: Records, dataset: Dataset) -> Records:
             f"not {tuple(records.features.shape[1:])}; check the data source."
         )
     kinds = (records.features.dtype, records.labels.dtype)
-    if kinds != (torch.float32, torch.int64) or len(records.features) != len(records.labels):
+    wanted = (torch.float32, _KINDS.get(dataset.label_kind, torch.float32))
+    if kinds != wanted or len(records.features) != len(records.labels):
         raise DataInvalid(
-            f"'{dataset.name}' should have float32 features and one int64 label for each record, "
-            f"not {kinds[0]} and {kinds[1]}; check the data source."
+            f"'{dataset.name}' should have {_said(wanted[0])} features and one {_said(wanted[1])} "
+            f"label for each record, not {_said(kinds[0])} and {_said(kinds[1])}; check the data "
+            "source."
         )
     # A mask of large data, or its absolute values, would take as much memory as the data.
     if len(records) and not all(torch.isfinite(bound) for bound in records.features.aminmax()):
@@ -110,11 +125,31 @@ def check(records: Records, dataset: Dataset) -> Records:
             f"The data of '{dataset.name}' holds values that are not finite (NaN or infinite); "
             "clean or fill them before training."
         )
-    if len(records) and not 0 <= int(records.labels.min()) <= int(records.labels.max()) < (
-        dataset.classes
-    ):
-        raise DataInvalid(
-            f"Labels of '{dataset.name}' should lie in 0..{dataset.classes - 1}; "
-            "check the label column."
-        )
+    if len(records) and (fault := _label_fault(records.labels, dataset)):
+        raise DataInvalid(f"{fault}; check the label column.")
     return records
+
+
+def _label_fault(labels: torch.Tensor, dataset: Dataset) -> str | None:
+    """Returns what is wrong with some labels; None where nothing is."""
+    low, high = (float(bound) for bound in labels.aminmax())
+    name, kind = f"Labels of '{dataset.name}'", dataset.label_kind
+    if kind in ("class", "tokens"):
+        least = 0 if kind == "class" else -1
+        inside = least <= low <= high < dataset.classes
+        return None if inside else f"{name} should lie in {least}..{dataset.classes - 1}"
+    if not math.isfinite(low) or not math.isfinite(high):
+        return f"{name} should be finite"
+    if kind == "number" and not -1 <= low <= high <= 1:
+        return f"{name} should lie between -1 and 1, scaled by their public range"
+    if kind == "survival" and not (
+        labels.shape[1:] == (2,) and low >= 0 and bool(((labels[:, 1] - 0.5).abs() == 0.5).all())
+    ):
+        return f"{name} should be times from 0, each with 1 for an event or 0"
+    if kind == "record" and labels.shape[1:] != (1 + math.prod(dataset.input_shape),):
+        return f"{name} should be a mark and the record itself"
+    return None
+
+
+def _said(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
