@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lepton_common.names import look_up
+from lepton_common.errors import UnknownName
+from lepton_common.extensions import TASKS as PACKAGED
+from lepton_common.extensions import extensions
+from lepton_common.names import unknown
 from lepton_common.tasks.headlines import HEADLINES, Headline
 from lepton_common.tasks.objectives import OBJECTIVES, Hazard, Objective, Shape
 
@@ -111,9 +114,29 @@ TASKS: dict[str, Task] = {
 
 
 def find_task(name: str) -> Task:
-    """Returns the task of that name.
+    """Returns the task of that name, of ours or of an installed package.
 
     Raises:
         UnknownName: no such task.
+        SettingsError: its package is not in order.
     """
-    return look_up(TASKS, name, "task")
+    from lepton_common.tasks.packaged import packaged_task
+
+    if name in TASKS:
+        return TASKS[name]
+    if name in extensions(PACKAGED):
+        return packaged_task(name).task
+    raise UnknownName(unknown("task", name, task_names()))
+
+
+def dataset_of(name: str) -> str:
+    """Returns the data set of a task of `task_names`, without importing its package.
+
+    Keys and records are in processes apart, and foreign code runs beside the records alone.
+    """
+    return TASKS[name].dataset if name in TASKS else name
+
+
+def task_names() -> list[str]:
+    """Returns the names of all tasks that are installed; ours go before a package's."""
+    return sorted({*TASKS, *extensions(PACKAGED)})
