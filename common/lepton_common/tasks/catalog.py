@@ -69,19 +69,24 @@ class Task:
         return self.objective.losses(outputs, labels)
 
     def evaluate(
-        self, model: "nn.Module", features: "torch.Tensor", labels: "torch.Tensor"
+        self,
+        model: "nn.Module",
+        features: "torch.Tensor",
+        labels: "torch.Tensor",
+        *,
+        every: bool = False,
     ) -> dict[str, float]:
         """Returns a model's figures on some records: the headline, others, and the mean ``loss``.
 
         A figure that these records do not define, such as a ranking where all labels are the
-        same, is left out.
+        same, is left out. With ``every``, all figures there are, which takes longer.
         """
         import torch
 
         from lepton_common.tasks.figures import figures_of
 
         model.eval()
-        found = figures_of(self)
+        found = figures_of(self, every=every)
         for start in range(0, len(labels), _BATCH):
             with torch.no_grad():
                 outputs = model(features[start : start + _BATCH])
