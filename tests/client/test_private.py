@@ -93,7 +93,7 @@ def oracle(module, task, records, units, clipping_norm):
 def test_the_clipped_sum_is_that_of_one_record_at_a_time(name, loss):
     shape = (1, 16, 16) if name.startswith("cnn") else (5,)
     task = replace(TASK, learns=loss)
-    module = initial_model(name, shape, task.outputs(3), seed=3)
+    module = initial_model(name, shape, task.outputs(3, ()), seed=3)
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 2, (6,), generator=generator)
     records = Records(torch.randn(6, *shape, generator=generator), labels)
