@@ -92,7 +92,7 @@ def noised_sum(
     scale = noise_multiplier * most_steps
     noise = discrete_gaussian(random, scale, len(total))
     event = DiscreteGaussian(l2_sensitivity=most_steps, variance=scale**2, steps=1)
-    vector: Floats = (total + noise) * grid
+    vector = (total + noise).astype(np.float64) * grid
     return NoisedSum(vector, event, scale * grid)
 
 
