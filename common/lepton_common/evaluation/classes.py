@@ -54,7 +54,8 @@ class ClassStatistics:
     Attributes:
         classes: number of label values, 2 or more.
         loss_cap: nats at which a record's log loss is clipped, and public.
-        score_bins: bins of the scores; 0: no ROC-AUC and PR-AUC.
+        score_bins: bins of the scores; with noise, fewer are better (50 to 100); 0: no ROC-AUC and
+            PR-AUC.
     """
 
     classes: int
