@@ -54,7 +54,8 @@ class ClassStatistics:
     Attributes:
         classes: number of label values, 2 or more.
         loss_cap: nats at which a record's log loss is clipped, and public.
-        score_bins: bins of the scores; 0: no ROC-AUC and PR-AUC.
+        score_bins: bins of the scores; with noise, fewer are better (50 to 100); 0: no ROC-AUC and
+            PR-AUC.
     """
 
     classes: int
@@ -77,10 +78,12 @@ class ClassStatistics:
         """Greatest L2 norm of what one record adds.
 
         A wrong prediction adds 1 (confusion) + 1 (loss) + 1 (scores) + 1 + confidence². A right
-        one adds at most 1 + loss² + 1 + 1 + confidence² + 1, and its loss is -ln(confidence): that
-        is convex in a confidence of 1/classes to 1, so it is greatest at one of these.
+        one adds at most 1 + loss² + 1 + 1 + confidence² + 1, and its loss is -ln(confidence), at
+        most ln(classes). Loss² + confidence² is convex in the confidence up to where the loss is
+        capped, and beyond it falls with the confidence, so it is greatest at one of these ends.
         """
-        unsure = min(1.0, np.log(self.classes) / self.loss_cap) ** 2 + self.classes**-2.0
+        most = min(np.log(self.classes), self.loss_cap)
+        unsure = (most / self.loss_cap) ** 2 + np.exp(-2.0 * most)
         return float(np.sqrt((3 if self._curves else 2) + 1 + max(1.0, unsure)))
 
     def of(
@@ -193,7 +196,8 @@ class ClassStatistics:
             label: the class; of two classes only 1.
         """
         require(label in self._scored, f"There are no scores of class {label}.")
-        return self._split(vector).scores[self._scored.index(label)]
+        counts: Floats = self._split(vector).scores[self._scored.index(label)]
+        return counts
 
     def calibration(self, vector: NDArray[Any]) -> tuple[Floats, Floats, Floats]:
         """Returns count, mean confidence and accuracy of each bin that holds records."""
@@ -246,7 +250,7 @@ class ClassStatistics:
 
 
 def _margins(logits: Floats, highest: Whole) -> Floats:
-    """Returns log(p / (1 - p)) of each class, also where p is 1 to 16 digits; shape [n, classes]."""
+    """Returns log(p / (1 - p)) of each class, also where p rounds to 1; [n, classes]."""
     rows = np.arange(len(logits))
     logs = logits - log_sum_exp(logits)[:, None]
     others = logits.copy()

@@ -28,7 +28,7 @@ def floats(values: "torch.Tensor | NDArray[Any]") -> Floats:
 
 def log_sum_exp(values: Floats) -> Floats:
     """Returns log(sum(exp)) over the last axis, which holds a finite value; shape [n]."""
-    # SciPy's takes a hundred times as long on a single record, and sums over people are of those.
+    # SciPy's has a cost for each call that shows when people are summed one by one.
     highest = values.max(axis=-1)
     out: Floats = highest + np.log(np.exp(values - highest[..., None]).sum(axis=-1))
     return out

@@ -25,13 +25,6 @@ def bins_of(scores: Floats, bins: int) -> Whole:
     return found
 
 
-def edges(bins: int) -> Floats:
-    """Returns the scores between the bins, float64, shape [bins - 1]."""
-    place = np.arange(1, bins) / bins
-    inner: Floats = _SOFTNESS * np.log(place / (1.0 - place))
-    return inner
-
-
 def histograms(scores: Floats, positive: NDArray[np.bool_], bins: int) -> Floats:
     """Returns the counts of negatives and positives in each bin, float64, shape [2, bins]."""
     places = bins_of(scores, bins) + bins * positive
