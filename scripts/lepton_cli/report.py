@@ -6,6 +6,7 @@ import json
 import yaml
 
 from lepton_cli.exposure import exposure
+from lepton_cli.judged import judge
 from lepton_cli.pictures import draw_all
 from lepton_cli.rendering import render
 from lepton_cli.run import Run
@@ -29,7 +30,9 @@ def write_report(run: Run) -> None:
     settings = run.settings
     task = find_task(settings.task)
     dataset = load_dataset(task.dataset, settings.data.root, settings.data.prepare)
+    figures, judged = judge(run)
     facts = {
+        "figures": figures,
         "run": run,
         "task": task,
         "notes": dataset.notes,
@@ -48,7 +51,8 @@ def write_report(run: Run) -> None:
         "config": yaml.safe_dump(yaml.safe_load(run.folder.config.read_text()), sort_keys=False),
     }
     pictures = {
-        title: base64.b64encode(path.read_bytes()).decode() for title, path in draw_all(run).items()
+        title: base64.b64encode(path.read_bytes()).decode()
+        for title, path in {**draw_all(run), **judged}.items()
     }
     html = render("report.html.j2", pictures=pictures, **facts)
     card = render("model_card.md.j2", **facts)
