@@ -84,6 +84,8 @@ def _hosted(folder: RunFolder, server: "_Witness") -> Iterable[SiteEvidence]:
     keys = dict(server.sites())
     if set(keys) != {HOST}:
         raise AuditError(f"{folder.audit}: the server's log does not know the host: it was cut.")
+    for path in (folder.path / "sites").glob("*"):
+        raise AuditError(f"{path}: the sites of this run have a host, and no folders of their own.")
     return hosted_evidence(folder.host, keys[HOST], server.heads())
 
 

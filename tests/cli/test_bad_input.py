@@ -49,6 +49,16 @@ def test_bad_settings_and_data_end_with_a_sentence_and_their_exit_code(
     assert "Traceback" not in ended.err
 
 
+def test_a_second_ctrl_c_stops_at_once_and_says_so(lepton, monkeypatch):
+    def interrupted(settings, observer):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lepton_cli.simulation.start", interrupted)
+    ended = lepton("simulate", "task=digits", "--json")
+    assert ended.code == 130
+    assert "the last finished round is kept" in json.loads(ended.out)["faults"][0]
+
+
 def test_a_file_that_is_not_the_published_one_is_refused(lepton, tmp_path):
     folder = tmp_path / "data" / "heart-disease"
     folder.mkdir(parents=True)

@@ -175,6 +175,13 @@ def test_whatever_is_altered_is_found(alter):
         gather_evidence(run.folder)
 
 
+def test_sites_of_their_own_beside_a_host_are_found():
+    run = together(*PLAIN)
+    (run.folder.path / "sites" / "site-1").mkdir(parents=True)
+    with pytest.raises(AuditError, match="no folders of their own"):
+        gather_evidence(run.folder)
+
+
 @pytest.mark.slow
 def test_where_training_diverges_the_run_ends_by_name():
     with pytest.raises(QuorumNotMet):

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from lepton_cli.groups import groups
-from lepton_common.errors import SettingsError
+from lepton_common.errors import Interrupted, SettingsError
 
 _APP = "app="
 _RESUME = "resume="
@@ -97,6 +97,8 @@ def command(
     try:
         with observer:
             run = resume(run, observer) if run else start(settings, observer)
+    except KeyboardInterrupt:
+        raise Interrupted("Stopped at once; the last finished round is kept.") from None
     finally:
         signal.signal(signal.SIGINT, before)
     if as_json:

@@ -24,6 +24,11 @@ from lepton_server.engines.waiting import Turn, Waiting
 from lepton_server.engines.worker_process import Asked, Work, WorkerProcess, visible_gpus
 
 _LOG = logging.getLogger("lepton.engine")
+MOST_SEGMENTS = 400
+"""Segments at a time; each is an open file, of which many systems allow a process 1,024.
+
+What has no room goes inside its message.
+"""
 
 
 class ProcessesGrid(SimulatedGrid):
@@ -61,7 +66,7 @@ class ProcessesGrid(SimulatedGrid):
         self._waiting: Waiting[Asked] = Waiting(keep=True)
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
-        self._closing = False
+        self._closing, self._open = False, 0
         self._running: dict[int, WorkerProcess] = {}
         self._threads = [
             threading.Thread(
@@ -95,14 +100,18 @@ class ProcessesGrid(SimulatedGrid):
         batch = []
         for message in messages:
             lean, lifted = lift(message)
-            if len(lifted) > MOST_FILES:
+            same = {
+                key: tuple((name, id(data)) for name, data in arrays)
+                for key, arrays in lifted.items()
+            }
+            new = set(same.values()) - segments.keys()
+            if len(lifted) > MOST_FILES or not self._room(len(new)):
                 lean, lifted = message, {}
             asked = Asked(lean, {})
             for key, arrays in lifted.items():
-                same = tuple((name, id(data)) for name, data in arrays)
-                if same not in segments:
-                    segments[same] = Segment(next(self._numbers), arrays)
-                asked.segments[key] = segments[same]
+                if same[key] not in segments:
+                    segments[same[key]] = Segment(next(self._numbers), arrays)
+                asked.segments[key] = segments[same[key]]
             batch.append((message.metadata.dst_node_id, asked))
         with self._lock:
             for _, asked in batch:
@@ -110,10 +119,18 @@ class ProcessesGrid(SimulatedGrid):
                     segment.hold()
         self._waiting.put(batch)
 
+    def _room(self, new: int) -> bool:
+        """Takes room for some segments, unless there is none."""
+        with self._lock:
+            if self._open + new > MOST_SEGMENTS:
+                return False
+            self._open += new
+            return True
+
     def _release(self, asked: Asked) -> None:
         with self._lock:
             for segment in asked.segments.values():
-                segment.release()
+                self._open -= segment.release()
 
     def _work(self, index: int) -> None:
         try:

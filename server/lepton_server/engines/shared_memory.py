@@ -53,11 +53,12 @@ class Segment:
         """Counts one more message that carries it."""
         self._users += 1
 
-    def release(self) -> None:
-        """Counts one less; gives up the memory after the last."""
+    def release(self) -> bool:
+        """Counts one less; gives up the memory after the last, and tells whether it did."""
         self._users -= 1
         if self._users == 0:
             os.close(self.file)
+        return self._users == 0
 
 
 class Outbox:

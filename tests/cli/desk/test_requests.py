@@ -29,7 +29,8 @@ def test_without_a_yes_nothing_is_decided(lepton, folder, monkeypatch):  # noqa:
     folder.propose()
     monkeypatch.setattr("sys.stdin", StringIO("n\n\n"))
     for verb in ("approve", "refuse"):
-        assert lepton("site", verb, "site-1", "run-1").code == 130
+        ended = lepton("site", verb, "site-1", "run-1")
+        assert (ended.code, ended.err) == (130, "Nothing was done: the answer was not yes.\n")
     assert rows(lepton)["run-1"]["state"] == "waits"
 
 

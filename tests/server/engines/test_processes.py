@@ -104,6 +104,37 @@ def test_the_same_arrays_are_shared_once_and_changed_ones_come_back(grid, monkey
         time.sleep(0.01)
 
 
+def test_more_arrays_than_files_go_inside_their_messages(grid, monkeypatch):
+    from lepton_server.engines.shared_memory import Segment
+
+    made = []
+    monkeypatch.setattr(
+        "lepton_server.engines.processes.Segment",
+        lambda number, arrays: made.append(Segment(number, arrays)) or made[-1],
+    )
+    monkeypatch.setattr("lepton_server.engines.processes.MOST_SEGMENTS", 3)
+    vector, plain = np.arange(100_000, dtype=np.float32), np.arange(20_000, dtype=np.float64)
+    for _ in range(2):  # room that was taken is given back
+        made.clear()
+        messages = []
+        for node in NODES:
+            arrays = ArrayRecord({"packed": pack(vector * node), "plain": Array(plain * node)})
+            content = RecordDict({"model": arrays})
+            messages.append(Message(content, dst_node_id=node, message_type="query.arrays"))
+        replies = list(grid.send_and_receive(messages, timeout=60.0))
+        assert len(replies) == len(NODES)
+        for reply in replies:
+            back, node = reply.content["back"], reply.metadata.src_node_id
+            expected = vector * node + np.float32(node)
+            assert np.array_equal(np.frombuffer(back["packed"].data, np.float32), expected)
+            assert np.array_equal(back["plain"].numpy(), plain * node + node)
+        assert len(made) == 3
+        until = time.monotonic() + 10
+        while any(map(_is_open, made)):  # a worker lets go just after its last reply
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+
 def test_an_app_that_raises_or_answers_nothing_counts_as_crashed(grid):
     for kind in ("query.fail", "query.nothing"):
         (reply,) = _send(grid, kind, (3,))
