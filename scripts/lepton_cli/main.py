@@ -107,8 +107,8 @@ def main() -> NoReturn:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except click.Abort:
-        Console(stderr=True).print("Nothing was done: the answer was not yes.")
+    except (KeyboardInterrupt, click.Abort):
+        Console(stderr=True).print("Stopped, as you asked.")
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
 

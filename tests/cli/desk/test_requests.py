@@ -30,7 +30,7 @@ def test_without_a_yes_nothing_is_decided(lepton, folder, monkeypatch):  # noqa:
     monkeypatch.setattr("sys.stdin", StringIO("n\n\n"))
     for verb in ("approve", "refuse"):
         ended = lepton("site", verb, "site-1", "run-1")
-        assert (ended.code, ended.err) == (130, "Nothing was done: the answer was not yes.\n")
+        assert (ended.code, ended.err) == (130, "Stopped, as you asked.\n")
     assert rows(lepton)["run-1"]["state"] == "waits"
 
 
