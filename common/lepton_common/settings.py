@@ -610,8 +610,9 @@ def _statistics_rules(settings: Settings) -> dict[str, bool]:
         f"Statistics leave with noise on each person's part: choose privacy={secure_mode} with "
         f"secagg={settings.secagg.mode}.": asked and privacy.mode != secure_mode,
         "Statistics are one sum over all people: set rounds=1, train.local_steps=1, "
-        "privacy.sample_rate=1 and engine.vectorize=none.": asked
-        and (settings.rounds, settings.train.local_steps, privacy.sample_rate) != (1, 1, 1)
-        or asked
-        and settings.engine.vectorize != "none",
+        "privacy.sample_rate=1 and engine.vectorize=none.": (
+            asked
+            and (settings.rounds, settings.train.local_steps, privacy.sample_rate) != (1, 1, 1)
+        )
+        or (asked and settings.engine.vectorize != "none"),
     }

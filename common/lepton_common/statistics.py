@@ -79,7 +79,7 @@ class Cells:
     @property
     def size(self) -> int:
         """d, number of values in the sum."""
-        return self.moments.stop
+        return int(self.moments.stop)
 
     @property
     def blocks(self) -> int:

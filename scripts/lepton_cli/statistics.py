@@ -112,9 +112,7 @@ def _histograms(columns: list[dict[str, Any]], title: str) -> Figure:
     return figure
 
 
-def _bars(
-    axes: Axes, places: np.ndarray, heights: list[float], error: float, width: float
-) -> None:
+def _bars(axes: Axes, places: np.ndarray, heights: list[float], error: float, width: float) -> None:
     axes.bar(places, heights, width, color=BLUE, alpha=0.8)
     axes.errorbar(places, heights, yerr=error, fmt="none", ecolor="#333333", elinewidth=0.8)
     axes.set_ylim(bottom=0)

@@ -78,4 +78,5 @@ def _label_cells(
     flat = labels.reshape(len(labels), -1).astype(np.int64)
     of_each = np.repeat(weights / max(1, flat.shape[1]), flat.shape[1])
     inside = (flat.ravel() >= 0) & (flat.ravel() < cells.label_values)
-    return np.bincount(flat.ravel()[inside], of_each[inside], minlength=cells.label_values)
+    found = np.bincount(flat.ravel()[inside], of_each[inside], minlength=cells.label_values)
+    return found.astype(np.float64)

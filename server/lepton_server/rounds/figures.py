@@ -1,4 +1,4 @@
-"""What can be told from a noisy sum: counts, shares, means, variances, quantiles, each with its error.
+"""What can be told from a noisy sum: counts, shares, means, quantiles, each with its error.
 
 All of it is computed from what was released, so it costs no privacy. An error is the standard
 deviation that the noise gives a figure, to first order; it says nothing of who is in the data.
@@ -6,10 +6,12 @@ deviation that the noise gives a figure, to first order; it says nothing of who 
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression
 
 from lepton_common.statistics import MOMENTS_NORM, Cells
 
@@ -44,18 +46,37 @@ class NoisyCells:
         """
         return cls(cells, total / cells.scale.astype(np.float64), noise * math.sqrt(cells.blocks))
 
+    @cached_property
+    def _people(self) -> tuple[float, float]:
+        """The number of people and its error.
+
+        Not their count alone: each person is once in the labels and once in each histogram too,
+        missing or not, so those add up to the same, and the sums are weighed by their variances.
+        """
+        cells = self.cells
+        histograms = self.total[cells.histograms].reshape(cells.width, cells.bins + 1)
+        sums = [float(self.total[0]), *histograms.sum(axis=1).tolist()]
+        variances = [1.0] + cells.width * [cells.bins + 1.0]
+        if cells.label_values and cells.label_kind != "tokens":  # not every position has one
+            sums.append(float(self.total[cells.labels].sum()))
+            variances.append(float(cells.label_values))
+        weights = 1.0 / np.array(variances)
+        mean = float(weights @ np.array(sums) / weights.sum())
+        return mean, self.error / math.sqrt(float(weights.sum()))
+
     def people(self) -> dict[str, float]:
         """Returns how many people there are."""
-        return _figure(max(0.0, float(self.total[0])), self.error)
+        value, error = self._people
+        return _figure(max(0.0, value), error)
 
     def labels(self) -> list[dict[str, Any]]:
         """Returns how many people have each label, and their share."""
-        counts, people = self.total[self.cells.labels], self.people()
+        counts = self.total[self.cells.labels]
         return [
             {
                 "label": value,
                 "count": _figure(max(0.0, float(count)), self.error),
-                "share": _ratio(float(count), self.error, people["value"], self.error, 0.0, 1.0),
+                "share": _ratio(float(count), self.error, *self._people, 0.0, 1.0),
             }
             for value, count in enumerate(counts)
         ]
@@ -74,15 +95,17 @@ class NoisyCells:
     def _column(
         self, name: str, counts: Values, missing: float, first: float, second: float
     ) -> dict[str, Any]:
-        people = float(self.total[0])
-        # What is missing has no moments, so the means are of those that have a value.
-        there, there_error = people - max(0.0, missing), self.error * math.sqrt(2)
+        people, people_error = self._people
+        # What is missing has no moments, so the means are of those that have a value. The errors
+        # go together, which only makes the difference better than it is taken for.
+        there = people - max(0.0, missing)
+        there_error = math.hypot(people_error, self.error)
         error = self.error * MOMENTS_NORM
         mean = _ratio(first, error, there, there_error, -1.0, 1.0)
         square = _ratio(second, error, there, there_error, -0.5, 0.5)
         return {
             "name": name,
-            "missing": _ratio(missing, self.error, people, self.error, 0.0, 1.0),
+            "missing": _ratio(missing, self.error, people, people_error, 0.0, 1.0),
             "mean": mean,
             "variance": _variance(mean, square),
             "quantiles": {
@@ -114,32 +137,38 @@ def _variance(mean: Figure, square: Figure) -> Figure:
     return _figure(value, math.hypot(square["error"], 2 * mean["value"] * mean["error"]))
 
 
-def _quantile(counts: Values, error: float, there: float, there_error: float, share: float) -> Figure:
-    """Returns a quantile by the histogram, spread evenly within each bin."""
+def _quantile(
+    counts: Values, error: float, there: float, there_error: float, share: float
+) -> Figure:
+    """Returns a quantile by the histogram, people spread evenly within each bin."""
     if there < _LEAST * there_error:
         return None
-    bins = len(counts)
-    heights = consistent(counts, there)
-    ends = np.cumsum(heights)
-    place = int(np.searchsorted(ends, share * there))
-    place = min(place, int(np.flatnonzero(heights)[-1]))
-    inside = (share * there - (ends[place] - heights[place])) / heights[place]
-    value = -1.0 + 2.0 * (place + min(1.0, max(0.0, inside))) / bins
-    # Of the share below: (1 - q) of the cells up to there less q of those beyond.
-    below = place + 1
-    spread = error * math.sqrt((1 - share) ** 2 * below + share**2 * (bins - below))
-    slope = heights[place] * bins / 2.0
-    return _figure(value, min(2.0, spread / slope))
+    bins, ends = len(counts), cumulative(counts, there)
+    target = share * there
+    below = np.searchsorted(ends, target) + 0.5
+    spread = math.hypot(
+        error * math.sqrt(below * (1 - below / bins)), (below / bins - share) * there_error
+    )
+    low, high = max(0.0, target - spread), min(there, target + spread)
+    # By how far the quantile moves, not by the slope at it, which is the noise's own.
+    return _figure(_place(ends, target), (_place(ends, high) - _place(ends, low)) / 2)
 
 
-def consistent(counts: Values, total: float) -> Values:
-    """Returns the nearest counts that are none below 0 and add up to a total, shape [bins].
+def _place(ends: Values, target: float) -> float:
+    place = min(int(np.searchsorted(ends, target)), len(ends) - 1)
+    before = float(ends[place - 1]) if place else 0.0
+    inside = (target - before) / max(float(ends[place]) - before, 1e-12)
+    return -1.0 + 2.0 * (place + min(1.0, max(0.0, inside))) / len(ends)
 
-    The Euclidean projection to the simplex (Duchi et al. 2008): cutting at 0 alone would add
-    half of the noise of each empty bin.
+
+def cumulative(counts: Values, total: float) -> Values:
+    """Returns how many people are below the end of each bin, never falling, to a total, shape [b].
+
+    Isotonic regression of the noisy sums (Hay et al. 2010, Boosting the accuracy of differentially
+    private histograms): to cut counts at 0 would add half of the noise of each empty bin.
     """
-    ordered = np.sort(counts)[::-1]
-    shifts = (np.cumsum(ordered) - total) / np.arange(1, len(counts) + 1)
-    last = int(np.flatnonzero(ordered > shifts)[-1])
-    projected: Values = np.maximum(counts - shifts[last], 0.0)
-    return projected
+    ends = np.cumsum(counts)
+    ends -= (ends[-1] - total) * np.arange(1, len(counts) + 1) / len(counts)
+    rising: Values = np.clip(isotonic_regression(ends).x, 0.0, total)
+    rising[-1] = total
+    return rising

@@ -66,7 +66,9 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
         scale.restore(state.strategy)
         _publish(folder, evaluator, state)
     journal = SumJournal(folder.sums)
-    introduction = Introduction(grid, run, federation, audit, members_of(folder), proposal_of(folder))
+    introduction = Introduction(
+        grid, run, federation, audit, members_of(folder), proposal_of(folder)
+    )
     present = meet(introduction, settings, known)
     observer.on_start(state.round + 1, settings.rounds, present.count)
 
@@ -177,6 +179,7 @@ def members_of(folder: RunFolder) -> list[Member]:
 
 
 def proposal_of(folder: RunFolder) -> str | None:
+    """Returns the run as its lead has signed it; None in a simulation."""
     return folder.proposal.read_text(encoding="utf-8") if folder.proposal.exists() else None
 
 
@@ -186,6 +189,12 @@ def _weights(cohort: dict[int, SiteFacts], settings: Settings) -> dict[str, int]
 
 
 def check_quorum(failed: dict[str, str], came: int, quorum: float, round_: int) -> None:
+    """Checks that enough sites answered.
+
+    Raises:
+        SitesRefused: all who did not answer refused.
+        QuorumNotMet: too few did.
+    """
     asked = came + len(failed)
     needed = max(1, math.ceil(quorum * asked))
     if came >= needed:
