@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Annotated
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from lepton_common.arrays import Vector
@@ -87,11 +88,11 @@ class Cells:
         return 1 + (self.label_values > 0) + 2 * self.width
 
     @cached_property
-    def scale(self) -> Vector:
+    def scale(self) -> NDArray[np.float64]:
         """What each value of a person is multiplied by, for a norm of 1 at most, shape [d]."""
         scale = np.full(self.size, 1 / math.sqrt(self.blocks))
         scale[self.moments] /= MOMENTS_NORM
-        return scale.astype(np.float32)
+        return scale
 
     @property
     def digest(self) -> Digest:

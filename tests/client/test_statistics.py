@@ -225,4 +225,4 @@ def test_one_person_more_moves_an_answer_by_no_more_than_was_charged_for(make_si
     records = toy_catalog["train"]
     with_, without = records.take(np.arange(40)), records.take(np.arange(39))
     moved = bounded_sum(with_, cells()) - bounded_sum(without, cells())
-    assert cells().scale[0] <= np.linalg.norm(moved) <= 1 + 1e-6
+    assert cells().scale[0] <= np.linalg.norm(moved) <= 1 + 1e-12

@@ -90,4 +90,4 @@ def test_no_person_moves_the_sum_by_more_than_one(kind, rows, label):
             continue
         total = bounded_sum(records, cells_of(query, data))
         assert np.isfinite(total).all()
-        assert np.linalg.norm(total) <= 1 + 1e-6
+        assert np.linalg.norm(total) <= 1 + 1e-12

@@ -27,7 +27,7 @@ def bounded_sum(records: Records, cells: Cells) -> NDArray[np.float64]:
         _add_columns(total, _values(records, cells, rows), weights[rows], cells)
         if cells.label_values:
             total[cells.labels] += _label_cells(records, cells, rows, weights[rows])
-    return total * cells.scale.astype(np.float64)
+    return total * cells.scale
 
 
 def _weights(records: Records) -> NDArray[np.float64]:

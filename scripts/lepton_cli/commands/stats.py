@@ -11,7 +11,9 @@ Counts, label balance, and of each feature histogram, quantiles, mean, variance 
 over public ranges. The sites answer with one sum inside secure aggregation, whose noise they share;
 each charges it to its ledger. Settings are those of 'lepton simulate', and
 
-  [cyan]privacy.epsilon[/] (1)   [cyan]statistics.bins[/] (10)   [cyan]statistics.features[/] (null: all)
+  [cyan]privacy.epsilon[/] (1), [cyan]statistics.bins[/] (10),
+
+  [cyan]statistics.features[/] (null: all; the fewer, the less noise)
 
 [bold]Examples[/]
 

@@ -44,7 +44,7 @@ class NoisyCells:
             total: shape [d].
             noise: standard deviation of the noise on each value.
         """
-        return cls(cells, total / cells.scale.astype(np.float64), noise * math.sqrt(cells.blocks))
+        return cls(cells, total / cells.scale, noise * math.sqrt(cells.blocks))
 
     @cached_property
     def _people(self) -> tuple[float, float]:
