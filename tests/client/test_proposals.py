@@ -425,21 +425,28 @@ def test_a_run_that_trains_asks_for_no_statistics(site):
         check(site, asked(statistics=StatisticsQuery(bins=10, features=None)))
 
 
+def answering(site, most):
+    """The site's file with a policy that answers statistics of at most an epsilon."""
+    rules = StatisticsRules(max_epsilon=most, min_cohort=3, max_bins=10)
+    return replace(with_rules(site), policy=replace(PERMISSIVE, statistics=rules))
+
+
 def test_statistics_are_for_sites_whose_policy_says_so(site):
     with pytest.raises(ConsentRefused, match="no run of statistics"):
         admit(site, proposal(STATISTICS))
-    for most, fits in ((1.0, True), (0.9, False)):
-        rules = StatisticsRules(max_epsilon=most, min_cohort=3, max_bins=10)
-        file = replace(with_rules(site), policy=replace(PERMISSIVE, statistics=rules))
-        if not fits:
-            with pytest.raises(ConsentRefused, match="no run of statistics"):
-                site.proposals.admit("run-1", proposal(STATISTICS), file, site.roster)
-            return
-        text = proposal(STATISTICS)
-        site.proposals.admit("run-2", text, file, site.roster)
-        request = asked(STATISTICS, run="run-2", statistics=statistics_query(STATISTICS))
+    with pytest.raises(ConsentRefused, match="no run of statistics"):
+        site.proposals.admit("run-2", proposal(STATISTICS), answering(site, 0.9), site.roster)
+    site.proposals.admit("run-3", proposal(STATISTICS), answering(site, 1.0), site.roster)
+
+
+@pytest.mark.parametrize("bins", [None, 9, 10])
+def test_statistics_are_those_that_were_proposed(site, bins):
+    file = answering(site, 1.0)
+    site.proposals.admit("run-1", proposal(STATISTICS), file, site.roster)
+    query = None if bins is None else StatisticsQuery(bins=bins, features=None)
+    request = asked(STATISTICS, statistics=query)
+    if query == statistics_query(STATISTICS):
         site.proposals.check(request, WEIGHTS.size, file, site.roster)
-        for other in (None, StatisticsQuery(bins=11, features=None)):
-            with pytest.raises(PolicyViolation, match="statistics differs"):
-                odd = replace(request, statistics=other)
-                site.proposals.check(odd, WEIGHTS.size, file, site.roster)
+        return
+    with pytest.raises(PolicyViolation, match="statistics differs"):
+        site.proposals.check(request, WEIGHTS.size, file, site.roster)
