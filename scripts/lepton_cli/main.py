@@ -24,6 +24,7 @@ from lepton_cli.commands import (
     simulate,
     site_data,
     stats,
+    tasks,
 )
 from lepton_common.errors import LeptonError, SettingsError
 
@@ -46,6 +47,7 @@ app = typer.Typer(
 app.command("simulate", help=simulate.HELP, epilog=_EXIT_CODES)(simulate.command)
 app.command("stats", help=stats.HELP, epilog=_EXIT_CODES)(stats.command)
 app.command("config")(config.command)
+app.command("tasks", help=tasks.HELP)(tasks.command)
 app.command("runs")(reports.list_command)
 app.command("report")(reports.show_command)
 app.add_typer(audit.app, name="audit")
