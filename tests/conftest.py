@@ -132,7 +132,9 @@ _SETTINGS = {
         "devices": ["cpu", "cuda"],
         "tasks": None,
         "models": None,
+        "statistics": None,
     },
+    "statistics": {"asked": False, "bins": 10, "features": None},
 }
 _PRIVATE = {
     "privacy.mode": "record",

@@ -66,6 +66,13 @@ def check(
         return None
     plan = _plan(request.privacy, site, spec)
     check_own_noise(plan, site.policy)
+    rules = site.policy.statistics
+    if request.statistics is not None and rules is not None:
+        spent = plan.epsilon(plan.max_steps)
+        if spent > rules.max_epsilon:
+            raise ConsentRefused(
+                f"Statistics at epsilon {spent:.4g} exceed this site's {rules.max_epsilon:g}."
+            )
     return plan
 
 
@@ -83,9 +90,11 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
         raise ConsentRefused(f"This site holds no data for the task '{request.task}'.")
     if request.prepare != site.data.prepare:
         raise ConsentRefused(f"This site's data is prepared by {site.data.prepare}.")
-    if model_fault(request.model) is not None:
+    if request.statistics is not None:
+        _check_statistics(request, policy)
+    elif model_fault(request.model) is not None:
         raise ConsentRefused(f"No model '{request.model}' is installed at this site.")
-    if not policy.trains(request.model):
+    elif not policy.trains(request.model):
         raise ConsentRefused(f"This site does not train the model '{request.model}'.")
     if request.cohort < policy.min_cohort:
         raise ConsentRefused(
@@ -105,6 +114,29 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
     if site.data.prepare not in PER_RECORD:
         raise ConsentRefused("This site's data is prepared by statistics that no plan charges for.")
     _check_privacy(asked, request.recipe, policy)
+
+
+def _check_statistics(request: TrainRequest, policy: SitePolicy) -> None:
+    """Holds a query for statistics against the policy; its epsilon is known with the plan.
+
+    Raises:
+        ConsentRefused: naming the first bound that is broken.
+    """
+    rules, asked, query = policy.statistics, request.privacy, request.statistics
+    assert query is not None, "the caller has looked"
+    if rules is None:
+        raise ConsentRefused("This site answers no statistics (policy.statistics).")
+    if asked is None:
+        raise ConsentRefused("Statistics leave with differential privacy only.")
+    if asked.mode == "site" or (asked.sample_rate, asked.steps_per_round) != (1.0, 1):
+        raise ConsentRefused("Statistics are one sum over all people of a site.")
+    if request.cohort < rules.min_cohort:
+        raise ConsentRefused(
+            f"A cohort of {request.cohort} is below this site's floor of {rules.min_cohort} for "
+            "statistics."
+        )
+    if query.bins > rules.max_bins:
+        raise ConsentRefused(f"{query.bins} bins exceed this site's {rules.max_bins}.")
 
 
 def _check_privacy(asked: PrivacyRequest, recipe: Recipe, policy: SitePolicy) -> None:
@@ -173,11 +205,12 @@ def check_round(spec: RoundSpec, request: TrainRequest, site: SiteFile, roster: 
     if form is None:
         raise PolicyViolation("A round at this site must be described in its request.")
     names, weights = {name for name, _ in spec.roster}, form.weights
+    floor = site.policy.min_cohort
+    if request.statistics is not None and site.policy.statistics is not None:
+        floor = max(floor, site.policy.statistics.min_cohort)
     weight_bits = WEIGHT_BITS if form.weight_cap else 0
     rules = {
-        "sum as many sites as this site's floor asks for": (
-            spec.min_survivors >= site.policy.min_cohort
-        ),
+        "sum as many sites as this site's floor asks for": spec.min_survivors >= floor,
         "leave this site a small enough share of the weight": (
             _share(site.name, names, weights, spec.colluders) <= site.policy.max_weight_share
         ),

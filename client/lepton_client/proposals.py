@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from lepton_client.approved_models import approved_version
 from lepton_client.ledger import StudyBudget
 from lepton_client.rules import LaunchRules
-from lepton_common.asking import keeps_privacy, masked_sum, recipe
+from lepton_common.asking import keeps_privacy, masked_sum, recipe, statistics_query
 from lepton_common.audit import AuditLog
 from lepton_common.durable import write_atomic
 from lepton_common.errors import (
@@ -266,16 +266,18 @@ def _terms(request: TrainRequest, settings: Settings) -> dict[str, tuple[object,
         "secure aggregation": (masked is not None, settings.secure),
         "form of the sum": (masked, form),
         "privacy": (request.privacy is None, not settings.private),
+        "statistics": (request.statistics, statistics_query(settings)),
     }
 
 
 def _beyond_policy(settings: Settings, policy: SitePolicy) -> Iterator[ConsentRefused]:
     """Yields why all requests of a run would be refused, before anybody works on it."""
-    privacy = settings.privacy
+    privacy, asked = settings.privacy, settings.statistics.asked
     faults = {
         "without differential privacy": not settings.private and not policy.allow_without_dp,
         "without secure aggregation": not settings.secure and not policy.allow_without_secagg,
-        "of this model": not policy.trains(settings.model),
+        "of this model": not asked and not policy.trains(settings.model),
+        "of statistics": asked and _beyond_rules(settings, policy),
         "of this task": policy.tasks is not None and settings.task not in policy.tasks,
         "with this delta": settings.private and (privacy.delta or 1.0) > policy.max_delta,
         "with this clipping norm": (
@@ -289,6 +291,15 @@ def _beyond_policy(settings: Settings, policy: SitePolicy) -> Iterator[ConsentRe
     for what, holds in faults.items():
         if holds:
             yield ConsentRefused(f"This site takes part in no run {what}.")
+
+
+def _beyond_rules(settings: Settings, policy: SitePolicy) -> bool:
+    rules = policy.statistics
+    return rules is None or (
+        settings.statistics.bins > rules.max_bins
+        or settings.cohort < rules.min_cohort
+        or (settings.privacy.epsilon or math.inf) > rules.max_epsilon
+    )
 
 
 def _digest(text: str) -> str:

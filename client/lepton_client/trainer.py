@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lepton_client.data import SiteData, SiteRecords
 from lepton_client.people import unit_hashes
@@ -24,6 +25,7 @@ from lepton_client.training.private import (
     train_private,
 )
 from lepton_client.training.resident import ResidentModel, resident_model
+from lepton_client.training.statistics import bounded_sum
 from lepton_common.arrays import Layout, Vector, read_parameters
 from lepton_common.datasets.records import Records
 from lepton_common.device import pick_device
@@ -33,6 +35,7 @@ from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
 from lepton_common.secagg.ring import Integers
+from lepton_common.statistics import cells_of
 from lepton_common.strict import Count, Digest, ModelName, Name, Natural, record
 from lepton_common.summing import count_unit, update_bound
 from lepton_common.tasks.catalog import find_task
@@ -238,6 +241,10 @@ class LocalTrainer:
     def train_privately(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Vector:
         """Trains under a plan; see `Trainer`."""
         records, task = self._taken(), find_task(request.task)
+        if request.statistics is not None:
+            total = self._bounded_sum(request, received, records, plan)
+            noise = SecretRandom().gaussian(len(total), plan.own_noise)
+            return (total + noise).astype(np.float32)
         model = self._model(request, received, channels_last=False)
         engine = self.conformance(request)
         return train_private(model, task, records, received, request.recipe, plan, engine)
@@ -245,6 +252,9 @@ class LocalTrainer:
     def noised_sum(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Integers:
         """Sums under a plan; see `Trainer`."""
         records, task = self._taken(), find_task(request.task)
+        if request.statistics is not None:
+            total = self._bounded_sum(request, received, records, plan)
+            return noised(total, plan, SecretRandom())
         if plan.unit == WHOLE_SITE:
             return self._train_whole(request, received, records, plan)
         model = self._model(request, received, channels_last=False)
@@ -257,6 +267,17 @@ class LocalTrainer:
         if records is None:
             raise EmptySite("No record was read for this; the people come first.")
         return records
+
+    def _bounded_sum(
+        self, request: TrainRequest, received: Vector, records: Records, plan: PrivacyPlan
+    ) -> NDArray[np.float64]:
+        """Sums what people add to statistics, each at most a clipping norm long."""
+        assert request.statistics is not None, "the caller has looked"
+        dataset = self._source.dataset()
+        cells = cells_of(request.statistics, dataset)
+        if (cells.digest, cells.size) != (request.layout, len(received)):
+            raise ModelMismatch("The server lays out the sum in another way than this site.")
+        return plan.clipping_norm * bounded_sum(records, cells)
 
     def _train(self, request: TrainRequest, received: Vector, records: Records) -> Trained:
         model = self._model(request, received, channels_last=True)

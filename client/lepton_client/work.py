@@ -172,7 +172,7 @@ def _train(
         # From here on a failure may tell whether people are in earlier data too.
         site.ledger.use_data(site.file.data.unit, trainer.people())
         charge = site.ledger.reserve(plan, request, site.file.policy, study)
-        if plan.unit != WHOLE_SITE:
+        if plan.unit != WHOLE_SITE and request.statistics is None:
             site.note_engine(request.run, trainer.conformance(request))
         if plan.shared is None:
             update = trainer.train_privately(request, received, plan)
@@ -187,7 +187,8 @@ def _check_proposed(request: TrainRequest, site: Site, size: int | None = None) 
 
 
 def _about(request: TrainRequest) -> dict[str, str | int]:
-    return {"run": request.run, "round": request.round}
+    about: dict[str, str | int] = {"run": request.run, "round": request.round}
+    return about if request.statistics is None else {**about, "of": "statistics"}
 
 
 def _receipt(request: TrainRequest, site: Site, plan: PrivacyPlan | None) -> Receipt:

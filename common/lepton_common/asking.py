@@ -11,6 +11,7 @@ from lepton_common.messages import MaskedSum, PrivacyRequest, Recipe
 from lepton_common.privacy.plan import SharedNoise, calibrated_noise, planned_epsilon
 from lepton_common.secagg.spec import least_survivors
 from lepton_common.settings import Settings
+from lepton_common.statistics import StatisticsQuery
 
 _ROUNDING = 1e-6  # what two versions of an accountant may differ by, relative
 
@@ -102,6 +103,12 @@ def masked_sum(settings: Settings, weights: dict[str, int]) -> MaskedSum:
         rounding=secagg.rounding,
         groups=secagg.groups,
     )
+
+
+def statistics_query(settings: Settings) -> StatisticsQuery | None:
+    """Returns what is asked in place of training; None where a model is trained."""
+    asked = settings.statistics
+    return StatisticsQuery(bins=asked.bins, features=asked.features) if asked.asked else None
 
 
 def recipe(settings: Settings, round_: int, update_scale: float = 1.0) -> Recipe:

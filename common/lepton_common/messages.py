@@ -18,6 +18,7 @@ from lepton_common.datasets.preparation import Preparation
 from lepton_common.device import DEVICE
 from lepton_common.errors import MalformedMessage, ModelMismatch, PlanError
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan, SharedNoise
+from lepton_common.statistics import StatisticsQuery
 from lepton_common.strict import (
     Count,
     Digest,
@@ -179,7 +180,7 @@ class MaskedSum:
 
 @record
 class TrainRequest:
-    """Asks a site for one round of training.
+    """Asks a site for one round of training, or for statistics.
 
     Attributes:
         run: name of the run.
@@ -194,6 +195,8 @@ class TrainRequest:
         privacy: None for training without DP.
         masked: None without secure aggregation, where the server does the weighting.
         ledger_heads: the newest entry of each site's privacy ledger that the server has seen.
+        statistics: what to sum in place of gradients; the layout is then that of the sum, and the
+            model only names the query. None: training.
     """
 
     run: Name
@@ -208,6 +211,7 @@ class TrainRequest:
     privacy: PrivacyRequest | None
     masked: MaskedSum | None
     ledger_heads: dict[Name, Digest]
+    statistics: StatisticsQuery | None = None
 
 
 @record

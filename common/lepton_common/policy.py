@@ -3,6 +3,7 @@
 from typing import Literal
 
 from lepton_common.models.packaged import any_version
+from lepton_common.statistics import Bins
 from lepton_common.strict import (
     Count,
     Fraction,
@@ -14,6 +15,21 @@ from lepton_common.strict import (
     Positive,
     record,
 )
+
+
+@record
+class StatisticsRules:
+    """What a site answers where statistics are asked; they always leave with DP.
+
+    Attributes:
+        max_epsilon: largest epsilon of one run of statistics, beside all other budgets.
+        min_cohort: fewest sites that are asked together, and in a masked sum.
+        max_bins: most bins of a histogram.
+    """
+
+    max_epsilon: Positive
+    min_cohort: Count
+    max_bins: Bins
 
 
 @record
@@ -47,6 +63,7 @@ class SitePolicy:
         tasks: tasks the site serves; None: all in its catalog.
         models: models the site trains, by name, or by their whole list of layers; of a package
             with the wheel's digest, or without: ``wheel.PACKAGE.MODEL``; None: all.
+        statistics: which statistics the site answers; None: none.
     """
 
     allow_without_dp: bool
@@ -67,6 +84,7 @@ class SitePolicy:
     devices: list[Literal["cpu", "cuda", "mps"]]
     tasks: list[Name] | None
     models: list[ModelName] | None
+    statistics: StatisticsRules | None = None
 
     def trains(self, model: str) -> bool:
         """Says whether a model is among those that the site trains."""

@@ -14,6 +14,7 @@ from lepton_common.names import unknown
 from lepton_common.policy import SitePolicy
 from lepton_common.secagg.ring import Ring
 from lepton_common.secagg.spec import default_colluders, least_survivors
+from lepton_common.statistics import Bins
 from lepton_common.strict import (
     Count,
     Fraction,
@@ -268,6 +269,25 @@ class TrackerSettings:
 
 
 @record
+class StatisticsSettings:
+    """What `lepton stats` asks the sites.
+
+    Attributes:
+        asked: whether the run asks for statistics, in place of training.
+        bins: of each histogram, over the public range.
+        features: positions of the values of a record that are asked for; None: all. The fewer,
+            the less noise.
+    """
+
+    asked: bool
+    bins: Bins
+    features: list[Natural] | None
+
+
+_TRAINING = StatisticsSettings(asked=False, bins=10, features=None)
+
+
+@record
 class Settings:
     """Everything that decides a run.
 
@@ -288,6 +308,7 @@ class Settings:
         federation: see `FederationSettings`.
         policy: the `SitePolicy` of each simulated site.
         tracker: see `TrackerSettings`.
+        statistics: see `StatisticsSettings`.
     """
 
     task: str
@@ -306,6 +327,7 @@ class Settings:
     federation: FederationSettings
     policy: SitePolicy
     tracker: TrackerSettings
+    statistics: StatisticsSettings = _TRAINING
 
     @property
     def cohort(self) -> int:
@@ -579,4 +601,21 @@ def _contradictions(settings: Settings) -> list[str]:
             strategy.beta_1 >= 1 or strategy.beta_2 >= 1
         ),
     }
+    rules |= _statistics_rules(settings)
     return [fault for fault, holds in rules.items() if holds]
+
+
+def _statistics_rules(settings: Settings) -> dict[str, bool]:
+    """Returns what does not go together where statistics are asked."""
+    privacy, asked = settings.privacy, settings.statistics.asked
+    secure_mode = "distributed" if settings.secure else "record"
+    return {
+        f"Statistics leave with noise on each person's part: choose privacy={secure_mode} with "
+        f"secagg={settings.secagg.mode}.": asked and privacy.mode != secure_mode,
+        "Statistics are one sum over all people: set rounds=1, train.local_steps=1, "
+        "privacy.sample_rate=1 and engine.vectorize=none.": (
+            asked
+            and (settings.rounds, settings.train.local_steps, privacy.sample_rate) != (1, 1, 1)
+        )
+        or (asked and settings.engine.vectorize != "none"),
+    }

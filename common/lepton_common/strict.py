@@ -1,7 +1,7 @@
 """Frozen records, strictly parsed: no unknown field, wrong type or non-finite number passes."""
 
 import json
-from typing import Annotated, Any, TypeVar, cast, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform, get_args
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as _dataclass
@@ -74,8 +74,9 @@ def field_names(cls: type, prefix: str = "") -> list[str]:
     names = []
     for name, kind in cls.__annotations__.items():
         names.append(prefix + name)
-        if hasattr(kind, "__pydantic_fields__"):
-            names += field_names(kind, f"{prefix}{name}.")
+        for part in (kind, *get_args(kind)):  # a section that may be left out is one too
+            if hasattr(part, "__pydantic_fields__"):
+                names += field_names(part, f"{prefix}{name}.")
     return names
 
 

@@ -61,6 +61,8 @@ class NoisySum:
         mean = total * (plan.grid / (plan.denominator * weight))
         recipe, whole = self._request.recipe, asked.mode == "site"
         factor = recipe.update_scale if whole else -recipe.learning_rate
+        if self._request.statistics is not None:
+            factor = 1.0  # the sites' own mean, which is no step
         values = (factor * mean[: self._size]).astype(np.float32)
         if not asked.count_within:
             return values, {}

@@ -105,6 +105,7 @@ class _Witness:
     Attributes:
         config: digest of the configuration that the run began with.
         rounds: what the log says of each finished round, by number.
+        statistics: digest of the statistics that were released; None: none were.
         records: how many there are.
         witnessed: heads of site logs that it names.
         head: its newest hash.
@@ -112,6 +113,7 @@ class _Witness:
 
     def __init__(self, path: Path) -> None:
         self.config: str | None = None
+        self.statistics: str | None = None
         self.rounds: dict[int, dict[str, Any]] = {}
         self.records = self.witnessed = 0
         self.head = GENESIS
@@ -159,6 +161,8 @@ class _Witness:
         if record.kind == "round":
             # A round repeated after a crash is in the log twice; the last one counts.
             self.rounds[body["round"]] = body
+        if record.kind == "statistics":
+            self.statistics = body["file"]
         if record.kind == "introduced":
             for site, key in body["keys"].items():
                 self._table.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (site, key))
@@ -202,5 +206,13 @@ def _check_files(folder: RunFolder, server: _Witness) -> None:
     for path in (folder.final_model, folder.best_model):
         if path.exists() and digest_of(path.read_bytes()) not in digests:
             raise AuditError(f"{path} is not a model of a round in the server's log.")
+    _check_statistics(folder, server)
     if folder.final_model.exists() and not reports:
         raise AuditError(f"{folder.metrics_jsonl} is gone, and there is a model.")
+
+
+def _check_statistics(folder: RunFolder, server: _Witness) -> None:
+    path = folder.statistics
+    found = digest_of(path.read_bytes()) if path.exists() else None
+    if found != server.statistics:
+        raise AuditError(f"{path} is not what the server's log says was told from the sites' sum.")

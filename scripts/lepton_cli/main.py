@@ -23,6 +23,7 @@ from lepton_cli.commands import (
     requests,
     simulate,
     site_data,
+    stats,
     tasks,
 )
 from lepton_common.errors import LeptonError, SettingsError
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("simulate", help=simulate.HELP, epilog=_EXIT_CODES)(simulate.command)
+app.command("stats", help=stats.HELP, epilog=_EXIT_CODES)(stats.command)
 app.command("config")(config.command)
 app.command("tasks", help=tasks.HELP)(tasks.command)
 app.command("runs")(reports.list_command)

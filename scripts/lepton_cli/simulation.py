@@ -18,6 +18,7 @@ from lepton_cli.report import write_report
 from lepton_cli.run import Run, new_folder, stamp
 from lepton_cli.simulated_host import found_host, host_nodes, resolve_vectorize
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
+from lepton_cli.statistics import draw_statistics
 from lepton_common.durable import write_atomic
 from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
 from lepton_common.settings import Settings
@@ -60,7 +61,8 @@ def create(settings: Settings) -> RunFolder:
     """
     split(settings)  # or the faults that it names, before anything is written
     settings = resolve_vectorize(settings)
-    name = f"{stamp()}-{settings.task}-{settings.privacy.mode}"
+    what = "statistics" if settings.statistics.asked else settings.privacy.mode
+    name = f"{stamp()}-{settings.task}-{what}"
     folder = RunFolder(new_folder(Path(settings.runs).resolve() / name))
     if settings.engine.vectorize == "none":
         SimulatedSites(settings, folder).found()
@@ -117,7 +119,7 @@ def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     # Flower's own lines on each aggregation would drown the progress.
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
-        if settings.baselines and not run.baselines:
+        if settings.baselines and not (run.baselines or settings.statistics.asked):
             sites = SimulatedSites(settings, folder)
             rows = {sites.name(index): part for index, part in enumerate(sites.parts)}
             result = train_baselines(settings, dataset_of(settings), rows)
@@ -129,6 +131,10 @@ def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
         error.add_note(f"What failed at a site is in {logs}/errors.log.")
         raise
     run = Run(folder)
+    if settings.statistics.asked:
+        _end(folder, "finished")
+        draw_statistics(run)
+        return run
     finished = len(run.rounds) == settings.rounds
     _end(folder, "finished" if finished else "stopped")
     if run.rounds:

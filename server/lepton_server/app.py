@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from lepton_common.settings import parse_settings
 from lepton_server.rounds.loop import run_rounds
+from lepton_server.rounds.statistics import run_statistics
 from lepton_server.run_folder import RunFolder
 
 app = ServerApp()
@@ -15,10 +16,11 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Runs a federation.
+    """Runs a federation, or asks it for statistics.
 
     The run's configuration holds ``settings``, the whole configuration as JSON, and
     ``run_folder``, where results land and where a broken run is continued from.
     """
     settings = parse_settings(json.loads(str(context.run_config["settings"])))
-    run_rounds(grid, settings, RunFolder(Path(str(context.run_config["run_folder"]))))
+    run = run_statistics if settings.statistics.asked else run_rounds
+    run(grid, settings, RunFolder(Path(str(context.run_config["run_folder"]))))

@@ -94,6 +94,11 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def statistics(self) -> Path:
+        """What sites answered where statistics were asked, in place of a model."""
+        return self.path / "statistics.json"
+
+    @property
     def host(self) -> Path:
         """The folder of the host of simulated sites that are trained together; there or not."""
         return self.path / "host"

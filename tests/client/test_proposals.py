@@ -11,13 +11,14 @@ from model_wheel import FILES, kidney
 from toy_site import PARTNER, PERMISSIVE, ask, context
 
 from lepton_cli.compose import compose_settings
+from lepton_cli.statistics_run import statistics_overrides
 from lepton_client.app import app
 from lepton_client.approved_models import approve
 from lepton_client.proposals import Proposals
 from lepton_client.rules import LaunchRules
 from lepton_client.site import Site, forget_sites
 from lepton_common.arrays import Layout, digest_of, pack, read_parameters
-from lepton_common.asking import masked_sum, privacy_request, recipe
+from lepton_common.asking import masked_sum, privacy_request, recipe, statistics_query
 from lepton_common.errors import (
     ApprovalPending,
     BudgetSpent,
@@ -34,7 +35,9 @@ from lepton_common.identity.study import Study
 from lepton_common.messages import HELLO, HelloRequest, TrainRequest, hello_content
 from lepton_common.models.catalog import initial_model
 from lepton_common.models.wheel import read_model_wheel
+from lepton_common.policy import StatisticsRules
 from lepton_common.proposal import make_proposal, read_proposal
+from lepton_common.statistics import StatisticsQuery
 from lepton_common.strict import parse, to_json
 
 DORA, EVE = SigningKey.generate(), SigningKey.generate()
@@ -409,3 +412,41 @@ def test_no_two_proposals_are_the_same(site):
     one, two = (read_proposal(proposal(), site.roster) for _ in range(2))
     assert one.nonce != two.nonce
     assert replace(one, nonce=two.nonce) == two
+
+
+STATISTICS = compose_settings(
+    [*statistics_overrides(["task=breast_cancer", "sites=4", "federation.name=hospitals"])]
+)
+
+
+def test_a_run_that_trains_asks_for_no_statistics(site):
+    admit(site, proposal())
+    with pytest.raises(PolicyViolation, match="statistics differs"):
+        check(site, asked(statistics=StatisticsQuery(bins=10, features=None)))
+
+
+def answering(site, most):
+    """The site's file with a policy that answers statistics of at most an epsilon."""
+    rules = StatisticsRules(max_epsilon=most, min_cohort=3, max_bins=10)
+    return replace(with_rules(site), policy=replace(PERMISSIVE, statistics=rules))
+
+
+def test_statistics_are_for_sites_whose_policy_says_so(site):
+    with pytest.raises(ConsentRefused, match="no run of statistics"):
+        admit(site, proposal(STATISTICS))
+    with pytest.raises(ConsentRefused, match="no run of statistics"):
+        site.proposals.admit("run-2", proposal(STATISTICS), answering(site, 0.9), site.roster)
+    site.proposals.admit("run-3", proposal(STATISTICS), answering(site, 1.0), site.roster)
+
+
+@pytest.mark.parametrize("bins", [None, 9, 10])
+def test_statistics_are_those_that_were_proposed(site, bins):
+    file = answering(site, 1.0)
+    site.proposals.admit("run-1", proposal(STATISTICS), file, site.roster)
+    query = None if bins is None else StatisticsQuery(bins=bins, features=None)
+    request = asked(STATISTICS, statistics=query)
+    if query == statistics_query(STATISTICS):
+        site.proposals.check(request, WEIGHTS.size, file, site.roster)
+        return
+    with pytest.raises(PolicyViolation, match="statistics differs"):
+        site.proposals.check(request, WEIGHTS.size, file, site.roster)

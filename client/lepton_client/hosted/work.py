@@ -78,6 +78,8 @@ def train(message: Message, host: Host) -> Message:
         LeptonError: what forbids it to all of them.
     """
     request, places = read_train_many(message.content)
+    if request.statistics is not None:
+        raise ConsentRefused("A host trains its sites together, and answers no statistics.")
     received = read_model(message.content, request)
     members = {member.name: member for member in map(host.member, places)}
     failed: dict[str, str] = {}

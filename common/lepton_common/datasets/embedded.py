@@ -39,7 +39,8 @@ def breast_cancer(root: str | None, prepare: str) -> Dataset:
     data = bundled.load_breast_cancer()
     low, high = np.array(_CANCER_RANGES.split(), dtype=np.float64).reshape(30, 2).T
     scaled = np.clip(2.0 * (data.data - low) / (high - low) - 1.0, -1.0, 1.0).astype(np.float32)
-    return _split("breast_cancer", scaled, data.target, classes=2)
+    names = tuple(map(str, data.feature_names))
+    return _split("breast_cancer", scaled, data.target, classes=2, names=names)
 
 
 def _split(
@@ -49,6 +50,7 @@ def _split(
     *,
     classes: int,
     marks: NDArray[np.uint8] | None = None,
+    names: tuple[str, ...] = (),
 ) -> Dataset:
     train, test = train_test_split(
         np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
@@ -62,4 +64,5 @@ def _split(
         test=everything.take(np.sort(test)),
         input_shape=tuple(features.shape[1:]),
         classes=classes,
+        features=names,
     )

@@ -35,6 +35,11 @@ _CHEST_PAIN, _ECG, _LABEL = 2, 6, 13
 # ST depression; dummies lie in 0..1.
 _LOW = np.array([20, 0, 80, 0, 0, 60, 0, -3] + 5 * [0], dtype=np.float64)
 _HIGH = np.array([80, 1, 200, 600, 1, 210, 1, 7] + 5 * [1], dtype=np.float64)
+_FEATURES = (
+    "age", "sex", "resting blood pressure", "cholesterol", "fasting sugar", "highest heart rate",
+    "exercise angina", "ST depression", "chest pain 2", "chest pain 3", "chest pain 4", "ECG 1",
+    "ECG 2",
+)  # fmt: skip
 _FLAMBY_NOTE = (
     "Normalised as in FLamby, with each hospital's own mean and standard deviation, and the "
     "pooled test rows with those of all training rows: private statistics, not accounted for."
@@ -73,6 +78,7 @@ def heart_disease(root: str | None, prepare: str) -> Dataset:
         classes=2,
         unit="patient",
         sites=HOSPITALS,
+        features=_FEATURES,
         notes=(_FLAMBY_NOTE,) if prepare == "site_statistics" else (),
     )
 

@@ -61,6 +61,7 @@ def show_command(
     from lepton_cli.apps.record import AppRun
     from lepton_cli.report import write_report
     from lepton_cli.run import find_any
+    from lepton_cli.statistics import print_statistics, read_statistics
     from lepton_cli.summary import as_json_document, print_summary
     from lepton_common.errors import RunNotFound
 
@@ -71,6 +72,12 @@ def show_command(
             return
         write_app_report(found)
         print_app_summary(found)
+        return
+    if found.settings.statistics.asked:
+        if as_json:
+            print(json.dumps(read_statistics(found)))
+        else:
+            print_statistics(found)
         return
     if not found.rounds:
         raise RunNotFound(f"The run {found.name} has no finished round yet.")

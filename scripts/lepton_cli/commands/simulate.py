@@ -85,6 +85,8 @@ def command(
         named = {word.partition("=")[0]: word.partition("=")[2] for word in words}
         run = find_run(named["resume"], named.get("runs", "runs"))
     settings = run.settings if run else compose_settings(words)
+    if settings.statistics.asked:
+        raise SettingsError("Statistics are asked for by 'lepton stats': drop statistics.asked.")
     observer = observer_for(settings, quiet=as_json)
 
     def on_interrupt(number: int, frame: FrameType | None) -> None:

@@ -74,6 +74,11 @@ def rehearse(desk: Desk, found: Asked, passphrase: str | None = None) -> Rehears
     """
     if found.settings is None:
         raise found.against[0]
+    if found.settings.statistics.asked:
+        raise RehearsalFailed(
+            f"The run {found.run} asks for statistics, which is one sum and trains nothing to "
+            "rehearse; 'lepton site requests' tells what it would cost."
+        )
     if any(r.kind == "release" and r.body.get("round") for r in _of(desk, found.run)):
         raise RehearsalFailed(
             f"The run {found.run} has begun at this site, where no model is trained on twice; "

@@ -1,5 +1,6 @@
 """The runs that were proposed to a site, each with what becomes of it here and why."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -7,7 +8,13 @@ from lepton_cli.desk.budgets import Budget, budgets_of_run
 from lepton_cli.desk.folder import Desk, trainer_of
 from lepton_client import consent
 from lepton_client.trainer import Wanted
-from lepton_common.asking import masked_sum, privacy_request, recipe, shared_noise
+from lepton_common.asking import (
+    masked_sum,
+    privacy_request,
+    recipe,
+    shared_noise,
+    statistics_query,
+)
 from lepton_common.errors import (
     BudgetSpent,
     ConsentRefused,
@@ -57,7 +64,7 @@ class Asked:
         if settings is not None:
             row |= {
                 "task": settings.task,
-                "model": settings.model,
+                "model": "statistics" if settings.statistics.asked else settings.model,
                 "rounds": settings.rounds,
                 "sites": settings.cohort,
                 "privacy": settings.privacy.mode,
@@ -142,6 +149,7 @@ def first_request(settings: Settings, run: str, site: str, size: int) -> TrainRe
         privacy=privacy_request(settings, size),
         masked=masked_sum(settings, dict.fromkeys([site, *others], 1)) if settings.secure else None,
         ledger_heads={},
+        statistics=statistics_query(settings),
     )
 
 
@@ -194,7 +202,14 @@ def _plan(desk: Desk, settings: Settings, size: int) -> PrivacyPlan:
 
 
 def _size(desk: Desk, settings: Settings) -> int:
-    """Returns the number of weights of the run's model on the site's data, built by the trainer."""
+    """Returns the number of weights of the run's model on the site's data, built by the trainer.
+
+    Of statistics: the most values that their sum may have, which costs no less.
+    """
     with trainer_of(desk) as trainer:
+        if settings.statistics.asked:
+            found = trainer.describe()
+            columns = math.prod(found.input_shape) + 1
+            return 1 + max(2, found.classes) + columns * (settings.statistics.bins + 3)
         wanted = Wanted(task=settings.task, model=settings.model, seed=settings.seed)
         return len(trainer.initial(wanted).vector)

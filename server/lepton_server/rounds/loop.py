@@ -59,14 +59,16 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
     privacy = privacy_request(settings, evaluator.layout.size)
     scale = ClipScale(settings.privacy.clip_quantile)
     state = Checkpoint(round=0, model=evaluator.initial_vector())
-    audit = _open_audit(folder, settings, known)
+    audit = open_audit(folder, settings, known)
     if folder.checkpoint.exists():
         state = load_checkpoint(folder.checkpoint, evaluator.layout)
         strategy.restore(state.strategy)
         scale.restore(state.strategy)
         _publish(folder, evaluator, state)
     journal = SumJournal(folder.sums)
-    introduction = Introduction(grid, run, federation, audit, _members(folder), _proposal(folder))
+    introduction = Introduction(
+        grid, run, federation, audit, members_of(folder), proposal_of(folder)
+    )
     present = meet(introduction, settings, known)
     observer.on_start(state.round + 1, settings.rounds, present.count)
 
@@ -102,7 +104,7 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
                                    "ledgers": gathered.ledgers,
                                    "failed": gathered.failed})  # fmt: skip
         if not settings.secure:  # there it was checked before a sum was unmasked
-            _check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
+            check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
         model = strategy.step(round_, state.model, gathered.mean)
         del gathered.mean  # files are made next, which need room
@@ -143,7 +145,7 @@ def _publish(folder: RunFolder, evaluator: Evaluator, state: Checkpoint) -> None
     evaluator.save_models(folder, state)
 
 
-def _open_audit(folder: RunFolder, settings: Settings, known: KnownSites) -> AuditLog:
+def open_audit(folder: RunFolder, settings: Settings, known: KnownSites) -> AuditLog:
     """Opens the server's log, which holds the run to the configuration it began with.
 
     ``known`` reads along; the log itself grows on disk only.
@@ -165,7 +167,7 @@ def _open_audit(folder: RunFolder, settings: Settings, known: KnownSites) -> Aud
     return audit
 
 
-def _members(folder: RunFolder) -> list[Member]:
+def members_of(folder: RunFolder) -> list[Member]:
     """Returns the federation's sites as the partners signed them; none where there is no roster.
 
     Raises:
@@ -176,7 +178,8 @@ def _members(folder: RunFolder) -> list[Member]:
     return read_roster_files(folder.roster, folder.roster_root).members
 
 
-def _proposal(folder: RunFolder) -> str | None:
+def proposal_of(folder: RunFolder) -> str | None:
+    """Returns the run as its lead has signed it; None in a simulation."""
     return folder.proposal.read_text(encoding="utf-8") if folder.proposal.exists() else None
 
 
@@ -185,7 +188,13 @@ def _weights(cohort: dict[int, SiteFacts], settings: Settings) -> dict[str, int]
     return {facts.name: 1 if equal else facts.public_size for facts in cohort.values()}
 
 
-def _check_quorum(failed: dict[str, str], came: int, quorum: float, round_: int) -> None:
+def check_quorum(failed: dict[str, str], came: int, quorum: float, round_: int) -> None:
+    """Checks that enough sites answered.
+
+    Raises:
+        SitesRefused: all who did not answer refused.
+        QuorumNotMet: too few did.
+    """
     asked = came + len(failed)
     needed = max(1, math.ceil(quorum * asked))
     if came >= needed:

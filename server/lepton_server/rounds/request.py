@@ -1,7 +1,7 @@
 """The request of a round, made of settings and the state so far."""
 
 from lepton_common.arrays import digest_of, pack
-from lepton_common.asking import masked_sum, recipe
+from lepton_common.asking import masked_sum, recipe, statistics_query
 from lepton_common.messages import PrivacyRequest, TrainRequest
 from lepton_common.settings import Settings
 from lepton_common.strict import Digest
@@ -43,4 +43,5 @@ def train_request(
         privacy=privacy,
         masked=masked_sum(settings, weights) if settings.secure else None,
         ledger_heads=ledger_heads,
+        statistics=statistics_query(settings),
     )
