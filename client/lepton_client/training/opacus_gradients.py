@@ -21,6 +21,8 @@ from lepton_common.arrays import trained
 
 # Opacus registers its hooks on modules whose input needs no gradient, as a first layer's.
 warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
+# Gradients of LSTMs it takes one by one, which a comparison of eight records can afford.
+warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
 
 
 class OpacusGradients(WrittenOut):

@@ -8,6 +8,7 @@ from torch import nn
 
 _WINDOW, _STEP = 256, 128
 _WIDTHS = (1, 16, 32, 32)
+_BANDS = 17  # that three convolutions leave of 129 frequencies
 _LOUD = 1000.0  # times the quietest sound that counts
 
 
@@ -28,14 +29,14 @@ class Spectrogram(nn.Module):
 
 
 def audio_cnn(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """The spectrogram, convolutions 16, 32 and 32 that halve it, their mean, a linear layer."""
+    """The spectrogram, convolutions 16, 32 and 32 that halve it, and the mean over time."""
     convolved: list[nn.Module] = []
     for before, width in pairwise(_WIDTHS):
         convolved += [nn.Conv2d(before, width, 3, stride=2, padding=1), nn.ReLU()]
     return nn.Sequential(
         Spectrogram(),
         *convolved,
-        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((None, 1)),  # over time, not over frequencies
         nn.Flatten(),
-        nn.Linear(_WIDTHS[-1], outputs),
+        nn.Linear(_WIDTHS[-1] * _BANDS, outputs),
     )

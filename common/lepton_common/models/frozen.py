@@ -1,4 +1,4 @@
-"""Weights that are not trained and never travel: drawn from their names, or from a checkpoint."""
+"""Weights that are not trained and never travel, drawn from their names."""
 
 import hashlib
 import math

@@ -1,4 +1,4 @@
-"""A small Transformer that classifies texts, whole or by low-rank adapters on frozen weights."""
+"""A small Transformer that classifies texts, wholly trained or by low-rank adapters alone."""
 
 import math
 
@@ -60,7 +60,7 @@ class _Block(nn.Module):
 
 def _heads(values: torch.Tensor) -> torch.Tensor:
     """Returns shape [n, heads, T, width / heads]."""
-    return values.unflatten(2, (_HEADS, -1)).transpose(1, 2)
+    return values.view(*values.shape[:2], _HEADS, _WIDTH // _HEADS).transpose(1, 2)
 
 
 class Transformer(nn.Module):
@@ -103,8 +103,7 @@ def transformer(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
 def transformer_lora(input_shape: tuple[int, ...], outputs: int) -> nn.Module:
     """The same, of which only adapters of rank 4 on queries and values, and the head, are trained.
 
-    All other weights are frozen and never travel: drawn from their names here, or read from a
-    checkpoint of `transformer`; see `frozen`.
+    All other weights are frozen, drawn from their names and never travel; see `draw_frozen`.
     """
     model = Transformer(input_shape[0], outputs, adapted=True)
     trained = {model.head, *(m for m in model.modules() if isinstance(m, _Adapter))}
