@@ -67,6 +67,26 @@ def test_the_clipped_sum_is_that_of_one_record_at_a_time(name, clipping_norm):
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("private", [False, True])
+def test_frozen_weights_get_neither_steps_nor_noise(private):
+    module, task = moved("transformer_lora"), task_for("transformer_lora")
+    before = {name: values.clone() for name, values in module.named_parameters()}
+    model, received = resident(module), read_parameters(module).numpy().copy()
+    records = Records(made_up("transformer_lora", 8), torch.zeros(8).long())
+    recipe = replace(RECIPE, learning_rate=0.1, weight_decay=0.1, proximal_mu=1.0)
+    if private:
+        plan = replace(PLAN, noise_multiplier=3.0)
+        update = train_private(model, task, records, received, recipe, plan,
+                               Conformance(OURS, 0.0))  # fmt: skip
+    else:
+        update, _ = train_plain(model, task, records, received, recipe, 3)
+    assert len(update) == model.layout.size == 1123
+    assert bool((update != 0).all() if private else (update != 0).any())
+    for name, values in module.named_parameters():
+        assert torch.equal(values, before[name]) == (not values.requires_grad)
+    assert Layout.of(module) == model.layout
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_is_not_trained_together_is_said(name):
     model = resident(moved(name))
@@ -98,8 +118,15 @@ def waves(name, rows, generator):
     return 0.3 * noise + torch.where(kind == 1, slope, -slope), labels
 
 
-@pytest.mark.parametrize("private", [False, True])
-@pytest.mark.parametrize("name", [n for n in FAMILIES if n[:4] not in ("char", "auto")])
+@pytest.mark.parametrize(
+    ("name", "private"),
+    [
+        pytest.param(name, private, marks=[pytest.mark.slow] * (private and name == "resnet"))
+        for name in FAMILIES
+        if name[:4] not in ("char", "auto")
+        for private in (False, True)
+    ],
+)
 def test_a_family_learns_a_small_problem(name, private):
     generator = torch.Generator().manual_seed(5)
     features, labels = waves(name, 512, generator)
