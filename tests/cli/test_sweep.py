@@ -70,7 +70,7 @@ def here(monkeypatch):
 @pytest.mark.parametrize(
     ("word", "values"),
     [
-        ("model=glob(cnn_*)", ["cnn_reference", "cnn_small"]),
+        ("model=glob(cnn_*)", ["cnn_reference", "cnn_rnn", "cnn_small"]),
         ("model=glob([m*,log*],exclude=x*)", ["logistic", "mlp"]),
         ("seed=choice(3,1)", ["3", "1"]),
         ("seed=sort(3,1,2)", ["1", "2", "3"]),

@@ -17,6 +17,7 @@ from lepton_common.arrays import (
     pack,
     read_parameters,
     take_back_parameters,
+    trained,
     unpack,
     write_parameters,
 )
@@ -155,6 +156,39 @@ def test_lent_parameters_are_the_vector_s_memory_and_are_taken_back(module):
         torch.testing.assert_close(module(images), expected)
         take_back_parameters(module)
     assert Layout.of(module).size == 0
+
+
+def test_what_is_not_trained_does_not_travel(module):
+    before = Layout.of(module)
+    module[0].requires_grad_(False)
+    layout, still = Layout.of(module), module[0].weight.clone()
+    assert layout.names == ("1.weight", "1.bias", "3.weight", "3.bias")
+    assert len(read_parameters(module)) == layout.size == 4 + 4 + 32 + 2
+    assert [id(p) for p in trained(module)] == [id(p) for p in list(module.parameters())[2:]]
+    vector = torch.arange(layout.size, dtype=torch.float32)
+    write_parameters(module, vector)
+    torch.testing.assert_close(read_parameters(module), vector, rtol=0, atol=0)
+    take_back_parameters(module)
+    lend_parameters(module, layout, vector)
+    torch.testing.assert_close(module[0].weight, still, rtol=0, atol=0)
+    assert module[3].bias.data_ptr() == vector[-2:].data_ptr()
+    assert layout.digest != Layout(layout.names, layout.shapes).digest
+    assert before.frozen == ""
+
+
+@pytest.mark.parametrize("change", ["value", "name"])
+def test_other_frozen_weights_are_another_layout(module, change):
+    module[0].requires_grad_(False)
+    layout = Layout.of(module)
+    assert Layout.of(image_order(module)) == layout  # wherever the numbers lie
+    if change == "value":
+        with torch.no_grad():
+            module[0].weight[0, 0, 0, 0].mul_(1 + 1e-6)
+        other = module
+    else:
+        other = nn.Sequential(nn.Identity(), *module)
+    assert Layout.of(other).digest != layout.digest
+    assert Layout.of(other).frozen != layout.frozen
 
 
 class _Remembering(nn.Module):

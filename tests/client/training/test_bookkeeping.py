@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from lepton_client.training.bookkeeping import ClippedGradients
+from lepton_common.arrays import trained
 from lepton_common.errors import BuffersNotAllowed
 
 CLASSES, ROWS = 3, 6
@@ -28,7 +29,7 @@ def per_record(module, features, labels, losses=cross_entropy):
     for row in range(len(features)):
         module.zero_grad()
         torch.autograd.backward(losses(module(features[[row]]), labels[[row]]).sum())
-        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in module.parameters()]
+        parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained(module)]
         rows.append(torch.cat([part.reshape(-1) for part in parts]).double())
     return torch.stack(rows)
 
