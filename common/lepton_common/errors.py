@@ -6,7 +6,8 @@ LeptonError                     exit code 1
 │   ├── UnknownName
 │   ├── AppMissing
 │   ├── AppInvalid
-│   └── TrackerMissing
+│   ├── TrackerMissing
+│   └── ConnectorMissing
 ├── DataError                   3   what it should be trained on
 │   ├── DataMissing
 │   ├── ChecksumMismatch
@@ -146,6 +147,10 @@ class TrackerMissing(SettingsError):
     """A tracker whose package is not installed."""
 
 
+class ConnectorMissing(SettingsError):
+    """A connector whose package, or whose database's driver, is not installed."""
+
+
 class DataError(LeptonError):
     """The data cannot be used."""
 
@@ -172,8 +177,11 @@ class TableInvalid(DataInvalid):
         counts: rows at fault, by column and rule; they stay at the site.
     """
 
-    def __init__(self, faults: list[str], counts: dict[tuple[str, str], int]) -> None:
-        self.faults, self.counts = list(faults), dict(counts)
+    def __init__(
+        self, faults: list[str] | str, counts: dict[tuple[str, str], int] | None = None
+    ) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        self.counts = dict(counts or {})
         super().__init__(" ".join(self.faults))
 
 
