@@ -22,7 +22,7 @@ from lepton_common.errors import SourceUnreachable, TableInvalid
 pytestmark = pytest.mark.system
 
 _BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-_WORD = "geheim: 'with \"marks\""
+_WORD = 'geheim: \'with "marks"'
 
 
 def _free_port():

@@ -166,7 +166,7 @@ def test_a_schema_has_the_form_of_its_data_set(name):
 def test_the_password_comes_from_where_the_site_file_says(tmp_path, monkeypatch):
     own = {"kind": "sql", "url": "postgresql://me@127.0.0.1:1/db", "table": "a", "timeout_s": 1}
     named = SqlSource(**own, password_env="CLINIC_WORD")
-    with pytest.raises(SourceUnreachable, match="CLINIC_WORD.*is not set"):
+    with pytest.raises(SourceUnreachable, match=r"CLINIC_WORD.*is not set"):
         read_records(named, TOY, tmp_path)
     monkeypatch.setenv("CLINIC_WORD", "geheim")
     with pytest.raises(SourceUnreachable, match="does not answer") as caught:

@@ -1,4 +1,4 @@
-"""Wrong data is named at the site, in one sentence a fault; its name alone leaves, and not always."""
+"""Wrong data is named at the site, a sentence for each fault; at most its name leaves."""
 
 import json
 from dataclasses import replace
@@ -108,7 +108,7 @@ def test_an_empty_site_and_sources_that_are_not_there(tmp_path):
         read_records(CsvSource(kind="csv", path="gone.csv"), TOY, tmp_path)
     with pytest.raises(SourceUnreachable, match="no database"):
         read_records(SqlSource(kind="sql", url="sqlite:///gone.db", table="a"), TOY, tmp_path)
-    (tmp_path / "own.csv").write_bytes(b"a,b\n\"1,2\n3,4,5\n")
+    (tmp_path / "own.csv").write_bytes(b'a,b\n"1,2\n3,4,5\n')
     with pytest.raises(errors.DataInvalid):
         read_records(OWN, TOY, tmp_path)
 
