@@ -50,7 +50,7 @@ class Described:
         units: how many privacy units they are of.
         unit: what the data protects as one.
         input_shape: shape of one record's features.
-        classes: number of label values.
+        classes: number of label values; 0 where labels are none.
         devices: names of the GPUs that it sees.
     """
 
@@ -58,7 +58,7 @@ class Described:
     units: Natural
     unit: Name
     input_shape: list[Count]
-    classes: Count
+    classes: Natural
     devices: list[str]
 
 

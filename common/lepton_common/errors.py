@@ -6,11 +6,14 @@ LeptonError                     exit code 1
 │   ├── UnknownName
 │   ├── AppMissing
 │   ├── AppInvalid
-│   └── TrackerMissing
+│   ├── TrackerMissing
+│   └── ConnectorMissing
 ├── DataError                   3   what it should be trained on
 │   ├── DataMissing
 │   ├── ChecksumMismatch
 │   ├── DataInvalid
+│   │   └── TableInvalid
+│   ├── SourceUnreachable
 │   ├── EmptySite
 │   └── TooFewRecords
 ├── PrivacyError                4   what a site will not do
@@ -145,6 +148,10 @@ class TrackerMissing(SettingsError):
     """A tracker whose package is not installed."""
 
 
+class ConnectorMissing(SettingsError):
+    """A connector whose package, or whose database's driver, is not installed."""
+
+
 class DataError(LeptonError):
     """The data cannot be used."""
 
@@ -161,6 +168,26 @@ class ChecksumMismatch(DataError):
 
 class DataInvalid(DataError):
     """Data of the wrong form: not finite, wrong shape, labels out of range."""
+
+
+class TableInvalid(DataInvalid):
+    """A table that does not fit its schema.
+
+    Attributes:
+        faults: every fault found, one sentence each; no value, row or number of rows.
+        counts: rows at fault, by column and rule; they stay at the site.
+    """
+
+    def __init__(
+        self, faults: list[str] | str, counts: dict[tuple[str, str], int] | None = None
+    ) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        self.counts = dict(counts or {})
+        super().__init__(" ".join(self.faults))
+
+
+class SourceUnreachable(DataError):
+    """A database or table that a site's data should come from cannot be read."""
 
 
 class EmptySite(DataError):
