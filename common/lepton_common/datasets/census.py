@@ -123,8 +123,12 @@ def adult(root: str | None, prepare: str) -> Dataset:
     paths = _SOURCE.fetch(root)
     train = read_texts(paths["adult.data"], names=_NAMES)
     test = read_texts(paths["adult.test"], names=_NAMES, skipped=1)
-    parts = [prepare_table(_as_in_training(part), ADULT) for part in (train, test)]
-    return table_dataset(ADULT, *parts, _NOTES)
+    return table_dataset(
+        ADULT,
+        prepare_table(_as_in_training(train), ADULT),
+        prepare_table(_as_in_training(test), ADULT),
+        _NOTES,
+    )
 
 
 def _as_in_training(frame: "pl.DataFrame") -> "pl.DataFrame":

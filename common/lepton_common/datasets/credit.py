@@ -121,12 +121,15 @@ def german_credit(root: str | None, prepare: str) -> Dataset:
         return made_up(GERMAN_CREDIT, GERMAN_RULE)
     names = tuple(column.name for column in GERMAN_CREDIT.columns)
     table = read_texts(_GERMAN.fetch(root)["german.data"], separator=" ", names=names)
-    parts = split_once(prepare_table(table, GERMAN_CREDIT))
-    return table_dataset(GERMAN_CREDIT, *parts, _GERMAN_NOTES)
+    train, test = split_once(prepare_table(table, GERMAN_CREDIT))
+    return table_dataset(GERMAN_CREDIT, train, test, _GERMAN_NOTES)
 
 
 def credit_default(root: str | None, prepare: str) -> Dataset:
     """Customers with credit cards, who pay next month or not: 24,000 to train and 6,000 to test.
+
+    The file is the data set's well-known CSV form, which Kaggle gives to those who sign in
+    (uciml/default-of-credit-card-clients-dataset).
 
     Args:
         root: folder that holds ``credit-default/UCI_Credit_Card.csv``; or ``made-up``.
@@ -136,5 +139,5 @@ def credit_default(root: str | None, prepare: str) -> Dataset:
     if root == MADE_UP:
         return made_up(CREDIT_DEFAULT, CREDIT_RULE)
     table = read_texts(_CARDS.fetch(root)["UCI_Credit_Card.csv"])
-    parts = split_once(prepare_table(table, CREDIT_DEFAULT))
-    return table_dataset(CREDIT_DEFAULT, *parts, _CARDS_NOTES)
+    train, test = split_once(prepare_table(table, CREDIT_DEFAULT))
+    return table_dataset(CREDIT_DEFAULT, train, test, _CARDS_NOTES)

@@ -99,7 +99,8 @@ def ai4i(root: str | None, prepare: str) -> Dataset:
     if root == MADE_UP:
         return made_up(AI4I, AI4I_RULE)
     table = read_texts(_MACHINES.fetch(root)["ai4i2020.csv"])
-    return table_dataset(AI4I, *split_once(prepare_table(table, AI4I)), _AI4I_NOTES)
+    train, test = split_once(prepare_table(table, AI4I))
+    return table_dataset(AI4I, train, test, _AI4I_NOTES)
 
 
 def wine_quality(root: str | None, prepare: str) -> Dataset:
@@ -122,4 +123,5 @@ def wine_quality(root: str | None, prepare: str) -> Dataset:
         for colour in WINE_QUALITY.column("colour").categories
     ]
     records = prepare_table(pl.concat(parts), WINE_QUALITY)
-    return table_dataset(WINE_QUALITY, *split_once(records), _WINE_NOTES)
+    train, test = split_once(records)
+    return table_dataset(WINE_QUALITY, train, test, _WINE_NOTES)

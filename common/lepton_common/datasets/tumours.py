@@ -115,8 +115,8 @@ def tcga_brca(root: str | None, prepare: str) -> Dataset:
     joined = split.join(patients, on="pid", how="inner", maintain_order="left").with_columns(
         pl.col("fold2").str.tail(1).replace_strict(numbered).alias("region")
     )
-    parts = [
+    train, test = (
         prepare_table(joined.filter(pl.col("fold") == fold), TCGA_BRCA)
         for fold in ("train", "test")
-    ]
-    return table_dataset(TCGA_BRCA, *parts, _NOTES)
+    )
+    return table_dataset(TCGA_BRCA, train, test, _NOTES)
