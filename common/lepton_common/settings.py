@@ -411,6 +411,10 @@ def _contradictions(settings: Settings) -> list[str]:
     rules = {
         unknown("task", settings.task, TASKS): settings.task not in TASKS,
         model_fault(settings.model) or "": model_fault(settings.model) is not None,
+        f"The loss of task={settings.task} compares records with one another, which no privacy by "
+        "record can bound: choose a task that learns by hazard, or privacy=site or none.": (
+            by_step and settings.task in TASKS and not TASKS[settings.task].objective.apart
+        ),
         unknown("strategy", strategy.name, LINEAR + ROBUST): (strategy.name not in LINEAR + ROBUST),
         "Set exactly one of train.local_epochs and train.local_steps, the other to null.": (
             (train.local_epochs is None) == (train.local_steps is None)

@@ -15,8 +15,8 @@ from lepton_common.durable import write_atomic
 from lepton_common.tasks.catalog import find_task
 
 _BEST_NOTE = (
-    "The best model is the round with the highest accuracy on the server's test set; chosen on "
-    "it, its figure is optimistic. Figures in tables are the last round's."
+    "The best model is the round with the best figure on the server's test set; chosen on it, "
+    "that figure is optimistic. Figures in tables are the last round's."
 )
 
 
@@ -42,7 +42,7 @@ def write_report(run: Run) -> None:
         "sites": list(run.evidence.sites.values()),
         "evidence": run.evidence,
         "about": json.loads(run.folder.about.read_text()),
-        "best": max(run.rounds, key=lambda report: report.metrics["accuracy"]),
+        "best": run.rounds[run.headline.best(run.curve)],
         "best_note": _BEST_NOTE,
         "next": next_command(run),
         "config": yaml.safe_dump(yaml.safe_load(run.folder.config.read_text()), sort_keys=False),
