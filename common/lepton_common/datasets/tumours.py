@@ -87,7 +87,7 @@ TCGA_RULE = Rule(
     {"age_at_index": 2.5, "ajcc_pathologic_t_T3": 0.8, "treatment_or_therapy_yes": -0.8}, rate=2.0
 )
 _NOTES = (
-    "Death was observed for 151 of the 1,096 published patients; of the others it is known only "
+    "Death was observed for 151 of the 1,088 patients; of the others it is known only "
     "that they lived until then. The 222 test patients give a C-index that varies by some "
     "hundredths.",
     "FLamby leaves ages in years; here they are scaled by a public range, and yes and no to 1 and "
