@@ -35,8 +35,8 @@ def _named(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Categories as adult.names lists them. Ages, gains and hours are cut off in the census itself, at
-# 90, 99,999 and 99; few gains pass 20,000 dollars, which stand here for all above.
+# Categories as adult.names lists them. The census itself cuts ages at 90 and hours at 99; gains and
+# losses are cut here at round sums, for it lets gains go up to 99,999 dollars, where it cuts them.
 ADULT = Schema(
     "adult",
     (

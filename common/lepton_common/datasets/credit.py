@@ -77,6 +77,7 @@ _GERMAN_NOTES = (
 
 _MONTHS = range(1, 7)
 _STATES = tuple(str(state) for state in range(-2, 10))
+# Codes as the authors list them; amounts are cut at round sums in new Taiwan dollars.
 CREDIT_DEFAULT = Schema(
     "credit_default",
     (
