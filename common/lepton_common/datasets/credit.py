@@ -63,8 +63,8 @@ GERMAN_RULE = Rule(
         "duration": 3.0,
         "amount": 3.0,
         "age": -3.0,
+        "checking_account=A11": 2.0,
         "checking_account=A14": -2.0,
-        "housing=A152": -1.0,
     }
 )
 _GERMAN_NOTES = (
