@@ -12,6 +12,9 @@ from pathlib import Path
 from lepton_common.durable import write_atomic
 from lepton_common.errors import ChecksumMismatch, DataMissing
 
+MADE_UP = "made-up"
+"""The root that stands for no files: a loader then generates data of the same form, small."""
+
 _TIMEOUT_S = 30.0
 
 
@@ -21,12 +24,13 @@ class Source:
 
     Attributes:
         folder: its folder under ``data.root``.
-        address: published address, ending in a slash; each file's name is appended.
+        address: published address, ending in a slash; each file's name is appended. None where
+            the files, as they are read, are published nowhere: then a folder must hold them.
         files: file name -> hexadecimal SHA-256.
     """
 
     folder: str
-    address: str
+    address: str | None
     files: Mapping[str, str]
 
     def fetch(self, root: str | None) -> dict[str, Path]:
@@ -61,6 +65,11 @@ class Source:
             )
 
     def _download(self, name: str, path: Path) -> None:
+        if self.address is None:
+            raise DataMissing(
+                f"{name} cannot be downloaded; set data.root to a folder that holds "
+                f"'{self.folder}/{name}', or to {MADE_UP} for generated data of the same form."
+            )
         try:
             # An opener of its own reads the proxies that the environment names at this moment.
             opener = urllib.request.build_opener()
