@@ -6,12 +6,16 @@ LeptonError                     exit code 1
 │   ├── UnknownName
 │   ├── AppMissing
 │   ├── AppInvalid
-│   └── TrackerMissing
+│   ├── TrackerMissing
+│   └── ConnectorMissing
 ├── DataError                   3   what it should be trained on
 │   ├── DataMissing
 │   ├── ChecksumMismatch
 │   ├── DataInvalid
-│   │   └── TableInvalid
+│   │   ├── TableInvalid
+│   │   ├── FileDamaged
+│   │   ├── SizeMismatch
+│   │   └── OneClassOnly
 │   ├── SourceUnreachable
 │   ├── EmptySite
 │   └── TooFewRecords
@@ -146,6 +150,10 @@ class TrackerMissing(SettingsError):
     """A tracker whose package is not installed."""
 
 
+class ConnectorMissing(SettingsError):
+    """A connector whose package, or whose database's driver, is not installed."""
+
+
 class DataError(LeptonError):
     """The data cannot be used."""
 
@@ -175,6 +183,18 @@ class TableInvalid(DataInvalid):
     def __init__(self, faults: list[str], counts: dict[tuple[str, str], int]) -> None:
         self.faults, self.counts = list(faults), dict(counts)
         super().__init__(" ".join(self.faults))
+
+
+class FileDamaged(DataInvalid):
+    """A file that is not of its kind, or whose end is missing."""
+
+
+class SizeMismatch(DataInvalid):
+    """Images, sounds or arrays of another size, rate or kind than the data set declares."""
+
+
+class OneClassOnly(DataInvalid):
+    """Records that are all of one class, from which nothing can be told apart."""
 
 
 class SourceUnreachable(DataError):
