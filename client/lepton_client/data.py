@@ -7,9 +7,19 @@ from weakref import ReferenceType, ref
 
 import numpy as np
 
+from lepton_client.connectors.reading import facts, read_records
+from lepton_client.connectors.sources import (
+    TableSource,
+    files_of,
+    name_faults,
+    source_faults,
+    variables_of,
+)
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.records import Dataset, Records, Rows
+from lepton_common.datasets.schemas import SCHEMAS, find_schema
 from lepton_common.errors import DataMissing
+from lepton_common.names import unknown
 from lepton_common.strict import Name, record
 
 
@@ -24,6 +34,8 @@ class SiteData:
         prepare: how it is prepared.
         unit: what the data protects as one.
         rows: file in the site's folder that lists the site's rows (``.npy``, int64); None: all.
+        source: the site's own table, which is read in the place of the catalog's records; None:
+            these.
     """
 
     id: Name
@@ -32,6 +44,39 @@ class SiteData:
     prepare: str
     unit: Name
     rows: str | None
+    source: TableSource | None = None
+
+    def faults(self, *, cut_off: bool) -> list[str]:
+        """Returns what contradicts itself, one sentence each.
+
+        Args:
+            cut_off: whether who reads the data has no network.
+        """
+        if self.source is None:
+            return []
+        faults = source_faults(self.source, cut_off=cut_off)
+        if self.dataset not in SCHEMAS:
+            faults.append(f"data.dataset: {unknown('schema', self.dataset, SCHEMAS)}")
+        else:
+            faults += name_faults(self.source, SCHEMAS[self.dataset])
+        if self.prepare != "public_ranges":
+            faults.append("data.prepare is public_ranges where the site has a source of its own.")
+        if self.rows is not None:
+            faults.append("data.rows is null where the site has a source of its own.")
+        return faults
+
+    def kept(self, folder: Path) -> list[str]:
+        """Returns what of a site's folder its data is read from, as relative paths."""
+        named = [folder / self.rows] if self.rows else []
+        named += [Path(self.root)] if self.root else []
+        named += files_of(self.source, folder) if self.source is not None else []
+        paths = [path.resolve() for path in named]
+        return [str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder)]
+
+    @property
+    def variables(self) -> list[str]:
+        """Names of the environment variables that who reads the data needs."""
+        return variables_of(self.source) if self.source is not None else []
 
 
 _MOST_HELD = 32 * 2**20  # bytes of features that a process keeps taken out of its data sets
@@ -87,14 +132,19 @@ class SiteRecords:
         Raises:
             DataError: it cannot be read.
         """
+        if self._data.source is not None:
+            return facts(find_schema(self._data.dataset))
         return load_dataset(self._data.dataset, self._data.root, self._data.prepare)
 
     def read(self) -> Records:
         """Returns the site's own records.
 
         Raises:
-            DataError: the data set cannot be read, or the list of rows does not fit it.
+            DataError: the data set cannot be read, or the list of rows does not fit it; or the
+                site's own table cannot be read, or does not fit its schema.
         """
+        if self._data.source is not None:
+            return read_records(self._data.source, find_schema(self._data.dataset), self._folder)
         train = self.dataset().train
         if self._data.rows is None:
             return train

@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 import yaml
 
 from lepton_client.approved_models import approvals_file, note_changes, read_approved
+from lepton_client.connectors.report import keep_report
 from lepton_client.data import SiteData
 from lepton_client.door import Door
 from lepton_client.ledger import Ledger
@@ -144,7 +145,11 @@ class Site:
             self.trainer.stop()
 
     def keep_trace(self, error: BaseException) -> None:
-        """Writes an error's full text to the site's own ``errors.log``, which never leaves it."""
+        """Writes an error's full text to the site's own ``errors.log``, which never leaves it.
+
+        What was wrong with its data is in ``data-report.json`` beside it, by column and rule.
+        """
+        keep_report(self.folder, error)
         with contextlib.suppress(OSError), (self.folder / ERROR_FILE).open("a") as file:
             file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
             traceback.print_exception(error, file=file)
@@ -302,6 +307,9 @@ def parse_site_file(text: str, path: Path) -> SiteFile:
     except yaml.YAMLError as error:
         raise SettingsError(f"Cannot read the site file {path}; create the site again.") from error
     file, faults = parse(SiteFile, values)
-    if file is None:
+    if file is not None:
+        cut_off = file.trainer is not None and file.trainer.isolation == "namespace"
+        faults = file.data.faults(cut_off=cut_off)
+    if file is None or faults:
         raise SettingsError([f"{path}: {fault}" for fault in faults])
     return file

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from lepton_client.approved_models import MODELS, approvals_file
+from lepton_client.connectors.report import Report
 from lepton_client.data import SiteData
 from lepton_client.isolation import bound, cut_off
 from lepton_client.model_imports import build_approved_only
@@ -30,7 +31,7 @@ from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Con
 from lepton_client.training.likeness import FINE, SMALLEST
 from lepton_common import errors
 from lepton_common.arrays import Vector
-from lepton_common.errors import LeptonError, TrainerFailed
+from lepton_common.errors import ConnectorMissing, DataError, LeptonError, TrainerFailed
 from lepton_common.messages import TrainRequest
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.secagg.ring import Integers
@@ -76,6 +77,7 @@ class TrainerProcess:
         )
         self._words = _command(rules, folder.resolve(), data)
         self._gpus = rules.gpus
+        self._variables = [*_ENVIRONMENT, *data.variables]
         self._process: subprocess.Popen[bytes] | None = None
         self._changing = threading.Lock()
 
@@ -160,7 +162,7 @@ class TrainerProcess:
             self.stop()
             raise TrainerFailed("The trainer ended; its last words stand above.") from error
         if answer.error is not None:
-            raise _error(answer.error) from RemoteError(found.tobytes().decode(errors="replace"))
+            raise _error(answer) from RemoteError(found.tobytes().decode(errors="replace"))
         if found.nbytes > most:
             self.stop()
             raise TrainerFailed("The trainer answers more than it was asked.")
@@ -172,7 +174,9 @@ class TrainerProcess:
                 _close(self._process)
                 self._process = None
             if self._process is None:
-                environment = {n: v for n in _ENVIRONMENT if (v := os.environ.get(n)) is not None}
+                environment = {
+                    n: v for n in self._variables if (v := os.environ.get(n)) is not None
+                }
                 if self._gpus is not None:
                     environment["CUDA_VISIBLE_DEVICES"] = self._gpus
                 self._process = subprocess.Popen(  # noqa: S603
@@ -201,12 +205,9 @@ def _command(rules: TrainerRules, folder: Path, data: SiteData) -> list[str]:
     words = [*rules.launcher, sys.executable, "-m", "lepton_client.trainer_process"]
     if rules.isolation == "process":
         return bound(words)
-    keep = [data.rows] if data.rows else []
+    keep = data.kept(folder)
     if approvals_file(folder).exists():  # the agent starts another trainer when that changes
         keep.append(MODELS)
-    root = Path(data.root).resolve() if data.root else None
-    if root is not None and root.is_relative_to(folder):
-        keep.append(str(root.relative_to(folder)))
     return cut_off(words, folder, keep)
 
 
@@ -217,11 +218,14 @@ def _update(found: NDArray[np.uint8], received: Vector) -> Vector:
     return update
 
 
-def _error(name: str) -> Exception:
-    """Returns an error of that name, whose text is not known here."""
-    kind: object = getattr(errors, name, None)
+def _error(answer: Answer) -> Exception:
+    """Returns an error of the name that was answered; its text is known where data is at fault."""
+    assert answer.error is not None, "the caller has asked"
+    name, kind = answer.error, getattr(errors, answer.error, None)
     if not (isinstance(kind, type) and issubclass(kind, LeptonError)):
         kind = type(name, (Exception,), {})
+    if answer.report is not None and issubclass(kind, DataError | ConnectorMissing):
+        return answer.report.error_of(kind)
     error: Exception = kind("See errors.log.")
     return error
 
@@ -246,7 +250,7 @@ def serve(inward: IO[bytes], outward: IO[bytes]) -> None:
             answer, result = _answer(trainer, call, blob.view(np.float32))
         except Exception as error:
             trace = "".join(traceback.format_exception(error))[-(1 << 19) :]
-            answer = Answer(error=type(error).__name__)
+            answer = Answer(error=type(error).__name__, report=Report.of(error))
             result = np.frombuffer(trace.encode(), np.uint8)
         send(outward, answer, result)
         del blob, result  # before the next model comes

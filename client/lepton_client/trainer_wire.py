@@ -5,6 +5,7 @@ from typing import IO, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_client.connectors.report import Report
 from lepton_client.data import SiteData
 from lepton_client.trainer import Described, Wanted
 from lepton_common.errors import TrainerFailed
@@ -69,6 +70,7 @@ class Answer:
         step: of `Conformance`.
         described: what `describe` returns.
         layout: of `Initial`.
+        report: what was wrong with the data, where that is the error.
     """
 
     error: Name | None = None
@@ -82,6 +84,7 @@ class Answer:
     step: Natural = 0
     described: Described | None = None
     layout: Digest | None = None
+    report: Report | None = None
 
 
 def send(stream: IO[bytes], header: object, blob: NDArray[np.generic] = NOTHING) -> None:

@@ -180,8 +180,11 @@ class TableInvalid(DataInvalid):
         counts: rows at fault, by column and rule; they stay at the site.
     """
 
-    def __init__(self, faults: list[str], counts: dict[tuple[str, str], int]) -> None:
-        self.faults, self.counts = list(faults), dict(counts)
+    def __init__(
+        self, faults: list[str] | str, counts: dict[tuple[str, str], int] | None = None
+    ) -> None:
+        self.faults = [faults] if isinstance(faults, str) else list(faults)
+        self.counts = dict(counts or {})
         super().__init__(" ".join(self.faults))
 
 

@@ -85,5 +85,7 @@ def _sentence(cls: type, fault: dict[str, Any]) -> str:
         return f"Unknown setting '{name}'{did_you_mean(name, field_names(cls)) or '.'}"
     if fault["type"] == "missing":
         return f"The setting '{name}' is missing."
+    if isinstance(fault["input"], dict):  # a section holds other settings, which are not at fault
+        return f"{name}: {fault['msg']}."
     problem = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     return f"{name}={fault['input']!r}: {problem}."

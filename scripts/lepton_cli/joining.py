@@ -1,5 +1,6 @@
 """Makes the folder of a new identity: its keys, which never leave it, and a request to join."""
 
+import json
 from collections.abc import Mapping
 from datetime import date
 from importlib import resources
@@ -11,6 +12,8 @@ from jinja2 import Environment, PackageLoader
 
 from lepton_cli.keys import KeyPlace
 from lepton_client.agent import NODE_KEY_FILE
+from lepton_client.connectors.reading import read_records
+from lepton_client.connectors.sources import TableSource
 from lepton_client.data import SiteData
 from lepton_client.proposals import STUDIES
 from lepton_client.site import (
@@ -23,6 +26,7 @@ from lepton_client.site import (
 )
 from lepton_client.succession import carry_over, read_old
 from lepton_common.datasets.catalog import load_dataset
+from lepton_common.datasets.schemas import find_schema
 from lepton_common.durable import write_atomic
 from lepton_common.errors import DataMissing, JoinInvalid, RosterInvalid, SettingsError
 from lepton_common.identity.certificates import make_authority
@@ -38,7 +42,7 @@ from lepton_common.identity.roster import (
 )
 from lepton_common.identity.study import read_studies, take_study
 from lepton_common.privacy.plan import public_size_class
-from lepton_common.strict import Digest, parse
+from lepton_common.strict import Digest, parse, to_json
 
 JOIN_FILE = "join.json"
 _PREPARE = "public_ranges"
@@ -51,6 +55,7 @@ def make_site(
     data_id: str,
     dataset: str,
     root: str | None,
+    source: TableSource | None = None,
     public_size: int | None,
     place: KeyPlace,
 ) -> Path:
@@ -62,6 +67,7 @@ def make_site(
         data_id: the operator's name for the data.
         dataset: a name in the catalog.
         root: folder that holds it; None for the user's cache.
+        source: the site's own table, in the place of the catalog's records.
         public_size: number of privacy units to make public, as a size class; None: the true one.
         place: where its signing key is made.
 
@@ -71,11 +77,18 @@ def make_site(
         JoinInvalid: the folder is not empty.
         KeyUnreadable: a token does not make the key.
     """
-    found = load_dataset(dataset, root, _PREPARE)
-    size = public_size_class(public_size or found.train.unit_count)
+    if source is None:
+        found = load_dataset(dataset, root, _PREPARE)
+        unit, units = found.unit, found.train.unit_count
+    else:
+        schema = find_schema(dataset)
+        unit = schema.unit
+        units = public_size or read_records(source, schema, folder.resolve()).unit_count
+    size = public_size_class(public_size or units)
     data = SiteData(
-        id=data_id, dataset=dataset, root=root, prepare=_PREPARE, unit=found.unit, rows=None
-    )
+        id=data_id, dataset=dataset, root=root, prepare=_PREPARE, unit=unit, rows=None,
+        source=source,
+    )  # fmt: skip
     text = _site_file(name, size, data)
     parse_site_file(text, folder / SITE_FILE)
     path = _make_keys(folder, name, place)
@@ -226,7 +239,11 @@ def _site_file(name: str, public_size: int, data: SiteData) -> str:
     # Not HTML: what the operator gave is quoted as YAML by the template.
     templates = Environment(loader=PackageLoader("lepton_cli"), autoescape=False)  # noqa: S701
     return templates.get_template("site.yaml.j2").render(
-        name=name, public_size=public_size, data=data, policy=strict.rstrip()
+        name=name,
+        public_size=public_size,
+        data=data,
+        source=json.loads(to_json(data.source)) if data.source is not None else None,
+        policy=strict.rstrip(),
     )
 
 

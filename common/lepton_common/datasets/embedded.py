@@ -11,7 +11,7 @@ from lepton_common.datasets.records import Dataset, Records, marks_of
 from lepton_common.datasets.scattering import scattering_features
 
 # Public ranges of the 30 measurements, from the description that ships with the data set.
-_CANCER_RANGES = """
+CANCER_RANGES = """
 6.981 28.11   9.71 39.28    43.79 188.5   143.5 2501.0  0.053 0.163   0.019 0.345
 0.0 0.427     0.0 0.201     0.106 0.304   0.05 0.097    0.112 2.873   0.36 4.885
 0.757 21.98   6.802 542.2   0.002 0.031   0.002 0.135   0.0 0.396     0.0 0.053
@@ -37,7 +37,7 @@ def breast_cancer(root: str | None, prepare: str) -> Dataset:
     del root
     check_offered("breast_cancer", prepare, {"public_ranges"})
     data = bundled.load_breast_cancer()
-    low, high = np.array(_CANCER_RANGES.split(), dtype=np.float64).reshape(30, 2).T
+    low, high = np.array(CANCER_RANGES.split(), dtype=np.float64).reshape(30, 2).T
     scaled = np.clip(2.0 * (data.data - low) / (high - low) - 1.0, -1.0, 1.0).astype(np.float32)
     return _split("breast_cancer", scaled, data.target, classes=2)
 

@@ -35,6 +35,10 @@ def site_init(
         str | None, typer.Option("--data-id", help="Your own name for the data; as --dataset.")
     ] = None,
     root: Annotated[Path | None, typer.Option("--root", help="Folder that holds the data.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--source", help="YAML file that says where your own table is: docs/data.md."),
+    ] = None,
     public_size: Annotated[
         int | None,
         typer.Option("--public-size", help="Size to make public, rounded down to a power of two."),
@@ -49,6 +53,7 @@ def site_init(
     """
     from lepton_cli.joining import make_site
     from lepton_cli.keys import key_place
+    from lepton_client.connectors.sources import read_source
 
     path = make_site(
         folder,
@@ -56,6 +61,7 @@ def site_init(
         data_id=data_id or dataset,
         dataset=dataset,
         root=str(root.resolve()) if root else None,
+        source=read_source(source) if source else None,
         public_size=public_size,
         place=key_place(passphrase_file, token, module),
     )

@@ -7,9 +7,10 @@ from typing import Literal
 
 from lepton_cli.desk import network
 from lepton_cli.desk.folder import Desk, trainer_of
+from lepton_client.connectors.report import keep_report
 from lepton_client.site import KEY_FILE
 from lepton_client.trainer import Described
-from lepton_common.errors import RosterInvalid
+from lepton_common.errors import ConnectorMissing, DataError, RosterInvalid
 from lepton_common.identity.certificates import Leaf, issue_leaf
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator
@@ -72,8 +73,12 @@ class Examined:
     @cached_property
     def described(self) -> Described:
         """What the trainer finds."""
-        with trainer_of(self.desk) as trainer:
-            return trainer.describe()
+        try:
+            with trainer_of(self.desk) as trainer:
+                return trainer.describe()
+        except (DataError, ConnectorMissing) as error:
+            keep_report(self.desk.folder, error)
+            raise
 
     @cached_property
     def answer(self) -> network.Answer:

@@ -22,6 +22,7 @@ from lepton_cli.desk.requests import Asked
 from lepton_cli.desk.stand_in import Watched, roster_with, stand_ins
 from lepton_client.app import app
 from lepton_client.approved_models import approvals_file
+from lepton_client.connectors.report import REPORT_FILE
 from lepton_client.people import people_secret
 from lepton_client.proposals import FOLDER, STUDIES
 from lepton_client.site import (
@@ -88,6 +89,8 @@ def rehearse(desk: Desk, found: Asked, passphrase: str | None = None) -> Rehears
             try:
                 return _one_round(found.run, found.text, found.settings, site, watched, place)
             except LeptonError as error:
+                if (site.folder / REPORT_FILE).exists():
+                    shutil.copy(site.folder / REPORT_FILE, desk.folder)
                 raise _named(error, site) from None
 
 
