@@ -1,6 +1,7 @@
 """A site's own images, texts, sounds or arrays as records of the form a data set declares."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,27 @@ from lepton_client.connectors.file_sources import (
     WavSource,
 )
 from lepton_client.connectors.texts import read_labelled, read_passages
+from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.records import Dataset, Records, check
 from lepton_common.datasets.shakespeare import windows
+from lepton_common.datasets.source import MADE_UP
 from lepton_common.datasets.tables import unit_number
 from lepton_common.datasets.tokens import word_tokens
 from lepton_common.errors import DataInvalid, EmptySite, SettingsError, SizeMismatch
 
 _Read = Callable[[Path], tuple[NDArray[np.float32], str | None]]
+
+
+def declared(name: str) -> Dataset:
+    """Returns what is public of a data set, as its made-up form has it; no record is in it.
+
+    Raises:
+        UnknownName: no such data set.
+        DataMissing: it has no made-up form.
+    """
+    dataset = load_dataset(name, MADE_UP, "public_ranges")
+    nothing = np.empty(0, np.int64)
+    return replace(dataset, train=dataset.train.take(nothing), test=dataset.test.take(nothing))
 
 
 def read_files(source: FileSource, dataset: Dataset, folder: Path) -> Records:

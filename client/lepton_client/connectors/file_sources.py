@@ -110,6 +110,8 @@ class ArraySource:
 FileSource = Annotated[
     ImageSource | WavSource | DicomSource | TextSource | ArraySource, Field(discriminator="kind")
 ]
+FILES = (ImageSource, WavSource, DicomSource, TextSource, ArraySource)
+"""The same, to ask for with `isinstance`."""
 
 
 def paths_of(source: FileSource, folder: Path) -> list[Path]:
