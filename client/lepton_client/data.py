@@ -3,10 +3,14 @@
 import threading
 from collections import OrderedDict
 from pathlib import Path
+from typing import Annotated
 from weakref import ReferenceType, ref
 
 import numpy as np
+from pydantic import Field
 
+from lepton_client.connectors.file_records import declared, read_files
+from lepton_client.connectors.file_sources import FILES, FileSource, paths_of
 from lepton_client.connectors.reading import facts, read_records
 from lepton_client.connectors.sources import (
     TableSource,
@@ -15,7 +19,7 @@ from lepton_client.connectors.sources import (
     source_faults,
     variables_of,
 )
-from lepton_common.datasets.catalog import load_dataset
+from lepton_common.datasets.catalog import DATASETS, load_dataset
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.datasets.schemas import SCHEMAS, find_schema
 from lepton_common.errors import DataMissing
@@ -34,8 +38,8 @@ class SiteData:
         prepare: how it is prepared.
         unit: what the data protects as one.
         rows: file in the site's folder that lists the site's rows (``.npy``, int64); None: all.
-        source: the site's own table, which is read in the place of the catalog's records; None:
-            these.
+        source: the site's own table or files, which are read in the place of the catalog's
+            records; None: these.
     """
 
     id: Name
@@ -44,7 +48,7 @@ class SiteData:
     prepare: str
     unit: Name
     rows: str | None
-    source: TableSource | None = None
+    source: Annotated[TableSource | FileSource, Field(discriminator="kind")] | None = None
 
     def faults(self, *, cut_off: bool) -> list[str]:
         """Returns what contradicts itself, one sentence each.
@@ -54,11 +58,17 @@ class SiteData:
         """
         if self.source is None:
             return []
-        faults = source_faults(self.source, cut_off=cut_off)
-        if self.dataset not in SCHEMAS:
-            faults.append(f"data.dataset: {unknown('schema', self.dataset, SCHEMAS)}")
+        if isinstance(self.source, FILES):
+            named = self.dataset in DATASETS
+            faults = (
+                [] if named else [f"data.dataset: {unknown('data set', self.dataset, DATASETS)}"]
+            )
         else:
-            faults += name_faults(self.source, SCHEMAS[self.dataset])
+            faults = source_faults(self.source, cut_off=cut_off)
+            if self.dataset not in SCHEMAS:
+                faults.append(f"data.dataset: {unknown('schema', self.dataset, SCHEMAS)}")
+            else:
+                faults += name_faults(self.source, SCHEMAS[self.dataset])
         if self.prepare != "public_ranges":
             faults.append("data.prepare is public_ranges where the site has a source of its own.")
         if self.rows is not None:
@@ -69,14 +79,19 @@ class SiteData:
         """Returns what of a site's folder its data is read from, as relative paths."""
         named = [folder / self.rows] if self.rows else []
         named += [Path(self.root)] if self.root else []
-        named += files_of(self.source, folder) if self.source is not None else []
+        if isinstance(self.source, FILES):
+            named += paths_of(self.source, folder)
+        elif self.source is not None:
+            named += files_of(self.source, folder)
         paths = [path.resolve() for path in named]
         return [str(path.relative_to(folder)) for path in paths if path.is_relative_to(folder)]
 
     @property
     def variables(self) -> list[str]:
         """Names of the environment variables that who reads the data needs."""
-        return variables_of(self.source) if self.source is not None else []
+        if self.source is None or isinstance(self.source, FILES):
+            return []
+        return variables_of(self.source)
 
 
 _MOST_HELD = 32 * 2**20  # bytes of features that a process keeps taken out of its data sets
@@ -132,6 +147,8 @@ class SiteRecords:
         Raises:
             DataError: it cannot be read.
         """
+        if isinstance(self._data.source, FILES):
+            return declared(self._data.dataset)
         if self._data.source is not None:
             return facts(find_schema(self._data.dataset))
         return load_dataset(self._data.dataset, self._data.root, self._data.prepare)
@@ -143,6 +160,8 @@ class SiteRecords:
             DataError: the data set cannot be read, or the list of rows does not fit it; or the
                 site's own table cannot be read, or does not fit its schema.
         """
+        if isinstance(self._data.source, FILES):
+            return read_files(self._data.source, self.dataset(), self._folder)
         if self._data.source is not None:
             return read_records(self._data.source, find_schema(self._data.dataset), self._folder)
         train = self.dataset().train

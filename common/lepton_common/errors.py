@@ -12,7 +12,10 @@ LeptonError                     exit code 1
 │   ├── DataMissing
 │   ├── ChecksumMismatch
 │   ├── DataInvalid
-│   │   └── TableInvalid
+│   │   ├── TableInvalid
+│   │   ├── FileDamaged
+│   │   ├── SizeMismatch
+│   │   └── OneClassOnly
 │   ├── SourceUnreachable
 │   ├── EmptySite
 │   └── TooFewRecords
@@ -184,6 +187,18 @@ class TableInvalid(DataInvalid):
         self.faults = [faults] if isinstance(faults, str) else list(faults)
         self.counts = dict(counts or {})
         super().__init__(" ".join(self.faults))
+
+
+class FileDamaged(DataInvalid):
+    """A file that is not of its kind, or whose end is missing."""
+
+
+class SizeMismatch(DataInvalid):
+    """Images, sounds or arrays of another size, rate or kind than the data set declares."""
+
+
+class OneClassOnly(DataInvalid):
+    """Records that are all of one class, from which nothing can be told apart."""
 
 
 class SourceUnreachable(DataError):

@@ -128,7 +128,7 @@ def read_cifar_binary(archive: Path, prepare: str) -> tuple[Records, Records]:
             "batch of 3,073-byte records); fetch it again."
         ) from error
     first, last = (
-        _records(part[:, 1:].reshape(-1, 3, 32, 32), part[:, 0], prepare) for part in rows
+        byte_images(part[:, 1:].reshape(-1, 3, 32, 32), part[:, 0], prepare) for part in rows
     )
     return first, last
 
@@ -137,7 +137,7 @@ def _idx_dataset(name: str, source: Source, root: str | None, prepare: str) -> D
     check_offered(name, prepare, PER_RECORD)
     paths = source.fetch(root)
     train, test = (
-        _records(
+        byte_images(
             read_idx(paths[f"{part}-images-idx3-ubyte.gz"])[:, None],
             read_idx(paths[f"{part}-labels-idx1-ubyte.gz"]),
             prepare,
@@ -151,7 +151,8 @@ def _shape(records: Records) -> tuple[int, ...]:
     return tuple(records.features.shape[1:])
 
 
-def _records(images: NDArray[np.uint8], labels: NDArray[np.uint8], prepare: str) -> Records:
+def byte_images(images: NDArray[np.uint8], labels: NDArray[np.uint8], prepare: str) -> Records:
+    """Returns records of images, [n, channels, height, width], scaled to -1 to 1 or scattered."""
     if prepare == "scattering":
         features = scattering_features(images.astype(np.float32) / np.float32(255))
     else:

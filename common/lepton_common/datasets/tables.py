@@ -101,11 +101,12 @@ def unit_numbers(frame: "pl.DataFrame", schema: Schema) -> Rows | None:
     if not schema.unit_id:
         return None
     ids = texts(without_blanks(frame[schema.unit_id])).fill_null("").to_list()
-    known = {one: _number(one) for one in set(ids)}
+    known = {one: unit_number(one) for one in set(ids)}
     return np.array([known[one] for one in ids], dtype=np.int64)
 
 
-def _number(text: str) -> int:
+def unit_number(text: str) -> int:
+    """Returns the number of a privacy unit's id, the same in whatever the id is written."""
     digest = hashlib.blake2b(text.encode(), digest_size=8, person=b"lepton unit id").digest()
     return int.from_bytes(digest, signed=True)
 
