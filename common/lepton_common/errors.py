@@ -11,6 +11,8 @@ LeptonError                     exit code 1
 │   ├── DataMissing
 │   ├── ChecksumMismatch
 │   ├── DataInvalid
+│   │   └── TableInvalid
+│   ├── SourceUnreachable
 │   ├── EmptySite
 │   └── TooFewRecords
 ├── PrivacyError                4   what a site will not do
@@ -160,6 +162,23 @@ class ChecksumMismatch(DataError):
 
 class DataInvalid(DataError):
     """Data of the wrong form: not finite, wrong shape, labels out of range."""
+
+
+class TableInvalid(DataInvalid):
+    """A table that does not fit its schema.
+
+    Attributes:
+        faults: every fault found, one sentence each; no value, row or number of rows.
+        counts: rows at fault, by column and rule; they stay at the site.
+    """
+
+    def __init__(self, faults: list[str], counts: dict[tuple[str, str], int]) -> None:
+        self.faults, self.counts = list(faults), dict(counts)
+        super().__init__(" ".join(self.faults))
+
+
+class SourceUnreachable(DataError):
+    """A database or table that a site's data should come from cannot be read."""
 
 
 class EmptySite(DataError):

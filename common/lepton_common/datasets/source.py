@@ -12,6 +12,9 @@ from pathlib import Path
 from lepton_common.durable import write_atomic
 from lepton_common.errors import ChecksumMismatch, DataMissing
 
+MADE_UP = "made-up"
+"""The root that stands for no files: a loader then generates data of the same form, small."""
+
 _TIMEOUT_S = 30.0
 
 
