@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,15 +23,20 @@ _STYPE = "lepton.vector.f32le"
 
 @dataclass(frozen=True)
 class Layout:
-    """Names and shapes of a model's parameters, in order.
+    """Names and shapes of a model's trained parameters, in order.
+
+    Parameters that are not trained (``requires_grad=False``) do not travel: each side has its own,
+    and the digest of the layout says whether they are the same.
 
     Attributes:
         names: parameter names as in ``named_parameters``.
         shapes: their shapes.
+        frozen: hexadecimal SHA-256 of what is not trained; empty where all is.
     """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
+    frozen: str = ""
 
     @classmethod
     def of(cls, module: "nn.Module") -> "Layout":
@@ -46,10 +51,13 @@ class Layout:
                 f"The model holds buffers ({', '.join(buffers[:3])}), which would leave the site "
                 "unclipped; use a normalisation without running statistics, such as GroupNorm."
             )
-        parameters = list(module.named_parameters())
+        named = list(module.named_parameters())
+        parameters = [(name, values) for name, values in named if values.requires_grad]
+        frozen = {name: values for name, values in named if not values.requires_grad}
         return cls(
             tuple(name for name, _ in parameters),
             tuple(tuple(parameter.shape) for _, parameter in parameters),
+            _digest_of_values(frozen) if frozen else "",
         )
 
     @property
@@ -64,8 +72,9 @@ class Layout:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal SHA-256 of names and shapes."""
-        return hashlib.sha256(json.dumps([self.names, self.shapes]).encode()).hexdigest()
+        """Hexadecimal SHA-256 of names and shapes, and of what is not trained."""
+        said = [self.names, self.shapes, *([self.frozen] if self.frozen else [])]
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
     def split(self, vector: Vector) -> dict[str, Vector]:
         """Returns the parameters by name, as views into ``vector``."""
@@ -80,6 +89,11 @@ class Layout:
         return np.concatenate([np.asarray(array, np.float32).ravel() for array in arrays])
 
 
+def trained(module: "nn.Module") -> "list[nn.Parameter]":
+    """Returns the parameters that training changes, in order; the others stay where they are."""
+    return [parameter for parameter in module.parameters() if parameter.requires_grad]
+
+
 def image_order(module: "nn.Module") -> "nn.Module":
     """Puts convolution weights into channels-last order, which trains up to twice as fast."""
     import torch
@@ -91,37 +105,37 @@ def image_order(module: "nn.Module") -> "nn.Module":
 
 
 def read_parameters(module: "nn.Module") -> "torch.Tensor":
-    """Returns a copy of all parameters as one tensor on their device, shape [d]."""
+    """Returns a copy of all trained parameters as one tensor on their device, shape [d]."""
     import torch
 
-    return torch.cat([parameter.detach().reshape(-1) for parameter in module.parameters()])
+    return torch.cat([parameter.detach().reshape(-1) for parameter in trained(module)])
 
 
 def write_parameters(module: "nn.Module", vector: "torch.Tensor") -> None:
-    """Copies ``vector``, shape [d], into the parameters; their memory format is kept."""
+    """Copies ``vector``, shape [d], into the trained parameters; their memory format is kept."""
     import torch
 
     start = 0
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in trained(module):
             stop = start + parameter.numel()
             parameter.copy_(vector[start:stop].view(parameter.shape))
             start = stop
 
 
 def lend_parameters(module: "nn.Module", layout: Layout, vector: "torch.Tensor") -> None:
-    """Makes the parameters views of ``vector``, shape [d]; only those of images are copied."""
+    """Makes the trained parameters views of ``vector``, shape [d]; images' are copied."""
     import torch
 
     pieces = torch.split(vector, layout.sizes)
-    for parameter, piece, shape in zip(module.parameters(), pieces, layout.shapes, strict=True):
+    for parameter, piece, shape in zip(trained(module), pieces, layout.shapes, strict=True):
         parameter.data = piece.view(shape)
     image_order(module)
 
 
 def take_back_parameters(module: "nn.Module") -> None:
-    """Leaves the parameters of a module without memory, and without values, until others come."""
-    for parameter in module.parameters():
+    """Leaves the trained parameters of a module without memory or values, until others come."""
+    for parameter in trained(module):
         parameter.data = parameter.data.new_empty(0)
 
 
@@ -145,6 +159,15 @@ def unpack(array: Array, size: int) -> Vector:
             f"{tuple(array.shape)}. Are both sides on the same version and model?"
         )
     return np.frombuffer(array.data, dtype="<f4")
+
+
+def _digest_of_values(parameters: "Mapping[str, nn.Parameter]") -> str:
+    digest = hashlib.sha256()
+    for name, values in parameters.items():
+        digest.update(json.dumps([name, list(values.shape)]).encode())
+        plain = values.detach().float().cpu().contiguous().numpy()
+        digest.update(np.ascontiguousarray(plain, "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def digest_of(data: bytes | memoryview) -> str:

@@ -23,6 +23,7 @@ from lepton_client.training import alignment, recurrent
 from lepton_client.training.layer_calls import RULES, Call, Rule, opaque_call
 from lepton_client.training.layer_norms import Form, precision_on
 from lepton_client.training.unit_norms import weigh
+from lepton_common.arrays import trained
 from lepton_common.errors import BuffersNotAllowed
 
 Losses = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -34,15 +35,16 @@ class ClippedGradients:
     """Hooks on a model's layers, from `__enter__` until `__exit__`, whatever happens between.
 
     Records are the first dimension of every layer's input and output, except in recurrent and
-    attention layers that were built with records second. Layers are those with parameters:
-    linear, convolution, embedding, recurrent and normalisation layers have rules; any other,
-    together with its children, is asked for its own vector-Jacobian product record by record.
+    attention layers that were built with records second. Layers are those with trained
+    parameters: linear, convolution, embedding, recurrent and normalisation layers have rules; any
+    other, together with its children, is asked for its own vector-Jacobian product record by
+    record.
     A layer may be called several times and parameters may be shared between layers.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._parameters = list(module.parameters())
+        self._parameters = trained(module)
         self._handles: list[RemovableHandle] = []
         self._unrolled: list[nn.Module] = []
         self._aligned: list[nn.Module] = []
@@ -95,7 +97,7 @@ class ClippedGradients:
             mask: bool, shape [rows]; False for rows that only fill the batch up.
 
         Returns:
-            In the order of ``module.parameters()``, shape [d], float64 where the device has it.
+            In the order of the trained parameters, shape [d], float64 where the device has it.
 
         Raises:
             ValueError: an argument or a layer does not keep records apart as described above.
@@ -149,6 +151,8 @@ class ClippedGradients:
             if recurrent.can_unroll(layer):
                 vars(layer)["forward"] = recurrent.unrolled(layer, name, self._record)
                 self._unrolled.append(layer)
+                continue
+            if not trained(layer):
                 continue
             hook = self._hook(name, _rule_of(layer))
             self._handles.append(layer.register_forward_hook(hook, prepend=True, with_kwargs=True))

@@ -29,6 +29,7 @@ from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.resident import ResidentModel
 from lepton_client.training.written_out import EachAlone, WrittenOut
 from lepton_common.errors import BuffersNotAllowed, GradientsUnavailable, PrecisionUnavailable
+from lepton_common.models.tokens import spread
 from lepton_common.tasks.catalog import Task
 
 _LOG = logging.getLogger("lepton.trainer")
@@ -150,7 +151,8 @@ def _check_apart(model: ResidentModel, input_shape: tuple[int, ...]) -> None:
     Layers are known; what a model from a package does between them is not.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    features = torch.randn(_RECORDS, *input_shape, generator=generator).to(model.device)
+    features = torch.randn(_RECORDS, *input_shape, generator=generator)
+    features = spread(model.module, features).to(model.device)
     with _without_chance(model.module):
         together = model.module(features)
         # Beside itself: some layers take no batch of one.
@@ -169,7 +171,7 @@ def _check_undisturbed(model: ResidentModel, input_shape: tuple[int, ...], rows:
     """
     generator = torch.Generator().manual_seed(_SEED)
     records = torch.rand(rows, *input_shape, generator=generator)
-    records = records.to(next(model.module.parameters()))
+    records = spread(model.module, records).to(next(model.module.parameters()))
     wild = torch.rand(rows, generator=generator).to(records.device) < 0.5
     with own_weights(model.module):
         ordinary_weights(model.module)
@@ -203,7 +205,8 @@ def _compare(
     Whatever fails here fails of made-up records, so that the site's log may tell it.
     """
     generator = torch.Generator().manual_seed(_SEED)
-    features = torch.randn(_RECORDS, *input_shape, generator=generator).to(model.device)
+    features = torch.randn(_RECORDS, *input_shape, generator=generator)
+    features = spread(model.module, features).to(model.device)
     labels = torch.randint(0, classes, (_RECORDS,), generator=generator).to(model.device)
     unit_of_row = torch.arange(_RECORDS, device=model.device) // 2
 

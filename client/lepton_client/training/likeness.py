@@ -17,6 +17,7 @@ from torch import nn
 from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.resident import ResidentModel
+from lepton_common.models.tokens import spread
 from lepton_common.tasks.catalog import Task
 
 Kind = type[ClippedGradients] | type[OpacusGradients]
@@ -62,7 +63,7 @@ def _alike(
 ) -> bool:
     generator = torch.Generator().manual_seed(seed)
     record = 0.5 + torch.rand(1, *input_shape, generator=generator)
-    record = record.to(model.device, model.dtype)
+    record = spread(model.module, record).to(model.device, model.dtype)
     _cancelling_weights(model.module, record, seed)
     seen: dict[str, torch.Tensor] = {}
     with kind(model.module) as engine:

@@ -17,6 +17,7 @@ from lepton_client.training import alignment
 from lepton_client.training.bookkeeping import Losses
 from lepton_client.training.layer_norms import precision_on
 from lepton_client.training.written_out import WrittenOut
+from lepton_common.arrays import trained
 
 # Opacus registers its hooks on modules whose input needs no gradient, as a first layer's.
 warnings.filterwarnings("ignore", "Full backward hook is firing", UserWarning)
@@ -68,7 +69,7 @@ class OpacusGradients(WrittenOut):
         """Returns each record's gradient of its own loss, shape [rows, d]."""
         torch.autograd.backward(losses(self._hooked(features), labels).sum())
         pieces: list[torch.Tensor] = []
-        for parameter in self._module.parameters():
+        for parameter in trained(self._module):
             # Opacus leaves per-record gradients as an attribute, and adds to them if they stay.
             per_record: torch.Tensor = vars(parameter)["grad_sample"]
             pieces.append(per_record.flatten(1))

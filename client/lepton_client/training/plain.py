@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from lepton_client.training.resident import ResidentModel, new_optimizer
-from lepton_common.arrays import Vector
+from lepton_common.arrays import Vector, trained
 from lepton_common.datasets.records import Records
 from lepton_common.messages import Recipe
 from lepton_common.tasks.catalog import Task
@@ -45,7 +45,7 @@ def pull_towards(start: torch.Tensor, model: ResidentModel, strength: float) -> 
     """Adds FedProx' term (Li et al. 2020), strength * (w - w_received), to the gradients."""
     offset = 0
     with torch.no_grad():
-        for parameter in model.module.parameters():
+        for parameter in trained(model.module):
             stop = offset + parameter.numel()
             reference = start[offset:stop].view(parameter.shape)
             if parameter.grad is not None:

@@ -20,7 +20,7 @@ from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.plain import pull_towards
 from lepton_client.training.resident import ResidentModel, new_optimizer
 from lepton_client.training.views import Views
-from lepton_common.arrays import Vector
+from lepton_common.arrays import Vector, trained
 from lepton_common.datasets.records import Records, Rows
 from lepton_common.errors import UpdateInvalid
 from lepton_common.messages import Recipe
@@ -270,7 +270,7 @@ def _chunks(units: list[Rows], batch_size: int) -> Iterator[tuple[Rows, Rows, in
 
 def _assign(model: ResidentModel, gradient: torch.Tensor) -> None:
     offset = 0
-    for parameter in model.module.parameters():
+    for parameter in trained(model.module):
         stop = offset + parameter.numel()
         # To its dtype first: not every device has the other.
         piece = gradient[offset:stop].to(parameter.dtype).to(parameter.device)

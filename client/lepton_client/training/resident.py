@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lepton_common.arrays import Layout, Vector, image_order, write_parameters
+from lepton_common.arrays import Layout, Vector, image_order, trained, write_parameters
 from lepton_common.errors import UpdateInvalid
 from lepton_common.messages import Recipe
 from lepton_common.models.catalog import build_model
@@ -20,7 +20,7 @@ class ResidentModel:
 
     Attributes:
         module: the model, on `device`.
-        layout: names and shapes of its parameters.
+        layout: names and shapes of its trained parameters.
         device: where it lives.
         conformance: of its private gradients, once they were compared.
         proven: under which engine, with how many threads and at which heights of a batch every row
@@ -57,7 +57,7 @@ class ResidentModel:
             UpdateInvalid: training diverged to values that are not finite.
         """
         update = torch.empty_like(start)
-        pieces = zip(self.module.parameters(), torch.split(start, self.layout.sizes),
+        pieces = zip(trained(self.module), torch.split(start, self.layout.sizes),
                      torch.split(update, self.layout.sizes), strict=True)  # fmt: skip
         with torch.no_grad():
             for parameter, before, piece in pieces:
@@ -124,10 +124,8 @@ def _keep_image_order(module: nn.Module) -> None:
 
 
 def new_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Returns a fresh optimiser over a model's parameters."""
+    """Returns a fresh optimiser over a model's trained parameters."""
     rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(module.parameters(), lr=rate, weight_decay=decay)
-    return torch.optim.SGD(
-        module.parameters(), lr=rate, momentum=recipe.momentum, weight_decay=decay
-    )
+        return torch.optim.Adam(trained(module), lr=rate, weight_decay=decay)
+    return torch.optim.SGD(trained(module), lr=rate, momentum=recipe.momentum, weight_decay=decay)

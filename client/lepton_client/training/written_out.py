@@ -8,6 +8,7 @@ from torch import nn
 
 from lepton_client.training.bookkeeping import Losses
 from lepton_client.training.layer_norms import precision_on
+from lepton_common.arrays import trained
 
 _ROWS_AT_ONCE = 32
 
@@ -79,7 +80,7 @@ class EachAlone(WrittenOut):
     def _record_gradients(
         self, losses: Losses, features: torch.Tensor, labels: torch.Tensor
     ) -> torch.Tensor:
-        parameters = list(self._module.parameters())
+        parameters = trained(self._module)
         each = []
         for row in range(len(features)):
             loss = losses(self._module(features[row : row + 1]), labels[row : row + 1]).sum()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lepton_common.errors import SettingsError
 from lepton_common.models import packaged
+from lepton_common.models.fitting import misfit
 from lepton_common.models.layers import PREFIX, build_layers, fault_in
 from lepton_common.names import look_up, unknown
 
@@ -32,6 +33,17 @@ MODELS: dict[str, Builder] = {
     "cnn": _of("cnn", "cnn"),
     "cnn_small": _of("cnn", "cnn_small"),
     "cnn_reference": _of("cnn", "cnn_reference"),
+    "resnet": _of("resnet", "resnet"),
+    "lstm": _of("recurrent", "lstm"),
+    "gru": _of("recurrent", "gru"),
+    "char_lstm": _of("recurrent", "char_lstm"),
+    "char_gru": _of("recurrent", "char_gru"),
+    "cnn1d": _of("series", "cnn1d"),
+    "cnn_rnn": _of("series", "cnn_rnn"),
+    "transformer": _of("transformer", "transformer"),
+    "transformer_lora": _of("transformer", "transformer_lora"),
+    "autoencoder": _of("autoencoder", "autoencoder"),
+    "audio_cnn": _of("audio", "audio_cnn"),
 }
 
 
@@ -61,12 +73,12 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
         name: a name in the catalog, a list of layers (see `layers`), or a model of a package (see
             `packaged`).
         input_shape: shape of one record, channels first for images.
-        outputs: number of logits.
+        outputs: what the task asks of the model: logits, or numbers.
 
     Raises:
         UnknownName: no such model.
-        SettingsError: a network for images was named for records that are none, or the layers
-            do not fit, or the model of a package is none or not here.
+        SettingsError: the model is for other records than these, or the layers do not fit, or
+            the model of a package is none or not here.
     """
     from lepton_common.models.replacements import replace_batch_norms
 
@@ -75,11 +87,8 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
     if name.startswith(packaged.PREFIX):
         return replace_batch_norms(_built(name, input_shape, outputs))
     build = look_up(MODELS, name, "model")
-    if name.startswith("cnn") and (len(input_shape) != 3 or min(input_shape[1:]) < 8):
-        raise SettingsError(
-            f"model={name} needs images of at least 8x8, not records of shape {input_shape}; "
-            "choose model=mlp or model=logistic."
-        )
+    if fault := misfit(name, input_shape):
+        raise SettingsError(fault)
     return replace_batch_norms(build(input_shape, outputs))
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from lepton_cli.bench import Row
 from lepton_client.training.bookkeeping import ClippedGradients, most_rows
+from lepton_common.models.catalog import build_model
 from lepton_common.pages import keep_freed_memory
 from lepton_common.privacy.noise import SecretRandom
 
@@ -48,25 +49,6 @@ def rows(quick: bool, with_peers: bool) -> Iterator[Row]:
         for mode in ("ours", "hooks"):
             extra = max(0.0, growth[mode] - growth["plain"])
             yield Row(f"{name}_{batches[-1]}_extra_memory_{mode}", extra, "MB")
-
-
-class _Block(nn.Module):
-    """Two convolutions with group normalisation, and a way around them."""
-
-    def __init__(self, width_in: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False),
-            nn.GroupNorm(8, width),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1, bias=False),
-            nn.GroupNorm(8, width),
-        )
-        around = nn.Conv2d(width_in, width, 1, stride=stride, bias=False)
-        self.around = nn.Identity() if (width_in, stride) == (width, 1) else around
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return functional.relu(self.body(images) + self.around(images))
 
 
 class _Sequence(nn.Module):
@@ -105,15 +87,7 @@ def _model(name: str, opacus: bool) -> nn.Module:
             nn.Linear(58, 10),
         )
     if name == "resnet":
-        return nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1, bias=False),
-            nn.GroupNorm(8, 16),
-            nn.ReLU(),
-            *(_Block(a, b, s) for a, b, s in ((16, 16, 1), (16, 32, 2), (32, 64, 2))),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(64, 10),
-        )
+        return build_model("resnet", _SHAPES["resnet"], 10)
     if opacus:
         from opacus.layers import DPLSTM
 
