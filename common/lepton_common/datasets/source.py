@@ -24,12 +24,13 @@ class Source:
 
     Attributes:
         folder: its folder under ``data.root``.
-        address: published address, ending in a slash; each file's name is appended.
+        address: published address, ending in a slash; each file's name is appended. None where
+            the files, as they are read, are published nowhere: then a folder must hold them.
         files: file name -> hexadecimal SHA-256.
     """
 
     folder: str
-    address: str
+    address: str | None
     files: Mapping[str, str]
 
     def fetch(self, root: str | None) -> dict[str, Path]:
@@ -64,6 +65,11 @@ class Source:
             )
 
     def _download(self, name: str, path: Path) -> None:
+        if self.address is None:
+            raise DataMissing(
+                f"{name} cannot be downloaded; set data.root to a folder that holds "
+                f"'{self.folder}/{name}', or to {MADE_UP} for generated data of the same form."
+            )
         try:
             # An opener of its own reads the proxies that the environment names at this moment.
             opener = urllib.request.build_opener()
