@@ -171,10 +171,11 @@ def _read(path: Path) -> dict[int, Values]:
 
 def _numbers(path: Path, columns: int) -> Values:
     try:
-        table = np.loadtxt(path, ndmin=2)
+        lines = path.read_text(encoding="ascii").splitlines()
+        table = np.array([line.split() for line in lines], np.float64)
     except ValueError as error:
         raise DataInvalid(f"{path} should hold {columns} columns of numbers.") from error
-    if table.shape[1] != columns or len(table) == 0:
+    if table.ndim != 2 or table.shape[1] != columns:
         raise DataInvalid(f"{path} should hold {columns} columns of numbers.")
     return table
 

@@ -97,11 +97,11 @@ def _records(series: Values, width: int, stride: int) -> Records:
 def _read(path: Path) -> Values:
     fault = f"{path} should hold {len(COUNTRIES)} comma-separated columns of numbers, gzipped."
     try:
-        lines = gzip.decompress(path.read_bytes()).decode("ascii").splitlines()
-        rates = np.loadtxt(lines, delimiter=",", ndmin=2)
+        lines = gzip.decompress(path.read_bytes()).decode("ascii").split()
+        rates = np.array([line.split(",") for line in lines], np.float64)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataInvalid(fault) from error
-    if rates.shape[1] != len(COUNTRIES) or len(rates) == 0:
+    if rates.ndim != 2 or rates.shape[1] != len(COUNTRIES):
         raise DataInvalid(fault)
     return rates
 
