@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from lepton_common.datasets.partitioners import Partitioner, Sizes
 from lepton_common.datasets.preparation import PER_RECORD, Preparation
 from lepton_common.device import DEVICE
 from lepton_common.errors import SettingsError
@@ -45,19 +46,23 @@ class DataSettings:
         root: folder that holds the data set's folder; None: downloaded into the user's cache.
         prepare: ``public_ranges``, or where a data set offers it ``scattering`` (images) or
             ``site_statistics``.
-        partition: ``iid``, ``dirichlet``, ``shard``, ``natural``, or ``drawn``: each site draws
-            its own records, and sites overlap.
+        partition: ``iid``, ``dirichlet``, ``pathological``, ``shard``, ``size``, ``natural``, or
+            ``drawn``: each site draws its own records, and sites overlap.
         alpha: Dirichlet concentration.
+        classes_per_site: for ``pathological``.
         shards_per_site: for ``shard``.
+        sizes: for ``size``: how the number of records grows from site to site.
         records_per_site: for ``drawn``.
         min_records: fewest records a site may hold.
     """
 
     root: str | None
     prepare: Preparation
-    partition: Literal["iid", "dirichlet", "shard", "natural", "drawn"]
+    partition: Partitioner
     alpha: Positive
+    classes_per_site: Count
     shards_per_site: Count
+    sizes: Sizes
     records_per_site: Count | None
     min_records: Count
 

@@ -1,5 +1,6 @@
 """The pictures of a run: learning curve, epsilon per round, who holds what."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,15 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from lepton_cli.run import Run
 from lepton_cli.simulated_sites import dataset_of, split
+from lepton_common.datasets.records import Dataset
 
 BLUE, GREY, ORANGE, RED = "#1f5fa8", "#7a7a7a", "#d9822b", "#c0392b"
 _MOST_BARS = 50
+_FIFTHS = 5
 
 
 def draw_all(run: Run) -> dict[str, Path]:
@@ -67,25 +71,44 @@ def _partition(run: Run) -> Path:
     settings = run.settings
     data, parts = dataset_of(settings), split(settings)
     shown = [parts.name(index) for index in range(min(len(parts), _MOST_BARS))]
-    labels = data.train.labels.numpy()
+    groups, names = label_groups(data)
     held = [parts[index] for index in range(len(shown))]
-    counts = np.array([np.bincount(labels[rows], minlength=data.classes) for rows in held])
+    counts = np.array([np.bincount(groups[rows], minlength=len(names)) for rows in held])
     figure, axes = new_figure(7.0, max(2.0, 0.28 * len(shown) + 1.0))
     left = np.zeros(len(shown))
-    colors = colormaps["tab10"](np.arange(data.classes) % 10)
-    for value in range(data.classes):
+    colors = colormaps["tab10"](np.arange(len(names)) % 10)
+    for value, name in enumerate(names):
         width = counts[:, value]
-        axes.barh(range(len(shown)), width, left=left, color=colors[value], label=str(value))
+        axes.barh(range(len(shown)), width, left=left, color=colors[value], label=name)
         left += width
     axes.set_yticks(range(len(shown)), shown, fontsize=7)
     axes.invert_yaxis()
-    axes.set_xlabel("training records, by label (known in simulation only)")
+    by_label = ", by label" if len(names) > 1 else ""
+    axes.set_xlabel(f"training records{by_label} (known in simulation only)")
     title = f"{settings.data.partition}"
     if len(parts) > len(shown):
         title += f", first {len(shown)} of {len(parts)} sites"
     axes.set_title(title)
-    axes.legend(ncols=1, fontsize=7, frameon=False, bbox_to_anchor=(1.0, 1.0), loc="upper left")
+    if by_label:
+        axes.legend(ncols=1, fontsize=7, frameon=False, bbox_to_anchor=(1.0, 1.0), loc="upper left")
     return _save(figure, run, "partition.png")
+
+
+def label_groups(data: Dataset) -> tuple[NDArray[np.int64], list[str]]:
+    """Returns the group of each training record by its label, shape [n], and the groups' names.
+
+    Classes are groups; numbers fall into fifths of all records, or fewer where many are equal;
+    other labels are one group.
+    """
+    labels = data.train.labels.numpy()
+    if data.label_kind == "class":
+        return labels, [str(value) for value in range(data.classes)]
+    if data.label_kind != "number":
+        return np.zeros(len(labels), np.int64), ["records"]
+    cuts = np.unique(np.quantile(labels, np.linspace(0, 1, _FIFTHS + 1)))
+    groups = np.searchsorted(cuts[1:-1], labels, side="right")
+    pairs = pairwise(cuts) if len(cuts) > 1 else [(cuts[0], cuts[0])]
+    return groups, [f"{low:.2g} to {high:.2g}" for low, high in pairs]
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:

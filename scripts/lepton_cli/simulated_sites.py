@@ -61,7 +61,9 @@ def parts_of(settings: Settings) -> PartSettings:
         sites=settings.sites,
         seed=settings.seed,
         alpha=data.alpha,
+        classes_per_site=data.classes_per_site,
         shards_per_site=data.shards_per_site,
+        sizes=data.sizes,
         records_per_site=data.records_per_site,
         min_records=data.min_records,
     )

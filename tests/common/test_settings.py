@@ -210,6 +210,8 @@ def test_wrong_forms_are_reported_at_once_too(setting_values):
         ("federation.quorum", 0.0),
         ("federation.round_timeout_s", float("inf")),
         ("data.partition", "IID"),
+        ("data.sizes", "cubic"),
+        ("data.classes_per_site", 0),
         ("engine.workers", -1),
         ("policy.max_epsilon", float("inf")),
         ("policy.tasks", ["../x"]),

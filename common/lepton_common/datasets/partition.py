@@ -8,18 +8,22 @@ nothing until they work; the others have no more sites than there are records.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lepton_common.datasets.partitioners import BY_CLASS, PARTITIONERS, Partitioner, Sizes
 from lepton_common.datasets.records import Dataset, Rows
 from lepton_common.errors import EmptySite, SettingsError, TooFewRecords, UnknownName
-from lepton_common.names import unknown
+from lepton_common.names import look_up, unknown
 from lepton_common.strict import Count, Natural, Positive, record
 
-PARTITIONERS = ("iid", "dirichlet", "shard", "natural", "drawn")
-_DIRICHLET_TRIES = 10
+_TRIES = 10
+_FEWER = "use fewer sites"
+_MORE = {
+    "dirichlet": "use fewer sites or a larger data.alpha",
+    "size": "use fewer sites or data.sizes=linear, the evenest",
+}
 
 
 class Parts:
@@ -59,11 +63,13 @@ class Parts:
 class PartSettings:
     """How a data set is split; see `partition`, whose arguments these are."""
 
-    partitioner: Literal["iid", "dirichlet", "shard", "natural", "drawn"]
+    partitioner: Partitioner
     sites: Count
     seed: Natural
     alpha: Positive
+    classes_per_site: Count
     shards_per_site: Count
+    sizes: Sizes
     records_per_site: Count | None
     min_records: Count
 
@@ -83,7 +89,9 @@ def partition(
     sites: int,
     seed: int,
     alpha: float,
+    classes_per_site: int,
     shards_per_site: int,
+    sizes: str,
     records_per_site: int | None,
     min_records: int,
 ) -> Parts:
@@ -92,21 +100,30 @@ def partition(
     Args:
         dataset: what to split.
         partitioner: ``iid`` (even), ``dirichlet`` (label shares drawn from Dirichlet(alpha) per
-            site and class), ``shard`` (rows sorted by label, dealt in equal shards), ``natural``
-            (by the origin the data set names) or ``drawn``: each site has rows drawn for it
-            alone, none twice, so that sites overlap and may be more than there are rows.
+            site and class), ``pathological`` (each site has rows of so many classes only),
+            ``shard`` (rows sorted by label, dealt in equal shards), ``size`` (even in all but
+            number), ``natural`` (by the origin the data set names) or ``drawn``: each site has
+            rows drawn for it alone, none twice, so that sites overlap and may be more than there
+            are rows.
         sites: number of sites; for ``natural`` it must be the number of origins.
         seed: of the public randomness used.
         alpha: Dirichlet concentration; small is uneven.
+        classes_per_site: for ``pathological``: the first goes round with the site's index, the
+            others are drawn, and a class is cut evenly among its sites, as in Flower Datasets'
+            mode ``first-deterministic`` (Li et al. 2022: Federated learning on non-IID data silos).
         shards_per_site: for ``shard``.
+        sizes: for ``size``: the last site has the most rows, in proportion to its number, to the
+            number's square or to its exponential.
         records_per_site: for ``drawn``.
         min_records: a site with fewer is an error; Dirichlet draws again up to ten times.
 
     Raises:
-        TooFewRecords: more sites than records, or a site would draw more than there are.
+        TooFewRecords: more sites than records, or a site would draw more than there are, or a
+            class has fewer records than sites that share it.
         EmptySite: a site would hold fewer than ``min_records`` records.
-        SettingsError: ``natural`` for a data set without natural sites, or a wrong count; or
-            ``drawn`` without ``records_per_site``.
+        SettingsError: ``natural`` for a data set without natural sites, or a wrong count;
+            ``drawn`` without ``records_per_site``; one by classes for labels that are none; or
+            more classes a site than there are, or so few that one would be at no site.
         UnknownName: no such partitioner.
     """
     records = len(dataset.train)
@@ -118,14 +135,23 @@ def partition(
             f"{records} training records of '{dataset.name}'; lower sites or data.min_records, or "
             "let sites share records with data.partition=drawn."
         )
+    if partitioner in BY_CLASS and dataset.label_kind != "class":
+        raise SettingsError(
+            f"data.partition={partitioner} splits by classes, and labels of '{dataset.name}' are "
+            f"none: choose {' or '.join(_fitting(dataset))}."
+        )
     rng = np.random.default_rng(seed)
-    labels = dataset.train.labels.numpy()
     if partitioner == "iid":
         return _even(rng.permutation(records), sites)
+    labels = dataset.train.labels.numpy()
     if partitioner == "dirichlet":
         parts = _dirichlet(labels, sites, rng, alpha, min_records)
+    elif partitioner == "pathological":
+        parts = _pathological(dataset, sites, rng, classes_per_site)
     elif partitioner == "shard":
         parts = _shards(labels, sites, rng, shards_per_site)
+    elif partitioner == "size":
+        parts = np.split(rng.permutation(records), np.cumsum(_sizes(records, sites, sizes))[:-1])
     elif partitioner == "natural":
         parts = _natural(dataset, sites)
     else:
@@ -134,8 +160,7 @@ def partition(
         if len(part) < max(min_records, 1):
             raise EmptySite(
                 f"Site {index + 1} of {sites} would hold {len(part)} records, below the "
-                f"{max(min_records, 1)} of data.min_records; use fewer sites or a larger "
-                "data.alpha."
+                f"{max(min_records, 1)} of data.min_records; {_MORE.get(partitioner, _FEWER)}."
             )
     return Parts(sites, parts.__getitem__, dataset.sites if partitioner == "natural" else ())
 
@@ -171,7 +196,7 @@ def _even(shuffled: NDArray[np.int64], sites: int) -> Parts:
 def _dirichlet(
     labels: NDArray[np.int64], sites: int, rng: np.random.Generator, alpha: float, least: int
 ) -> list[Rows]:
-    for _ in range(_DIRICHLET_TRIES):
+    for _ in range(_TRIES):
         parts: list[list[Rows]] = [[] for _ in range(sites)]
         for value in np.unique(labels):
             rows = rng.permutation(np.flatnonzero(labels == value))
@@ -183,6 +208,64 @@ def _dirichlet(
         if min(len(part) for part in joined) >= max(least, 1):
             break
     return joined
+
+
+def _pathological(
+    dataset: Dataset, sites: int, rng: np.random.Generator, per_site: int
+) -> list[Rows]:
+    labels = dataset.train.labels.numpy()
+    values, counts = np.unique(labels, return_counts=True)
+    classes = len(values)
+    if per_site > classes:
+        raise SettingsError(
+            f"data.classes_per_site={per_site} is more than the {classes} classes of "
+            f"'{dataset.name}'; lower it."
+        )
+    for _ in range(_TRIES):
+        held = np.zeros((sites, classes), bool)
+        for site in range(sites):
+            others = np.delete(np.arange(classes), site % classes)
+            held[site, rng.choice(others, per_site - 1, replace=False)] = True
+            held[site, site % classes] = True
+        if held.any(axis=0).all():
+            break
+    else:
+        raise SettingsError(
+            f"With {sites} sites of {per_site} classes each, some of the {classes} classes of "
+            f"'{dataset.name}' would be at no site; raise sites or data.classes_per_site."
+        )
+    parts: list[list[Rows]] = [[] for _ in range(sites)]
+    for place, value in enumerate(values):
+        holders = np.flatnonzero(held[:, place])
+        if len(holders) > counts[place]:
+            raise TooFewRecords(
+                f"{len(holders)} sites would share one class of '{dataset.name}', which has "
+                f"{counts[place]} training records; lower sites or data.classes_per_site."
+            )
+        rows = rng.permutation(np.flatnonzero(labels == value))
+        for holder, piece in zip(holders, np.array_split(rows, len(holders)), strict=True):
+            parts[holder].append(piece)
+    return [np.concatenate(part) for part in parts]
+
+
+def _sizes(records: int, sites: int, sizes: str) -> NDArray[np.int64]:
+    """Returns how many rows each site has, rounded down; what is left over is the last one's."""
+    numbers = np.arange(1, sites + 1, dtype=np.float64)
+    by_name = {
+        "linear": numbers,
+        "square": numbers**2,
+        # Against the last one's: the exponential of a large number is infinite.
+        "exponential": np.exp(numbers - sites),
+    }
+    units = look_up(by_name, sizes, "data.sizes")
+    counts: NDArray[np.int64] = (units / units.sum() * records).astype(np.int64)
+    counts[-1] += records - counts.sum()
+    return counts
+
+
+def _fitting(dataset: Dataset) -> list[str]:
+    """Returns the partitioners that a data set without classes may be split by."""
+    return ["iid", "size", *(["natural"] if dataset.train.origins is not None else []), "drawn"]
 
 
 def _shards(

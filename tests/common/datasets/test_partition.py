@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lepton_common.datasets.partition import PARTITIONERS, partition
+from lepton_common.datasets.partition import partition
+from lepton_common.datasets.partitioners import BY_CLASS, PARTITIONERS
 from lepton_common.datasets.records import Dataset, Records
 from lepton_common.errors import EmptySite, SettingsError, TooFewRecords, UnknownName
 
@@ -31,8 +32,8 @@ _DATA = _dataset()
 
 def _split(dataset=_DATA, **changes):
     options = {
-        "partitioner": "iid", "sites": 4, "seed": 1, "alpha": 0.5, "shards_per_site": 2,
-        "records_per_site": None, "min_records": 1,
+        "partitioner": "iid", "sites": 4, "seed": 1, "alpha": 0.5, "classes_per_site": 4,
+        "shards_per_site": 2, "sizes": "linear", "records_per_site": None, "min_records": 1,
     }  # fmt: skip
     return partition(dataset, **{**options, **changes})
 
@@ -49,14 +50,20 @@ def _shares(parts):
     st.integers(0, 2**32),
     st.sampled_from([0.3, 1.0, 100.0]),
     st.integers(1, 4),
+    st.integers(1, 10),
+    st.sampled_from(["linear", "square", "exponential"]),
 )
-def test_every_row_is_at_exactly_one_site(partitioner, sites, seed, alpha, shards):
+def test_every_row_is_at_exactly_one_site(partitioner, sites, seed, alpha, shards, classes, sizes):
     sites = _ORIGINS if partitioner == "natural" else sites
-    options = {"alpha": alpha, "shards_per_site": shards}
+    options = {"alpha": alpha, "shards_per_site": shards, "classes_per_site": classes}
     try:
-        parts = _split(partitioner=partitioner, sites=sites, seed=seed, **options)
+        parts = _split(partitioner=partitioner, sites=sites, seed=seed, sizes=sizes, **options)
     except EmptySite:
-        assert partitioner == "dirichlet"
+        assert (partitioner, sizes) == ("size", "exponential") or partitioner == "dirichlet"
+        return
+    except SettingsError:  # some class would be at no site
+        assert partitioner == "pathological"
+        assert sites * classes < 40
         return
     assert len(parts) == sites
     assert sorted(np.concatenate(parts).tolist()) == list(range(400))
@@ -100,6 +107,103 @@ def test_shards_give_each_site_few_labels():
     # Two shards of 20 records out of about 40 a label: each touches at most two labels.
     assert max(seen) <= 4
     assert {len(rows) for rows in parts} == {40}
+
+
+def _classes_at(parts, labels):
+    return [sorted(set(labels[rows].tolist())) for rows in parts]
+
+
+@pytest.mark.parametrize("per_site", [1, 2, 5, 10])
+def test_pathological_sites_have_so_many_classes_the_first_in_turn(per_site):
+    labels = _DATA.train.labels.numpy()
+    parts = _split(partitioner="pathological", sites=20, classes_per_site=per_site)
+    held = _classes_at(parts, labels)
+    assert {len(classes) for classes in held} == {per_site}
+    for site, classes in enumerate(held):
+        assert site % 10 in classes
+    for value in range(10):
+        shares = [(labels[rows] == value).sum() for rows in parts]
+        shares = [share for share in shares if share]
+        assert max(shares) - min(shares) <= 1
+    if 1 < per_site < 10:
+        assert len({tuple(classes) for classes in held}) > 10
+        assert held != _classes_at(
+            _split(partitioner="pathological", sites=20, classes_per_site=per_site, seed=2), labels
+        )
+
+
+def test_a_pathological_class_is_not_cut_in_the_order_of_the_data():
+    labels = torch.zeros(400, dtype=torch.int64)
+    part = Records(torch.zeros(400, 1), labels)
+    data = Dataset("example", part, part, input_shape=(1,), classes=1)
+    parts = _split(data, partitioner="pathological", sites=2, classes_per_site=1)
+    assert parts[0].max() > 300
+    assert parts[1].min() < 100
+
+
+def test_pathological_refuses_what_leaves_a_class_out_or_has_too_few():
+    def split(**changes):
+        return _split(partitioner="pathological", **changes)
+
+    with pytest.raises(SettingsError, match="classes_per_site=11 is more than the 10 classes"):
+        split(classes_per_site=11)
+    with pytest.raises(SettingsError, match="some of the 10 classes of 'example' would be at no"):
+        split(sites=3, classes_per_site=3)
+    with pytest.raises(TooFewRecords, match="30 sites would share one class of 'example'"):
+        split(dataset=_dataset(records=60, classes=3), sites=30, classes_per_site=3)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "counts"),
+    # 400 rows by Flower Datasets' rule: floor(400 u / sum u), and the rest for the last site.
+    [
+        ("linear", [40, 80, 120, 160]),
+        ("square", [13, 53, 120, 214]),
+        ("exponential", [12, 34, 94, 260]),
+    ],
+)
+def test_sizes_are_those_of_flower_datasets(sizes, counts):
+    units = {"linear": lambda n: n, "square": np.square, "exponential": np.exp}[sizes]
+    shares = units(np.linspace(1, 4, 4))
+    expected = (shares / shares.sum() * 400).astype(int)
+    expected[-1] += 400 - expected.sum()
+    assert expected.tolist() == counts
+    parts = _split(partitioner="size", sizes=sizes)
+    assert [len(rows) for rows in parts] == counts
+    assert parts[0].max() > 100  # drawn from all rows, not the first ones
+
+
+def test_sites_too_small_by_their_size_are_an_error_that_says_what_to_do():
+    with pytest.raises(EmptySite, match=r"Site 1 of 9 would hold 0 records.*data\.sizes=linear"):
+        _split(partitioner="size", sizes="exponential", sites=9)
+    with pytest.raises(EmptySite, match="Site 1 of 390"):
+        _split(_dataset(records=8000), partitioner="size", sizes="exponential", sites=390)
+    with pytest.raises(UnknownName, match=r"Unknown data\.sizes 'cubic'"):
+        _split(partitioner="size", sizes="cubic")
+
+
+@pytest.mark.parametrize("partitioner", PARTITIONERS)
+@pytest.mark.parametrize(
+    ("kind", "labels"),
+    [
+        ("number", torch.linspace(-1, 1, 40)),
+        ("tokens", torch.ones(40, 3, dtype=torch.int64)),
+        ("survival", torch.ones(40, 2)),
+        ("record", torch.ones(40, 2)),
+    ],
+)
+def test_labels_that_are_no_classes_are_split_by_all_that_need_none(partitioner, kind, labels):
+    origins = np.arange(40) % 4
+    part = Records(torch.zeros(40, 1), labels, origins=origins)
+    data = Dataset("example", part, part, (1,), 5, sites=tuple("abcd"), label_kind=kind)
+    if partitioner in BY_CLASS:
+        with pytest.raises(SettingsError, match="are none: choose iid or size or natural or drawn"):
+            _split(data, partitioner=partitioner)
+        return
+    parts = _split(data, partitioner=partitioner, records_per_site=5)
+    assert len(parts) == 4
+    if partitioner != "drawn":
+        assert sum(map(len, parts)) == 40
 
 
 def test_natural_sites_are_those_of_the_data():
