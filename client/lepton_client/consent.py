@@ -15,7 +15,7 @@ from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import LARGEST_WEIGHT, PrivacyPlan
 from lepton_common.secagg.spec import WEIGHT_BITS, RosterEntry, RoundSpec, default_colluders
 from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of, shared_noise
-from lepton_common.tasks.catalog import TASKS
+from lepton_common.tasks.catalog import dataset_of, task_names
 
 
 def check_model(received: Vector) -> None:
@@ -76,9 +76,10 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
         ConsentRefused: naming the first bound that the request breaks.
     """
     policy = site.policy
-    if request.task not in TASKS or (policy.tasks is not None and request.task not in policy.tasks):
+    served = task_names() if policy.tasks is None else policy.tasks
+    if request.task not in served or request.task not in task_names():
         raise ConsentRefused(f"This site does not serve the task '{request.task}'.")
-    if TASKS[request.task].dataset != site.data.dataset:
+    if dataset_of(request.task) != site.data.dataset:
         raise ConsentRefused(f"This site holds no data for the task '{request.task}'.")
     if request.prepare != site.data.prepare:
         raise ConsentRefused(f"This site's data is prepared by {site.data.prepare}.")

@@ -202,7 +202,7 @@ class LocalTrainer:
     def initial(self, wanted: Wanted) -> Initial:
         """Builds the model; see `Trainer`."""
         dataset = self._source.dataset()
-        outputs = find_task(wanted.task).outputs(dataset.classes)
+        outputs = find_task(wanted.task).outputs(dataset.classes, dataset.input_shape)
         model = initial_model(wanted.model, dataset.input_shape, outputs, wanted.seed)
         return Initial(Layout.of(model).digest, read_parameters(model).numpy())
 
@@ -293,7 +293,7 @@ class LocalTrainer:
         model = resident_model(
             request.model,
             dataset.input_shape,
-            find_task(request.task).outputs(dataset.classes),
+            find_task(request.task).outputs(dataset.classes, dataset.input_shape),
             pick_device(request.recipe.device),
             channels_last=channels_last,
         )

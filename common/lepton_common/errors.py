@@ -24,6 +24,7 @@ LeptonError                     exit code 1
 │   ├── ApprovalPending
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
+│   ├── LossNotApart
 │   ├── DoorRefused
 │   ├── ModelNotApproved
 │   ├── IsolationUnavailable
@@ -214,6 +215,10 @@ class PrivateWorkFailed(PrivacyError):
 
 class BuffersNotAllowed(PrivacyError):
     """The model holds buffers, which would carry records past clipping and noise."""
+
+
+class LossNotApart(PrivacyError):
+    """The task's loss compares records with one another, so that clipping bounds nobody's part."""
 
 
 class DoorRefused(PrivacyError):

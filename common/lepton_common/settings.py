@@ -27,7 +27,7 @@ from lepton_common.strict import (
     parse,
     record,
 )
-from lepton_common.tasks.catalog import TASKS
+from lepton_common.tasks.catalog import TASKS, task_names
 
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox")
@@ -408,9 +408,14 @@ def _contradictions(settings: Settings) -> list[str]:
     robust = strategy.name in ROBUST
     least, groups = least_updates(strategy), settings.secagg.groups
     survivors = _fewest_in_a_sum(settings)
+    task = TASKS.get(settings.task)  # of a package's, what is to be said is said where it trains
     rules = {
-        unknown("task", settings.task, TASKS): settings.task not in TASKS,
+        unknown("task", settings.task, task_names()): (settings.task not in task_names()),
         model_fault(settings.model) or "": model_fault(settings.model) is not None,
+        f"The loss of task={settings.task} compares records with one another, which no privacy by "
+        "record can bound: choose a task that learns by hazard, or privacy=site or none.": (
+            by_step and task is not None and not task.objective.apart
+        ),
         unknown("strategy", strategy.name, LINEAR + ROBUST): (strategy.name not in LINEAR + ROBUST),
         "Set exactly one of train.local_epochs and train.local_steps, the other to null.": (
             (train.local_epochs is None) == (train.local_steps is None)
@@ -558,9 +563,7 @@ def _contradictions(settings: Settings) -> list[str]:
         "choose privacy=record or distributed, and a task of images as they are "
         "(data.prepare=public_ranges).": train.augmentations > 1
         and (
-            not by_step
-            or data.prepare != "public_ranges"
-            or (settings.task in TASKS and not TASKS[settings.task].shift)
+            not by_step or data.prepare != "public_ranges" or (task is not None and not task.shift)
         ),
         "tracker.folder is for tracker=tensorboard: drop it, or choose that.": (
             tracker.name != "tensorboard" and tracker.folder is not None

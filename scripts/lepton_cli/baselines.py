@@ -32,35 +32,35 @@ from lepton_server.strategies.catalog import AVERAGE, make_strategy
 
 
 def train_baselines(settings: Settings, dataset: Dataset, sites: dict[str, Rows]) -> dict[str, Any]:
-    """Returns the test accuracy of models trained without a federation.
+    """Returns the headline on the test set of models trained without a federation.
 
-    ``local`` maps each site to the accuracy of a model trained on its data alone, ``pooled`` is
+    ``local`` maps each site to that of a model trained on its data alone, ``pooled`` is
     that of one trained on all data in one place, both with the run's own recipe and privacy;
     with privacy, ``pooled_without_privacy`` is trained with the task's recipe without it.
     """
     settings = _in_one_place(settings)
     speak_for(run_id=0, node_id=1)  # Flower's strategies speak in messages
     jobs: dict[str, Callable[[], float]] = {
-        "pooled": partial(_accuracy, settings, dataset, dataset.train, "pooled")
+        "pooled": partial(_reached, settings, dataset, dataset.train, "pooled")
     }
     if settings.private:
         plain = _without_privacy(settings)
-        jobs["pooled_without_privacy"] = partial(_accuracy, plain, dataset, dataset.train, "pooled")
+        jobs["pooled_without_privacy"] = partial(_reached, plain, dataset, dataset.train, "pooled")
     for name, rows in sites.items():
         alone = dataset.train.take(rows)
-        jobs[f"local/{name}"] = partial(_accuracy, settings, dataset, alone, name)
+        jobs[f"local/{name}"] = partial(_reached, settings, dataset, alone, name)
     with ThreadPoolExecutor(
         settings.engine.workers or os.cpu_count() or 1,
         initializer=torch.set_num_threads,
         initargs=(settings.engine.threads_per_site,),
     ) as pool:
-        accuracies = dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
+        reached = dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
     local = {
-        name.removeprefix("local/"): accuracy
-        for name, accuracy in accuracies.items()
+        name.removeprefix("local/"): value
+        for name, value in reached.items()
         if name.startswith("local/")
     }
-    return {**{k: v for k, v in accuracies.items() if "/" not in k}, "local": local}
+    return {**{k: v for k, v in reached.items() if "/" not in k}, "local": local}
 
 
 def _in_one_place(settings: Settings) -> Settings:
@@ -91,9 +91,9 @@ def _without_privacy(settings: Settings) -> Settings:
     return compose_settings(overrides)
 
 
-def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str) -> float:
+def _reached(settings: Settings, dataset: Dataset, records: Records, name: str) -> float:
     task = find_task(settings.task)
-    outputs = task.outputs(dataset.classes)
+    outputs = task.outputs(dataset.classes, dataset.input_shape)
     device = pick_device(settings.train.device)
     seeded = initial_model(settings.model, dataset.input_shape, outputs, settings.seed)
     vector: Vector = read_parameters(seeded).numpy()
@@ -117,4 +117,4 @@ def _accuracy(settings: Settings, dataset: Dataset, records: Records, name: str)
     test = dataset.test
     features = test.features.to(device, model.dtype)
     metrics = task.evaluate(model.module, features, test.labels.to(device))
-    return metrics["accuracy"]
+    return metrics[task.headline.name]

@@ -14,13 +14,16 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lepton_cli.groups import groups
 from lepton_common.errors import SettingsError
+from lepton_common.extensions import TASKS, extensions
 from lepton_common.models.layers import PREFIX
 from lepton_common.models.packaged import named_here
 from lepton_common.names import did_you_mean, unknown
 from lepton_common.settings import Settings, parse_settings
 from lepton_common.strict import field_names
+from lepton_common.tasks.packaged import packaged_task
 
 _VERSION_BASE = "1.3"
+_PACKAGED = "packaged"  # the choice that stands for any task of a package
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_./-]+")
 
 
@@ -33,6 +36,7 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
     faults = [fault for override in overrides for fault in _name_faults(override)]
     if faults:
         raise SettingsError(faults)
+    task, overrides = _packaged(overrides)
     try:
         with initialize_config_module("lepton_conf", version_base=_VERSION_BASE):
             config = compose("config", overrides=overrides)
@@ -41,6 +45,7 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
         raise SettingsError(f"Cannot compose the configuration: {error}") from error
     assert isinstance(values, dict)
     values.pop("experiment", None)
+    values["task"] = task or values["task"]
     if layers := values.pop("layers", None):
         if values["model"] != "layers" or not isinstance(layers, list):
             raise SettingsError("layers is a list, such as [linear64,relu], for model=layers.")
@@ -50,6 +55,15 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
             raise SettingsError("wheel is the model of a package, for model=wheel.")
         values["model"] = named_here(str(model))
     return {str(name): value for name, value in values.items()}
+
+
+def _packaged(overrides: list[str]) -> tuple[str | None, list[str]]:
+    """Returns the task of a package that is asked for, and what stands for it in our groups."""
+    said = [override.partition("=")[2] for override in overrides if override.startswith("task=")]
+    if not said or said[-1] in groups()["task"]:
+        return None, overrides
+    others = [override for override in overrides if not override.startswith("task=")]
+    return said[-1], [f"task={_PACKAGED}", *packaged_task(said[-1]).settings, *others]
 
 
 def compose_settings(overrides: list[str]) -> Settings:
@@ -127,9 +141,10 @@ def _name_faults(override: str) -> list[str]:
     if not equals:
         return [f"Expected name=value, got '{override}'{did_you_mean(name, groups())}"]
     if name in groups():
-        if value in groups()[name]:
-            return []
-        return [unknown(name, value, groups()[name])]
+        known = groups()[name]
+        if name == "task":
+            known = sorted({*known, *extensions(TASKS)} - {_PACKAGED})
+        return [] if value in known else [unknown(name, value, known)]
     names = [
         "layers",
         "wheel",

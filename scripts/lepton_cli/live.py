@@ -14,6 +14,7 @@ from rich.text import Text
 from lepton_cli.pace import Pace
 from lepton_cli.summary import upper
 from lepton_common.settings import Settings
+from lepton_common.tasks.catalog import find_task
 from lepton_server.progress import Observer, RoundReport
 
 _DRAWN_A_SECOND = 5  # each drawing costs the run a millisecond or two
@@ -37,6 +38,7 @@ class LiveObserver(Observer):
         super().__init__()
         self._console = Console(stderr=True, highlight=False, quiet=quiet)
         self._target = settings.privacy.epsilon
+        self._headline = find_task(settings.task).headline.name
         self._pace, self._bar, self._last = Pace(settings), bar, ""
         self._progress = _Bar(
             self._pace, self._now, console=self._console, disable=quiet or not bar
@@ -76,7 +78,7 @@ class LiveObserver(Observer):
         """Shows a round's figures and names the sites that failed."""
         asked = self._pace.asked
         self._pace.finish(report.round, asked - len(report.failed))
-        self._last = f"accuracy {report.metrics['accuracy']:.3f}"
+        self._last = f"{self._headline} {report.metrics[self._headline]:.3f}"
         if report.epsilon:
             of = f" of {self._target:g}" if self._target else ""
             self._last += f"  epsilon {upper(max(report.epsilon.values()), 2)}{of}"

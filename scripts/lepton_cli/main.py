@@ -23,6 +23,7 @@ from lepton_cli.commands import (
     requests,
     simulate,
     site_data,
+    tasks,
 )
 from lepton_common.errors import LeptonError, SettingsError
 
@@ -44,6 +45,7 @@ app = typer.Typer(
 )
 app.command("simulate", help=simulate.HELP, epilog=_EXIT_CODES)(simulate.command)
 app.command("config")(config.command)
+app.command("tasks", help=tasks.HELP)(tasks.command)
 app.command("runs")(reports.list_command)
 app.command("report")(reports.show_command)
 app.add_typer(audit.app, name="audit")

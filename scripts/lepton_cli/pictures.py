@@ -26,10 +26,9 @@ def draw_all(run: Run) -> dict[str, Path]:
 def _learning_curve(run: Run) -> Path:
     figure, axes = new_figure(7.0, 4.0)
     rounds = [report.round for report in run.rounds]
-    accuracy = [report.metrics["accuracy"] for report in run.rounds]
     private = run.settings.private
     label = f"federated, epsilon {run.settings.privacy.epsilon:g}" if private else "federated"
-    axes.plot(rounds, accuracy, color=BLUE, linewidth=2.2, marker="o", markersize=3, label=label)
+    axes.plot(rounds, run.curve, color=BLUE, linewidth=2.2, marker="o", markersize=3, label=label)
     lines = {
         "pooled_without_privacy": ("pooled, no privacy", GREY, ":"),
         "pooled": ("pooled, same privacy" if private else "pooled", GREY, "--"),
@@ -42,10 +41,10 @@ def _learning_curve(run: Run) -> Path:
         axes.axhline(float(np.mean(local)), color=ORANGE, linestyle="-.", label="each site alone")
         axes.axhspan(min(local), max(local), color=ORANGE, alpha=0.12, linewidth=0)
     axes.set_xlabel("round")
-    axes.set_ylabel("accuracy on the server's test set")
+    axes.set_ylabel(f"{run.headline.title} on the server's test set")
     axes.set_title(f"{run.settings.task}: {run.settings.sites} sites")
-    axes.set_ylim(top=1.0)
-    axes.legend(loc="lower right", frameon=False)
+    axes.set_ylim(top=run.headline.top)
+    axes.legend(loc="lower right" if run.headline.higher else "upper right", frameon=False)
     return _save(figure, run, "learning_curve.png")
 
 

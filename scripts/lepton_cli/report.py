@@ -6,6 +6,7 @@ import json
 import yaml
 
 from lepton_cli.exposure import exposure
+from lepton_cli.judged import judge
 from lepton_cli.pictures import draw_all
 from lepton_cli.rendering import render
 from lepton_cli.run import Run
@@ -15,8 +16,8 @@ from lepton_common.durable import write_atomic
 from lepton_common.tasks.catalog import find_task
 
 _BEST_NOTE = (
-    "The best model is the round with the highest accuracy on the server's test set; chosen on "
-    "it, its figure is optimistic. Figures in tables are the last round's."
+    "The best model is the round with the best figure on the server's test set; chosen on it, "
+    "that figure is optimistic. Figures in tables are the last round's."
 )
 
 
@@ -29,7 +30,9 @@ def write_report(run: Run) -> None:
     settings = run.settings
     task = find_task(settings.task)
     dataset = load_dataset(task.dataset, settings.data.root, settings.data.prepare)
+    figures, judged = judge(run)
     facts = {
+        "figures": figures,
         "run": run,
         "task": task,
         "notes": dataset.notes,
@@ -42,13 +45,14 @@ def write_report(run: Run) -> None:
         "sites": list(run.evidence.sites.values()),
         "evidence": run.evidence,
         "about": json.loads(run.folder.about.read_text()),
-        "best": max(run.rounds, key=lambda report: report.metrics["accuracy"]),
+        "best": run.rounds[run.headline.best(run.curve)],
         "best_note": _BEST_NOTE,
         "next": next_command(run),
         "config": yaml.safe_dump(yaml.safe_load(run.folder.config.read_text()), sort_keys=False),
     }
     pictures = {
-        title: base64.b64encode(path.read_bytes()).decode() for title, path in draw_all(run).items()
+        title: base64.b64encode(path.read_bytes()).decode()
+        for title, path in {**draw_all(run), **judged}.items()
     }
     html = render("report.html.j2", pictures=pictures, **facts)
     card = render("model_card.md.j2", **facts)

@@ -19,6 +19,7 @@ from lepton_common.errors import OutsideTheDoor, RunNotFound, RunNotResumable
 from lepton_common.models.catalog import build_model
 from lepton_common.settings import Settings, parse_settings
 from lepton_common.tasks.catalog import find_task
+from lepton_common.tasks.headlines import Headline
 from lepton_server.progress import RoundReport
 from lepton_server.run_folder import RunFolder
 
@@ -62,6 +63,21 @@ class Run:
         return str(self.outcome.get("status", "interrupted"))
 
     @property
+    def headline(self) -> Headline:
+        """The figure that its models are compared by."""
+        return find_task(self.settings.task).headline
+
+    @property
+    def curve(self) -> list[float]:
+        """That figure, round by round."""
+        return [report.metrics[self.headline.name] for report in self.rounds]
+
+    @property
+    def reached(self) -> float:
+        """That figure of the last round's model."""
+        return self.metrics[self.headline.name]
+
+    @property
     def outcome(self) -> dict[str, Any]:
         """How the run ended; empty while it runs or after a kill."""
         path = self.folder.outcome
@@ -69,7 +85,7 @@ class Run:
 
     @property
     def baselines(self) -> dict[str, Any]:
-        """Accuracies of the models trained beside for comparison; empty without them."""
+        """The headline of the models trained beside for comparison; empty without them."""
         path = self.folder.path / "baselines.json"
         return dict(json.loads(path.read_text())) if path.exists() else {}
 
@@ -92,7 +108,7 @@ class Run:
         task = find_task(self.settings.task)
         data = self.settings.data
         dataset = load_dataset(task.dataset, data.root, data.prepare)
-        outputs = task.outputs(dataset.classes)
+        outputs = task.outputs(dataset.classes, dataset.input_shape)
         model = build_model(self.settings.model, dataset.input_shape, outputs)
         model.load_state_dict(load_file(self.folder.final_model))
         return model.eval()

@@ -109,6 +109,6 @@ def _free_bytes(device: torch.device) -> int:
 
 def _model(settings: Settings) -> ResidentModel:
     dataset = dataset_of(settings)
-    outputs = find_task(settings.task).outputs(dataset.classes)
+    outputs = find_task(settings.task).outputs(dataset.classes, dataset.input_shape)
     device = pick_device(settings.train.device)
     return resident_model(settings.model, dataset.input_shape, outputs, device, channels_last=False)

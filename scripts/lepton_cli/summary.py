@@ -1,4 +1,4 @@
-"""What a run came to, in one table each for accuracy and for privacy."""
+"""What a run came to, in one table each for its model and for privacy."""
 
 import math
 import shlex
@@ -22,12 +22,12 @@ _ENDED = {"failed": "failed", "interrupted": "was interrupted"}
 
 
 def comparison(run: Run) -> list[tuple[str, float, str]]:
-    """Returns rows (what, accuracy, remark) of the federated model and its baselines."""
+    """Returns rows (what, headline, remark) of the federated model and its baselines."""
     privacy = run.settings.privacy
     how = f"epsilon {privacy.epsilon:g} at each site" if privacy.epsilon else "no privacy"
     if run.settings.shares_noise:
         how += f", with {run.settings.colluders} colluding"
-    rows = [("Federated", run.metrics["accuracy"], how)]
+    rows = [("Federated", run.reached, how)]
     baselines = run.baselines
     if not baselines:
         return rows
@@ -155,12 +155,13 @@ def upper(epsilon: float, digits: int) -> str:
 def print_summary(run: Run) -> None:
     """Prints the tables, where things lie, and the next command to try."""
     console = Console(highlight=False)
-    accuracy = Table(title=f"{run.settings.task}: accuracy on the server's test set")
-    for heading, side in (("model", "left"), ("accuracy", "right"), ("how", "left")):
-        accuracy.add_column(heading, justify=side)  # type: ignore[arg-type]
+    title = run.headline.title
+    models = Table(title=f"{run.settings.task}: {title} on the server's test set")
+    for heading, side in (("model", "left"), (title, "right"), ("how", "left")):
+        models.add_column(heading, justify=side)  # type: ignore[arg-type]
     for what, value, remark in comparison(run):
-        accuracy.add_row(what, f"{value:.3f}", remark)
-    console.print(accuracy)
+        models.add_row(what, f"{value:.3f}", remark)
+    console.print(models)
     console.print(_site_table(run.evidence))
     shared = exposure(run)
     if shared is not None:
@@ -220,6 +221,7 @@ def as_json_document(run: Run) -> dict[str, Any]:
         "run": str(run.folder.path),
         "status": run.status,
         "rounds": len(run.rounds),
+        "headline": run.headline.name,
         "metrics": run.metrics,
         "baselines": run.baselines,
         "statement": statement(run),

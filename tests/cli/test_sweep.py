@@ -231,16 +231,16 @@ def test_a_sweep_ends_in_a_table_files_and_a_picture(lepton, here):
     assert "1/4  sites=3 seed=1  accuracy 0." in ended.err
     assert "sites=1000 seed=2  TooFewRecords" in ended.err
     assert "TooFewRecords" in ended.out
-    assert f"Picture:      {folder.resolve()}/accuracy.png" in ended.out
-    assert (folder / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert f"Picture:      {folder.resolve()}/sweep.png" in ended.out
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     summary = json.loads((folder / "summary.json").read_text())
     reached = [run["metrics"]["accuracy"] for run in summary["runs"][:2]]
     first, second = summary["groups"]
     assert first["knobs"] == {"sites": "3"}
     assert (first["runs"], first["failed"]) == (2, 0)
-    assert first["accuracy"] == pytest.approx(sum(reached) / 2)
-    assert first["accuracy_sd"] == pytest.approx(abs(reached[0] - reached[1]) / 2**0.5)
-    assert (second["runs"], second["failed"], second["accuracy"]) == (0, 2, None)
+    assert first["reached"] == pytest.approx(sum(reached) / 2)
+    assert first["deviation"] == pytest.approx(abs(reached[0] - reached[1]) / 2**0.5)
+    assert (second["runs"], second["failed"], second["reached"]) == (0, 2, None)
     rows = list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
     assert [row["status"] for row in rows] == ["finished", "finished", *["TooFewRecords"] * 2]
     assert (folder / "summary.txt").read_text().count("\n") > 5
@@ -291,6 +291,7 @@ def result(accuracy, epsilon=None, **knobs):
     names = {name.replace("__", "."): str(value) for name, value in knobs.items()}
     document = {
         "status": "finished",
+        "headline": "accuracy",
         "metrics": {"accuracy": accuracy},
         "sites": {"a": {"epsilon": epsilon}, "b": {"epsilon": epsilon and epsilon / 2}},
     }
@@ -303,9 +304,9 @@ def test_groups_are_means_over_seeds():
                result(0.5, None, model="b", seed=1)]  # fmt: skip
     first, second = grouped(results)
     assert (first.runs, first.failed, first.epsilon) == (2, 1, 2.5)
-    assert first.accuracy == pytest.approx(0.85)
-    assert first.accuracy_sd == pytest.approx(0.0707, abs=1e-4)
-    assert (second.accuracy_sd, second.epsilon) == (None, None)
+    assert first.reached == pytest.approx(0.85)
+    assert first.deviation == pytest.approx(0.0707, abs=1e-4)
+    assert (second.deviation, second.epsilon) == (None, None)
     cells = [list(column.cells) for column in table(results).columns]
     assert cells == [["a", "b"], ["0.8500 ± 0.0707", "0.5000"],
                      ["2.500", "[bold red]none[/]"], ["2", "1"],

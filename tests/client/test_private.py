@@ -93,8 +93,8 @@ def oracle(module, task, records, units, clipping_norm):
 @pytest.mark.parametrize("loss", ["cross_entropy", "binary"])
 def test_the_clipped_sum_is_that_of_one_record_at_a_time(name, loss):
     shape = (1, 16, 16) if name.startswith("cnn") else (5,)
-    task = replace(TASK, loss=loss)
-    module = initial_model(name, shape, task.outputs(3), seed=3)
+    task = replace(TASK, learns=loss)
+    module = initial_model(name, shape, task.outputs(3, ()), seed=3)
     generator = torch.Generator().manual_seed(1)
     labels = torch.randint(0, 2, (6,), generator=generator)
     records = Records(torch.randn(6, *shape, generator=generator), labels)
@@ -245,7 +245,7 @@ def test_a_record_whose_gradient_is_not_finite_counts_as_zero(value):
 def test_a_norm_over_a_million_elements_is_not_underestimated():
     module = initial_model("logistic", (1_600_000,), 1, seed=0)
     features = torch.full((1, 1_600_000), 0.37)
-    task = replace(TASK, loss="binary")
+    task = replace(TASK, learns="binary")
     records = Records(features, torch.ones(1, dtype=torch.int64))
     model = ResidentModel(module, Layout.of(module), CPU)
     with ENGINE.open(model) as hooks:

@@ -23,12 +23,12 @@ from lepton_common.identity.roster import read_roster_files
 
 LEPTON = str(Path(sys.executable).with_name("lepton"))
 _PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-_TRAINING_RECORDS = 455  # of breast_cancer
+_TRAINING_RECORDS = {"breast_cancer": 455, "kidney": 480}
 
 
-def plain_run(sites):
+def plain_run(sites, task="breast_cancer"):
     """Returns the words of a run whose model is the same in every place."""
-    return f"task=breast_cancer sites={sites} rounds=10 privacy=none secagg=sa1 seed=11"
+    return f"task={task} sites={sites} rounds=10 privacy=none secagg=sa1 seed=11"
 
 
 def free_port():
@@ -46,10 +46,10 @@ class Federation:
         environment: by folder, variables of the process there.
     """
 
-    def __init__(self, path, sites=4, host="localhost"):
+    def __init__(self, path, sites=4, host="localhost", task="breast_cancer"):
         if shutil.which("nginx", path="/usr/local/sbin:/usr/sbin:/usr/bin") is None:
             pytest.skip("needs nginx, which this machine does not have")
-        self.path, self.processes, self.host = path, {}, host
+        self.path, self.processes, self.host, self.task = path, {}, host, task
         self.sites = tuple(f"site-{number}" for number in range(1, sites + 1))
         self.port, self.metrics_port = free_port(), free_port()
         self.command, self.environment = {}, {}
@@ -78,13 +78,13 @@ class Federation:
 
     def make(self):
         # With the names and rows of this simulation, so that its model can be compared.
-        self.here(f"simulate {plain_run(len(self.sites))} runs=simulated")
+        self.here(f"simulate {plain_run(len(self.sites), self.task)} runs=simulated")
         (self.simulated,) = (self.path / "simulated").glob("2*")
         for name in ("alice", "bob", "carol"):
             self.here(f"federation key {name}.pem")
-        size, adds = _TRAINING_RECORDS // len(self.sites), []
+        size, adds = _TRAINING_RECORDS[self.task] // len(self.sites), []
         for name in self.sites:
-            words = f"--dataset breast_cancer --public-size {size}"
+            words = f"--dataset {self.task} --public-size {size}"
             self.here(f"site init {name} --name {name} {words}")
             shutil.copy(self.simulated / "sites" / name / "rows.npy", self.path / name)
             file = self.path / name / "site.yaml"

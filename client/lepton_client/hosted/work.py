@@ -251,7 +251,7 @@ def _receipts(
 
 def _model(request: TrainRequest, received: Vector, host: Host) -> ResidentModel:
     dataset = host.dataset
-    outputs = find_task(request.task).outputs(dataset.classes)
+    outputs = find_task(request.task).outputs(dataset.classes, dataset.input_shape)
     device: torch.device = pick_device(request.recipe.device)
     model = resident_model(request.model, dataset.input_shape, outputs, device, channels_last=False)
     if (model.layout.digest, model.layout.size) != (request.layout, len(received)):

@@ -28,7 +28,12 @@ from lepton_client.training.likeness import (
 from lepton_client.training.opacus_gradients import OpacusGradients
 from lepton_client.training.resident import ResidentModel
 from lepton_client.training.written_out import EachAlone, WrittenOut
-from lepton_common.errors import BuffersNotAllowed, GradientsUnavailable, PrecisionUnavailable
+from lepton_common.errors import (
+    BuffersNotAllowed,
+    GradientsUnavailable,
+    LossNotApart,
+    PrecisionUnavailable,
+)
 from lepton_common.models.tokens import spread
 from lepton_common.tasks.catalog import Task
 
@@ -93,14 +98,20 @@ def conform(
         model: the model.
         task: whose losses count.
         input_shape: of one record.
-        classes: how many labels there are.
+        classes: how many values a label has, if it is a class or tokens.
         heights: see `lepton_client.training.private.heights`.
 
     Raises:
+        LossNotApart: a record's loss depends on others.
         PrecisionUnavailable: the device has no float64.
         BuffersNotAllowed: what the model says of one record depends on others.
         GradientsUnavailable: no engine computes its records' gradients.
     """
+    if not task.objective.apart:
+        raise LossNotApart(
+            f"The loss of '{task.name}' compares records with one another, so that no clipping "
+            "bounds what one of them changes; use a task whose loss is each record's own."
+        )
     if model.conformance is None:
         with own_weights(model.module):
             ordinary_weights(model.module)
@@ -207,7 +218,8 @@ def _compare(
     generator = torch.Generator().manual_seed(_SEED)
     features = torch.randn(_RECORDS, *input_shape, generator=generator)
     features = spread(model.module, features).to(model.device)
-    labels = torch.randint(0, classes, (_RECORDS,), generator=generator).to(model.device)
+    labels = task.objective.made_up_labels(_RECORDS, classes, input_shape, generator)
+    labels = labels.to(model.device)
     unit_of_row = torch.arange(_RECORDS, device=model.device) // 2
 
     def sums(kind: type[WrittenOut | ClippedGradients]) -> list[torch.Tensor]:

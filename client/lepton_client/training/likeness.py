@@ -64,11 +64,12 @@ def _alike(
     generator = torch.Generator().manual_seed(seed)
     record = 0.5 + torch.rand(1, *input_shape, generator=generator)
     record = spread(model.module, record).to(model.device, model.dtype)
+    label = task.objective.made_up_labels(1, 1, input_shape, generator).to(model.device)
     _cancelling_weights(model.module, record, seed)
     seen: dict[str, torch.Tensor] = {}
     with kind(model.module) as engine:
         for rows in dict.fromkeys((SMALLEST, *heights)):
-            labels = torch.zeros(rows, dtype=torch.int64, device=record.device)
+            labels = label.expand(rows, *label.shape[1:]).contiguous()
             batch = record.expand(rows, *record.shape[1:]).contiguous()
             for name, values in engine.each_row(task.losses, batch, labels):
                 first = seen.setdefault(name, values[:1].clone())

@@ -75,9 +75,9 @@ def train_plain_many(
         seeds: of each site's order of batches.
 
     Raises:
-        ValueError: the recipe is of a kind that goes one site at a time.
+        ValueError: the recipe or the data are of a kind that goes one site at a time.
     """
-    if fault := why_not_plain(recipe):
+    if fault := why_not_plain(recipe, data):
         raise ValueError(fault)
     sites = _Sites(model, task, data, received, len(rows))
     losses = np.full(len(rows), np.nan)

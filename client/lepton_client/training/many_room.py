@@ -53,7 +53,7 @@ def why_not_together(
     """
     if mode not in (None, "record"):
         return f"Privacy in the mode {mode} goes one site at a time: its sums are whole numbers."
-    fault = why_not_private(model.device, recipe, data, ()) if mode else why_not_plain(recipe)
+    fault = why_not_private(model.device, recipe, data, ()) if mode else why_not_plain(recipe, data)
     if fault:
         return fault
     layers = leaves(model.module)
@@ -79,11 +79,11 @@ def why_not_together(
     return None
 
 
-def why_not_plain(recipe: Recipe) -> str | None:
+def why_not_plain(recipe: Recipe, data: Records) -> str | None:
     """Returns a sentence why plain training goes one site at a time; None where it need not."""
     if recipe.precision != "float32":
         return f"Training in {recipe.precision} goes one site at a time; only float32 is stacked."
-    return None
+    return _why_not_labels(data)
 
 
 def why_not_private(
@@ -98,6 +98,12 @@ def why_not_private(
         return "Apple's GPUs have no float64 for private sums, so sites go one at a time."
     if any(plan.shared is not None for plan in plans):
         return "Sums with shared noise go one site at a time: they are whole numbers."
+    return _why_not_labels(data)
+
+
+def _why_not_labels(data: Records) -> str | None:
+    if data.labels.dim() != 1:
+        return "Labels of several values go one site at a time; only single ones are stacked."
     return None
 
 

@@ -5,6 +5,9 @@ from functools import lru_cache
 
 from lepton_common.datasets import embedded, heart, images
 from lepton_common.datasets.records import Dataset, check
+from lepton_common.errors import DataInvalid
+from lepton_common.extensions import DATASETS as PACKAGED
+from lepton_common.extensions import extension, extensions
 from lepton_common.names import look_up
 
 Loader = Callable[[str | None, str], Dataset]
@@ -24,7 +27,7 @@ def load_dataset(name: str, root: str | None, prepare: str) -> Dataset:
     """Returns a checked data set; the last two stay in memory, shared by all sites of a process.
 
     Args:
-        name: a name in the catalog.
+        name: a name in the catalog, or that an installed package gives.
         root: folder that holds the data set's folder; None to download into the user's cache.
         prepare: ``public_ranges`` or, where the data set offers it, ``scattering`` or
             ``site_statistics``.
@@ -34,7 +37,21 @@ def load_dataset(name: str, root: str | None, prepare: str) -> Dataset:
         SettingsError: the data set does not offer that preparation.
         DataError: the data is missing, altered or invalid.
     """
-    dataset = look_up(DATASETS, name, "data set")(root, prepare)
+    if name not in DATASETS and name in extensions(PACKAGED):
+        dataset = _of_a_package(name, root, prepare)
+    else:
+        dataset = look_up(DATASETS, name, "data set")(root, prepare)
     check(dataset.train, dataset)
     check(dataset.test, dataset)
     return dataset
+
+
+def _of_a_package(name: str, root: str | None, prepare: str) -> Dataset:
+    load = extension(PACKAGED, name)
+    found: object = load(root, prepare) if callable(load) else None
+    if not isinstance(found, Dataset) or found.name != name:
+        raise DataInvalid(
+            f"What a package calls the data set '{name}' gives no Dataset of that name; mend the "
+            "package."
+        )
+    return found

@@ -116,8 +116,7 @@ def check(records: Records, dataset: Dataset) -> Records:
     if kinds != wanted or len(records.features) != len(records.labels):
         raise DataInvalid(
             f"'{dataset.name}' should have {_said(wanted[0])} features and one {_said(wanted[1])} "
-            f"label for each record, not {_said(kinds[0])} and {_said(kinds[1])}; check the data "
-            "source."
+            f"label for each record, not {kinds[0]} and {kinds[1]}; check the data source."
         )
     # A mask of large data, or its absolute values, would take as much memory as the data.
     if len(records) and not all(torch.isfinite(bound) for bound in records.features.aminmax()):

@@ -1,98 +1,147 @@
-"""The catalog of tasks: name -> data set, loss and metrics."""
+"""The catalog of tasks: name -> data set, what is learned from it, and which figure counts."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from lepton_common.names import look_up
+from lepton_common.errors import UnknownName
+from lepton_common.extensions import TASKS as PACKAGED
+from lepton_common.extensions import extensions
+from lepton_common.names import unknown
+from lepton_common.tasks.headlines import HEADLINES, Headline
+from lepton_common.tasks.objectives import OBJECTIVES, Hazard, Objective, Shape
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+Domain = Literal["general", "finance", "health", "retail", "manufacturing", "security"]
+Form = Literal["image", "table", "text", "series", "audio"]
 
 _BATCH = 1000
 
 
 @dataclass(frozen=True)
 class Task:
-    """A supervised task.
+    """What a federation learns.
 
     Attributes:
         name: name in the catalog.
         dataset: name of its data set.
-        loss: ``cross_entropy`` over one logit a class, or ``binary`` over a single logit.
+        learns: name of an objective, or ``hazard``, whose intervals are ``until``.
         label: what the label says, for reports and model cards.
+        form: what a record is.
+        domain: who has such data.
         shift: by how many pixels an image may be moved and keep its label; 0: not at all.
         mirror: whether an image keeps its label when left and right change places.
+        until: ends of the intervals of ``hazard``.
+        scale: lowest and highest value that a ``regression`` is scaled by, and their unit.
+        counts: name of the figure that it is judged by; None: the objective's own.
     """
 
     name: str
     dataset: str
-    loss: Literal["cross_entropy", "binary"]
+    learns: str
     label: str
+    form: Form = "table"
+    domain: Domain = "general"
     shift: int = 0
     mirror: bool = False
+    until: tuple[float, ...] = ()
+    scale: tuple[float, float, str] = (-1.0, 1.0, "")
+    counts: str | None = None
 
-    def outputs(self, classes: int) -> int:
-        """Returns how many logits the model needs."""
-        return 1 if self.loss == "binary" else classes
+    @property
+    def objective(self) -> Objective:
+        """What a model is trained for."""
+        return Hazard(self.until) if self.until else OBJECTIVES[self.learns]
 
-    def losses(self, logits: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
-        """Returns the loss of each record, shape [n]; never depends on other records."""
-        from torch.nn import functional
+    @property
+    def headline(self) -> Headline:
+        """The figure by which models are compared."""
+        return HEADLINES[self.counts or self.objective.headline]
 
-        if self.loss == "binary":
-            return functional.binary_cross_entropy_with_logits(
-                logits.squeeze(1), labels.to(logits.dtype), reduction="none"
-            )
-        return functional.cross_entropy(logits, labels, reduction="none")
+    def outputs(self, classes: int, input_shape: Shape) -> int:
+        """Returns how many numbers the model gives for a record."""
+        return self.objective.outputs(classes, input_shape)
 
-    def predictions(self, logits: "torch.Tensor") -> "torch.Tensor":
-        """Returns the predicted label of each record, int64, shape [n]."""
-        if self.loss == "binary":
-            return (logits.squeeze(1) > 0).long()
-        return logits.argmax(dim=1)
+    def losses(self, outputs: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
+        """Returns the loss of each record, shape [n]; on the others it depends in `Cox` alone."""
+        return self.objective.losses(outputs, labels)
 
     def evaluate(
-        self, model: "nn.Module", features: "torch.Tensor", labels: "torch.Tensor"
+        self,
+        model: "nn.Module",
+        features: "torch.Tensor",
+        labels: "torch.Tensor",
+        *,
+        every: bool = False,
     ) -> dict[str, float]:
-        """Returns ``accuracy`` (in 0..1) and mean ``loss`` of a model on some records."""
+        """Returns a model's figures on some records: the headline, others, and the mean ``loss``.
+
+        A figure that these records do not define, such as a ranking where all labels are the
+        same, is left out. With ``every``, all figures there are, which takes longer.
+        """
         import torch
 
+        from lepton_common.tasks.figures import figures_of
+
         model.eval()
-        correct, loss = 0, 0.0
+        found = figures_of(self, every=every)
         for start in range(0, len(labels), _BATCH):
-            wanted = labels[start : start + _BATCH]
             with torch.no_grad():
-                logits = model(features[start : start + _BATCH])
-            correct += int((self.predictions(logits) == wanted).sum())
-            loss += float(self.losses(logits, wanted).double().sum())
-        return {"accuracy": correct / len(labels), "loss": loss / len(labels)}
+                outputs = model(features[start : start + _BATCH])
+            found.add(outputs, labels[start : start + _BATCH])
+        return found.result()
 
 
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("digits", "digits", "cross_entropy", "handwritten digit, 0 to 9", shift=1),
-        Task("breast_cancer", "breast_cancer", "cross_entropy", "0 malignant, 1 benign"),
-        Task("mnist", "mnist", "cross_entropy", "handwritten digit, 0 to 9", shift=2),
+        Task("digits", "digits", "cross_entropy", "handwritten digit, 0 to 9", "image", shift=1),
         Task(
-            "fashion_mnist",
-            "fashion_mnist",
-            "cross_entropy",
-            "kind of clothing, 0 to 9",
-            shift=2,
-            mirror=True,
+            "breast_cancer", "breast_cancer", "cross_entropy", "0 malignant, 1 benign",
+            domain="health",
         ),
-        Task("cifar10", "cifar10", "cross_entropy", "kind of object, 0 to 9", shift=4, mirror=True),
-        Task("heart_disease", "heart_disease", "binary", "heart disease present"),
+        Task("mnist", "mnist", "cross_entropy", "handwritten digit, 0 to 9", "image", shift=2),
+        Task(
+            "fashion_mnist", "fashion_mnist", "cross_entropy", "kind of clothing, 0 to 9", "image",
+            "retail", shift=2, mirror=True,
+        ),
+        Task(
+            "cifar10", "cifar10", "cross_entropy", "kind of object, 0 to 9", "image",
+            shift=4, mirror=True,
+        ),
+        Task(
+            "heart_disease", "heart_disease", "binary", "heart disease present", domain="health"
+        ),
     )
-}
+}  # fmt: skip
 
 
 def find_task(name: str) -> Task:
-    """Returns the task of that name.
+    """Returns the task of that name, of ours or of an installed package.
 
     Raises:
         UnknownName: no such task.
+        SettingsError: its package is not in order.
     """
-    return look_up(TASKS, name, "task")
+    from lepton_common.tasks.packaged import packaged_task
+
+    if name in TASKS:
+        return TASKS[name]
+    if name in extensions(PACKAGED):
+        return packaged_task(name).task
+    raise UnknownName(unknown("task", name, task_names()))
+
+
+def dataset_of(name: str) -> str:
+    """Returns the data set of a task of `task_names`, without importing its package.
+
+    Keys and records are in processes apart, and foreign code runs beside the records alone.
+    """
+    return TASKS[name].dataset if name in TASKS else name
+
+
+def task_names() -> list[str]:
+    """Returns the names of all tasks that are installed; ours go before a package's."""
+    return sorted({*TASKS, *extensions(PACKAGED)})

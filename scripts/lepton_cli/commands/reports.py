@@ -31,7 +31,7 @@ def list_command(
         return
     table = Table(title=f"Runs in {runs}")
     table.add_column("run", overflow="fold")  # whole, to be typed again
-    for heading in ("status", "task", "privacy", "rounds", "accuracy"):
+    for heading in ("status", "task", "privacy", "rounds", "reached"):
         table.add_column(heading)
     for run in found:
         if isinstance(run, AppRun):
@@ -46,7 +46,7 @@ def list_command(
             run.settings.task,
             f"epsilon {privacy.epsilon:g}" if privacy.epsilon else "[bold red]none[/]",
             f"{len(run.rounds)}/{run.settings.rounds}",
-            f"{run.metrics['accuracy']:.3f}" if run.metrics else "-",
+            f"{run.headline.name} {run.reached:.3f}" if run.metrics else "-",
         )
     Console(highlight=False).print(table)
 

@@ -67,7 +67,7 @@ class Board:
         name = escape(named(result.knobs))
         if result.finished:
             epsilon = "" if result.epsilon is None else f"  epsilon {upper(result.epsilon, 2)}"
-            what = f"accuracy {result.accuracy:.4f}{epsilon}  {result.seconds:.1f} s"
+            what = f"{result.headline} {result.reached:.4f}{epsilon}  {result.seconds:.1f} s"
         else:
             faults = [] if result.fault == "Interrupted" else result.document.get("faults", [])
             what = f"[red]{result.fault}[/] {escape(' '.join(faults))}".rstrip()

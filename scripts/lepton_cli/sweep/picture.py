@@ -1,4 +1,4 @@
-"""The picture of a sweep: accuracy against epsilon, or against what was varied."""
+"""The picture of a sweep: what was reached against epsilon, or against what was varied."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -10,7 +10,8 @@ from matplotlib.ticker import FixedLocator, NullLocator
 
 from lepton_cli.pictures import BLUE, GREY, ORANGE, RED, new_figure
 from lepton_cli.summary import upper
-from lepton_cli.sweep.results import SEED, Group, Result, grouped
+from lepton_cli.sweep.results import SEED, Group, Result, grouped, one_headline
+from lepton_common.tasks.headlines import HEADLINES
 
 _EPSILON = "privacy.epsilon"
 _DIFFERS = 1.1  # what runs of one target spend differs by less
@@ -24,7 +25,7 @@ def draw_sweep(results: Sequence[Result], title: str, path: Path) -> bool:
 
     Points are means over seeds, with their standard deviation as error bars.
     """
-    groups = [group for group in grouped(results) if group.accuracy is not None]
+    groups = [group for group in grouped(results) if group.reached is not None]
     if not groups:
         return False
     figure, axes = new_figure(7.0, 4.5)
@@ -35,7 +36,9 @@ def draw_sweep(results: Sequence[Result], title: str, path: Path) -> bool:
         _against_knob(axes, groups, results)
     most = max(group.runs for group in groups)
     over = f"\nmean and standard deviation of {most} seeds" if _has_bars(groups) else ""
-    axes.set_ylabel(f"accuracy on the server's test set{over}")
+    headline = HEADLINES.get(one_headline(results))
+    what = headline.title if headline else "each task's own figure"
+    axes.set_ylabel(f"{what} on the server's test set{over}")
     axes.set_title(title)
     figure.savefig(path, dpi=130)
     return True
@@ -48,10 +51,10 @@ def _against_epsilon(axes: Axes, groups: Sequence[Group]) -> None:
         ignored.add("privacy")
     _lines(axes, private, ignored, lambda group: group.epsilon or 0.0)
     for group in groups:
-        if group.epsilon is None and group.accuracy is not None:
+        if group.epsilon is None and group.reached is not None:
             name = _named(group, {_EPSILON, "privacy"})
             label = f"no privacy, {name}" if name else "no privacy"
-            axes.axhline(group.accuracy, color=GREY, linestyle="--", linewidth=1.2, label=label)
+            axes.axhline(group.reached, color=GREY, linestyle="--", linewidth=1.2, label=label)
     values = [group.epsilon or 0.0 for group in private]
     axes.set_xlabel("epsilon spent, worst site")
     _numbers(axes, values, lambda value: upper(value, 2))
@@ -61,7 +64,7 @@ def _against_epsilon(axes: Axes, groups: Sequence[Group]) -> None:
 def _against_knob(axes: Axes, groups: Sequence[Group], results: Sequence[Result]) -> None:
     knobs = [name for name in groups[0].knobs if len({group.knobs[name] for group in groups}) > 1]
     if not knobs:
-        reached = [(r.knobs.get(SEED, ""), r.accuracy) for r in results if r.accuracy is not None]
+        reached = [(r.knobs.get(SEED, ""), r.reached) for r in results if r.reached is not None]
         axes.plot([seed for seed, _ in reached], [a for _, a in reached], "o", color=BLUE)
         axes.set_xlabel(SEED if SEED in results[0].knobs else "")
         return
@@ -99,8 +102,8 @@ def _lines(
         shift = 0.0 if join else 0.5 * ((number + 0.5) / len(series) - 0.5)
         axes.errorbar(
             [place(group) + shift for group in ordered],
-            [group.accuracy or 0.0 for group in ordered],
-            yerr=[group.accuracy_sd or 0.0 for group in ordered] if _has_bars(groups) else None,
+            [group.reached or 0.0 for group in ordered],
+            yerr=[group.deviation or 0.0 for group in ordered] if _has_bars(groups) else None,
             color=colors[number % len(colors)],
             marker=_MARKERS[number % len(_MARKERS)],
             markersize=5,
@@ -113,7 +116,7 @@ def _lines(
 
 
 def _has_bars(groups: Sequence[Group]) -> bool:
-    return any(group.accuracy_sd is not None for group in groups)
+    return any(group.deviation is not None for group in groups)
 
 
 def _named(group: Group, ignored: set[str]) -> str:

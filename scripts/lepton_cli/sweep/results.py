@@ -41,9 +41,14 @@ class Result:
         return self.document.get("status") == "finished"
 
     @property
-    def accuracy(self) -> float | None:
-        """Of the last round's model on the server's test set; None without a finished run."""
-        return float(self.document["metrics"]["accuracy"]) if self.finished else None
+    def headline(self) -> str:
+        """Name of the figure that its task is judged by; "" without a finished run."""
+        return str(self.document["headline"]) if self.finished else ""
+
+    @property
+    def reached(self) -> float | None:
+        """That figure of the last round's model; None without a finished run."""
+        return float(self.document["metrics"][self.headline]) if self.finished else None
 
     @property
     def epsilon(self) -> float | None:
@@ -77,16 +82,18 @@ class Group:
         knobs: its value of each setting that the sweep varies, but the seed.
         runs: number of them that finished.
         failed: number of the others.
-        accuracy: mean over the finished ones; None without any.
-        accuracy_sd: standard deviation over them, of the sample; None with fewer than two.
+        headline: the figure that its task is judged by.
+        reached: its mean over the finished ones; None without any.
+        deviation: standard deviation over them, of the sample; None with fewer than two.
         epsilon: largest that a site has spent in any of them; None without DP.
     """
 
     knobs: dict[str, str]
     runs: int
     failed: int
-    accuracy: float | None
-    accuracy_sd: float | None
+    headline: str
+    reached: float | None
+    deviation: float | None
     epsilon: float | None
 
 
@@ -110,14 +117,15 @@ def grouped(results: Sequence[Result]) -> list[Group]:
 
 
 def _group(knobs: dict[str, str], results: Sequence[Result]) -> Group:
-    reached = [result.accuracy for result in results if result.accuracy is not None]
+    reached = [result.reached for result in results if result.reached is not None]
     spent = [result.epsilon for result in results if result.epsilon is not None]
     return Group(
         knobs=knobs,
         runs=len(reached),
         failed=len(results) - len(reached),
-        accuracy=statistics.mean(reached) if reached else None,
-        accuracy_sd=statistics.stdev(reached) if len(reached) > 1 else None,
+        headline=max(result.headline for result in results),
+        reached=statistics.mean(reached) if reached else None,
+        deviation=statistics.stdev(reached) if len(reached) > 1 else None,
         epsilon=max(spent, default=None),
     )
 
@@ -139,14 +147,17 @@ def table(results: Sequence[Result]) -> Table:
     seeds = SEED in results[0].knobs
     for name in names:
         shown.add_column(name)
-    heading = "accuracy (mean ± sd)" if seeds else "accuracy"
+    one = one_headline(results)
+    heading = f"{one or 'reached'} (mean ± sd)" if seeds else one or "reached"
     for text in (heading, "largest epsilon", "runs" if seeds else "seconds", "remarks"):
         shown.add_column(text, justify="left" if text == "remarks" else "right", overflow="fold")
     for group in grouped(results):
         own = [result for result in results if group.knobs.items() <= result.knobs.items()]
-        accuracy = "-" if group.accuracy is None else f"{group.accuracy:.4f}"
-        if group.accuracy_sd is not None:
-            accuracy += f" ± {group.accuracy_sd:.4f}"
+        reached = "-" if group.reached is None else f"{group.reached:.4f}"
+        if group.deviation is not None:
+            reached += f" ± {group.deviation:.4f}"
+        if group.headline and not one:
+            reached = f"{group.headline} {reached}"
         epsilon = "none" if group.runs else "-"
         if group.epsilon is not None:
             epsilon = upper(group.epsilon, 3)
@@ -156,7 +167,7 @@ def table(results: Sequence[Result]) -> Table:
         red = epsilon == "none"
         shown.add_row(
             *(group.knobs[name] for name in names),
-            accuracy,
+            reached,
             f"[bold red]{epsilon}[/]" if red else epsilon,
             third,
             f"[red]{remarks}[/]" if remarks else "",
@@ -164,12 +175,27 @@ def table(results: Sequence[Result]) -> Table:
     return shown
 
 
+def one_headline(results: Sequence[Result]) -> str:
+    """Returns the figure that all finished runs are judged by; "" where they differ."""
+    names = {result.headline for result in results if result.finished}
+    return names.pop() if len(names) == 1 else ""
+
+
 def write_results(folder: Path, overrides: list[str], results: Sequence[Result]) -> None:
     """Writes ``summary.json``, ``summary.csv`` and ``summary.txt`` into the sweep's folder."""
     whole = json.dumps(document(folder, overrides, results), indent=1)
     write_atomic(folder / "summary.json", whole.encode())
     text = io.StringIO()
-    names = [*results[0].knobs, "status", "accuracy", "epsilon", "rounds", "seconds", "run"]
+    names = [
+        *results[0].knobs,
+        "status",
+        "headline",
+        "reached",
+        "epsilon",
+        "rounds",
+        "seconds",
+        "run",
+    ]
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     for result in results:
@@ -178,7 +204,8 @@ def write_results(folder: Path, overrides: list[str], results: Sequence[Result])
             {
                 **result.knobs,
                 "status": result.fault or "finished",
-                "accuracy": result.accuracy,
+                "headline": result.headline,
+                "reached": result.reached,
                 "epsilon": result.epsilon,
                 "rounds": found.get("rounds"),
                 "seconds": result.seconds,

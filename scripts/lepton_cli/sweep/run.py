@@ -132,7 +132,7 @@ def _conclude(
     """Writes and prints what came out."""
     found = results.all()
     write_results(folder.path, folder.overrides, found)
-    picture = folder.path / "accuracy.png"
+    picture = folder.path / "sweep.png"
     drawn = draw_sweep(found, _title(folder), picture)
     if as_json:
         print(json.dumps(document(folder.path, folder.overrides, found)))

@@ -17,6 +17,7 @@ from lepton_common.arrays import (
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.device import pick_device
 from lepton_common.durable import link_atomic, write_atomic
+from lepton_common.errors import DataInvalid
 from lepton_common.models.catalog import build_model, initial_model
 from lepton_common.settings import Settings
 from lepton_common.tasks.catalog import find_task
@@ -39,7 +40,7 @@ class Evaluator:
         self._settings = settings
         self._task = find_task(settings.task)
         data = load_dataset(self._task.dataset, settings.data.root, settings.data.prepare)
-        kind = settings.model, data.input_shape, self._task.outputs(data.classes)
+        kind = settings.model, data.input_shape, self._task.outputs(data.classes, data.input_shape)
         self._initial = partial(initial_model, *kind, settings.seed)
         self._device = pick_device(settings.train.device)
         self._model = build_model(*kind).to(self._device)
@@ -55,10 +56,10 @@ class Evaluator:
         return initial
 
     def evaluate(self, vector: Vector) -> dict[str, float]:
-        """Returns accuracy and loss of a model on the test set.
+        """Returns a model's figures on the test set.
 
-        Where the test set's records come from natural sites, also the mean of the sites' own
-        accuracies, in which a small site counts as much as a large one.
+        Where the test set's records come from natural sites, also the mean of the headline over
+        those that define it, in which a small site counts as much as a large one.
         """
         lend_parameters(self._model, self.layout, torch.from_numpy(vector).to(self._device))
         try:
@@ -79,19 +80,26 @@ class Evaluator:
         return save(self.layout.split(state.result), {"lepton": json.dumps(facts)})
 
     def save_models(self, folder: RunFolder, state: Checkpoint) -> None:
-        """Writes the last model, and as the best one if the test set's accuracy says so."""
+        """Writes the last model, and as the best one if the test set's headline says so."""
         write_atomic(folder.final_model, self.model_file(folder.path.name, state))
-        accuracies = [entry["metrics"]["accuracy"] for entry in state.history]
-        if int(np.argmax(accuracies)) == len(accuracies) - 1:
+        headline = self._task.headline
+        reached = [entry["metrics"][headline.name] for entry in state.history]
+        if headline.best(reached) == len(reached) - 1:
             link_atomic(folder.final_model, folder.best_model)
 
     def _evaluate(self) -> dict[str, float]:
         metrics = self._task.evaluate(self._model, self._features, self._labels)
+        if self._task.headline.name not in metrics:
+            raise DataInvalid(
+                f"The test set does not define the {self._task.headline.title}; its labels are all "
+                "alike, or too few: check it."
+            )
         if self._origins is None:
             return metrics
-        each = []
+        each, name = [], self._task.headline.name
         for origin in np.unique(self._origins):
             own = torch.from_numpy(np.flatnonzero(self._origins == origin)).to(self._device)
             found = self._task.evaluate(self._model, self._features[own], self._labels[own])
-            each.append(found["accuracy"])
-        return metrics | {"site_mean_accuracy": sum(each) / len(each)}
+            if name in found:
+                each.append(found[name])
+        return metrics | ({f"site_mean_{name}": sum(each) / len(each)} if each else {})

@@ -70,7 +70,7 @@ def test_every_task_and_model_trains_as_one_site_at_a_time(task, name):
     else:
         dataset = load_dataset(task.dataset, None, "public_ranges")
         data, shape, classes = dataset.train, dataset.input_shape, dataset.classes
-    model, received = model_of(name, shape, task.outputs(classes))
+    model, received = model_of(name, shape, task.outputs(classes, shape))
     recipe = replace(RECIPE, batch_size=4, momentum=0.5, learning_rate=0.02)
     arguments = model, task, data, split(len(data), [9, 4, 7]), received, recipe, [3, 2**40, 5]
     trained = train_plain_many(*arguments)

@@ -56,9 +56,9 @@ def test_private_steps_are_those_of_one_site_at_a_time(monkeypatch, name, shape,
     monkeypatch.setattr(many, "SecretRandom", Known)
     monkeypatch.setattr(many, "_GROUP_BYTES", group)
     monkeypatch.setattr(private, "SecretRandom", Known)
-    task = replace(TASK, loss=loss)
+    task = replace(TASK, learns=loss)
     data, rows = records_of(shape, 2, 44), split(44, [8, 0, 20, 4, 12])
-    model, received = model_of(name, shape, task.outputs(2))
+    model, received = model_of(name, shape, task.outputs(2, shape))
     plans = [
         replace(PLAN, clipping_norm=0.02),  # clips all
         PLAN,
@@ -80,10 +80,10 @@ def test_private_steps_are_those_of_one_site_at_a_time(monkeypatch, name, shape,
 
 @pytest.mark.parametrize(("name", "shape", "loss"), list(private_cases()))
 def test_a_clipped_sum_at_weights_of_its_own_is_that_of_private_training(name, shape, loss):
-    task = replace(TASK, loss=loss)
+    task = replace(TASK, learns=loss)
     data, rows = records_of(shape, 2, 27), split(27, [9, 9, 9])
-    model, _ = model_of(name, shape, task.outputs(2))
-    vectors = [model_of(name, shape, task.outputs(2), seed)[1] for seed in (1, 2, 3)]
+    model, _ = model_of(name, shape, task.outputs(2, shape))
+    vectors = [model_of(name, shape, task.outputs(2, shape), seed)[1] for seed in (1, 2, 3)]
     norms, totals = [0.05, 0.7, 50.0], []
     pieces = np.split(np.stack(vectors), np.cumsum(model.layout.sizes)[:-1], axis=1)
     weights = [

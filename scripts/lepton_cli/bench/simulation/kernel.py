@@ -28,7 +28,10 @@ class Kernel:
         """Loads the job's data and makes its model."""
         self._job, self._task = job, find_task(job.name)
         dataset = load_dataset(job.name, str(data), "public_ranges")
-        self._data, outputs = dataset.train, self._task.outputs(dataset.classes)
+        self._data, outputs = (
+            dataset.train,
+            self._task.outputs(dataset.classes, dataset.input_shape),
+        )
         self._recipe = recipe(replace(compose_settings(job.overrides(data)), task=job.name), 1)
         self._model = resident_model(
             job.model, job.shape, outputs, torch.device("cpu"), channels_last=False
