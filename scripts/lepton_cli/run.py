@@ -110,7 +110,9 @@ class Run:
         dataset = load_dataset(task.dataset, data.root, data.prepare)
         outputs = task.outputs(dataset.classes, dataset.input_shape)
         model = build_model(self.settings.model, dataset.input_shape, outputs)
-        model.load_state_dict(load_file(self.folder.final_model))
+        # What is frozen comes with the model's name and never travels, so no file holds it.
+        frozen = {n: p for n, p in model.named_parameters() if not p.requires_grad}
+        model.load_state_dict({**frozen, **load_file(self.folder.final_model)})
         return model.eval()
 
 

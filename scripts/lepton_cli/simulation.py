@@ -19,6 +19,7 @@ from lepton_cli.run import Run, new_folder, stamp
 from lepton_cli.simulated_host import found_host, host_nodes, resolve_vectorize
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
 from lepton_cli.statistics import draw_statistics
+from lepton_common.datasets.source import MADE_UP
 from lepton_common.durable import write_atomic
 from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
 from lepton_common.settings import Settings
@@ -45,7 +46,7 @@ def start(settings: Settings, observer: Observer | None = None) -> Run:
 def settled(settings: Settings) -> Settings:
     """Returns settings that mean the same in any folder, where a run is resumed or reported."""
     data, tracker = settings.data, settings.tracker
-    if data.root is not None:
+    if data.root not in (None, MADE_UP):
         data = replace(data, root=str(Path(data.root).resolve()))
     if tracker.folder is not None:
         tracker = replace(tracker, folder=str(Path(tracker.folder).resolve()))

@@ -3,7 +3,23 @@
 from collections.abc import Callable
 from functools import lru_cache
 
-from lepton_common.datasets import embedded, heart, images
+from lepton_common.datasets import (
+    activity,
+    census,
+    credit,
+    embedded,
+    engines,
+    factory,
+    heart,
+    image_archives,
+    images,
+    omniglot,
+    rates,
+    shakespeare,
+    sms,
+    tones,
+    tumours,
+)
 from lepton_common.datasets.records import Dataset, check
 from lepton_common.errors import DataInvalid
 from lepton_common.extensions import DATASETS as PACKAGED
@@ -19,6 +35,23 @@ DATASETS: dict[str, Loader] = {
     "fashion_mnist": images.fashion_mnist,
     "cifar10": images.cifar10,
     "heart_disease": heart.heart_disease,
+    "adult": census.adult,
+    "german_credit": credit.german_credit,
+    "credit_default": credit.credit_default,
+    "ai4i": factory.ai4i,
+    "wine_quality": factory.wine_quality,
+    "tcga_brca": tumours.tcga_brca,
+    "pneumoniamnist": image_archives.pneumoniamnist,
+    "cifar10_subset": image_archives.cifar10_subset,
+    "omniglot": omniglot.omniglot,
+    "sms_spam": sms.sms_spam,
+    "shakespeare": shakespeare.shakespeare,
+    "tones": tones.tones,
+    "uci_har": activity.uci_har,
+    "cmapss": engines.cmapss,
+    "machine_anomaly": engines.machine_anomaly,
+    "exchange_rate": rates.exchange_rate,
+    "demand": rates.demand,
 }
 
 

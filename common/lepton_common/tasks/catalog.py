@@ -94,26 +94,60 @@ class Task:
         return found.result()
 
 
+_CLASSES, _TWO, _NUMBER = "cross_entropy", "binary", "regression"
+_HALF_YEARS = (
+    182.0,
+    365.0,
+    547.0,
+    730.0,
+    1095.0,
+    1461.0,
+    1826.0,
+    2191.0,
+    2556.0,
+    2922.0,
+    3287.0,
+    3652.0,
+    4748.0,
+    10957.0,
+)
+
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("digits", "digits", "cross_entropy", "handwritten digit, 0 to 9", "image", shift=1),
-        Task(
-            "breast_cancer", "breast_cancer", "cross_entropy", "0 malignant, 1 benign",
-            domain="health",
-        ),
-        Task("mnist", "mnist", "cross_entropy", "handwritten digit, 0 to 9", "image", shift=2),
-        Task(
-            "fashion_mnist", "fashion_mnist", "cross_entropy", "kind of clothing, 0 to 9", "image",
-            "retail", shift=2, mirror=True,
-        ),
-        Task(
-            "cifar10", "cifar10", "cross_entropy", "kind of object, 0 to 9", "image",
-            shift=4, mirror=True,
-        ),
-        Task(
-            "heart_disease", "heart_disease", "binary", "heart disease present", domain="health"
-        ),
+        Task("digits", "digits", _CLASSES, "handwritten digit, 0 to 9", "image", shift=1),
+        Task("mnist", "mnist", _CLASSES, "handwritten digit, 0 to 9", "image", shift=2),
+        Task("fashion_mnist", "fashion_mnist", _CLASSES, "kind of clothing, 0 to 9", "image",
+             "retail", shift=2, mirror=True),
+        Task("cifar10", "cifar10", _CLASSES, "kind of object, 0 to 9", "image",
+             shift=4, mirror=True),
+        Task("cifar10_subset", "cifar10_subset", _CLASSES, "kind of object, 0 to 9", "image",
+             shift=4, mirror=True),
+        Task("omniglot", "omniglot", _CLASSES, "alphabet of a drawn character", "image", shift=2),
+        Task("pneumoniamnist", "pneumoniamnist", _TWO, "0 normal, 1 pneumonia", "image", "health",
+             shift=2),
+        Task("breast_cancer", "breast_cancer", _CLASSES, "0 malignant, 1 benign", domain="health"),
+        Task("heart_disease", "heart_disease", _TWO, "heart disease present", domain="health"),
+        Task("tcga_brca", "tcga_brca", "cox", "days until death", domain="health"),
+        Task("tcga_brca_hazard", "tcga_brca", "hazard", "days until death", domain="health",
+             until=_HALF_YEARS),
+        Task("adult", "adult", _TWO, "earns more than 50,000 dollars a year"),
+        Task("german_credit", "german_credit", _TWO, "loan is bad", domain="finance"),
+        Task("credit_default", "credit_default", _TWO, "defaults next month", domain="finance"),
+        Task("exchange_rate", "exchange_rate", _NUMBER, "next day's rate", "series", "finance"),
+        Task("demand", "demand", _NUMBER, "next day's sales", "series", "retail",
+             scale=(0.0, 200.0, "pieces")),
+        Task("ai4i", "ai4i", _TWO, "machine failure", domain="manufacturing", counts="pr_auc"),
+        Task("wine_quality", "wine_quality", _NUMBER, "taster's mark", domain="manufacturing",
+             scale=(0.0, 10.0, "marks")),
+        Task("cmapss", "cmapss", _NUMBER, "cycles until an engine fails", "series",
+             "manufacturing", scale=(0.0, 125.0, "cycles")),
+        Task("machine_anomaly", "machine_anomaly", "reconstruction", "engine is worn", "series",
+             "manufacturing"),
+        Task("tones", "tones", _CLASSES, "kind of sound, 0 to 4", "audio", "manufacturing"),
+        Task("uci_har", "uci_har", _CLASSES, "what a person does, 0 to 5", "series", "security"),
+        Task("sms_spam", "sms_spam", _TWO, "message is spam", "text", "security"),
+        Task("shakespeare", "shakespeare", "next_token", "next character", "text"),
     )
 }  # fmt: skip
 

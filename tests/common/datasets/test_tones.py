@@ -12,7 +12,9 @@ def _pitches_hz(parts):
     spectra = np.abs(np.fft.rfft(parts * np.hanning(parts.shape[-1]))) ** 2
     loudest = spectra.argmax(-1)
     around = sum(
-        np.take_along_axis(spectra, np.clip(loudest + step, 0, spectra.shape[-1] - 1)[..., None], -1)[..., 0]
+        np.take_along_axis(
+            spectra, np.clip(loudest + step, 0, spectra.shape[-1] - 1)[..., None], -1
+        )[..., 0]
         for step in (-1, 0, 1)
     )
     return loudest * RATE_HZ / parts.shape[-1], around / spectra.sum(-1)
