@@ -29,6 +29,7 @@ from lepton_common.strict import (
     parse,
     record,
 )
+from lepton_common.tasks.augmentation import AsTheyAre
 from lepton_common.tasks.catalog import TASKS, task_names
 
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
@@ -586,11 +587,13 @@ def _contradictions(settings: Settings) -> list[str]:
             strategy.beta >= 0.5
         ),
         "strategy.average_decay must be below 1.": strategy.average_decay >= 1,
-        "train.augmentations averages the gradients of private steps over images: set it to 1, or "
-        "choose privacy=record or distributed, and a task of images as they are "
-        "(data.prepare=public_ranges).": train.augmentations > 1
+        "train.augmentations averages the gradients of private steps over views of each record: set "
+        "it to 1, or choose privacy=record or distributed, and a task whose records may vary, as "
+        "they are (data.prepare=public_ranges).": train.augmentations > 1
         and (
-            not by_step or data.prepare != "public_ranges" or (task is not None and not task.shift)
+            not by_step
+            or data.prepare != "public_ranges"
+            or (task is not None and task.augmentation == AsTheyAre())
         ),
         "tracker.folder is for tracker=tensorboard: drop it, or choose that.": (
             tracker.name != "tensorboard" and tracker.folder is not None

@@ -8,7 +8,6 @@ import torch
 
 from lepton_common.messages import Recipe
 from lepton_common.privacy.noise import SecretRandom
-from lepton_common.tasks.augmentation import OfImages
 from lepton_common.tasks.catalog import Task
 
 
@@ -22,7 +21,7 @@ class Views:
     def __init__(self, task: Task, recipe: Recipe, secret: SecretRandom) -> None:
         """Takes what suits the task."""
         self.count = recipe.augmentations
-        self._augmentation = OfImages(shift=task.shift, mirror=task.mirror)
+        self._augmentation = task.augmentation
         # Not PyTorch's generator, which reads 32 bits of its seed: few enough to try them all.
         self._secret = secret
 

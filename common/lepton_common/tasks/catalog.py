@@ -7,6 +7,14 @@ from lepton_common.errors import UnknownName
 from lepton_common.extensions import TASKS as PACKAGED
 from lepton_common.extensions import extensions
 from lepton_common.names import unknown
+from lepton_common.tasks.augmentation import (
+    AsTheyAre,
+    Augmentation,
+    OfImages,
+    OfSeries,
+    OfSounds,
+    OfTexts,
+)
 from lepton_common.tasks.headlines import HEADLINES, Headline
 from lepton_common.tasks.objectives import OBJECTIVES, Hazard, Objective, Shape
 
@@ -31,8 +39,7 @@ class Task:
         label: what the label says, for reports and model cards.
         form: what a record is.
         domain: who has such data.
-        shift: by how many pixels an image may be moved and keep its label; 0: not at all.
-        mirror: whether an image keeps its label when left and right change places.
+        augmentation: how a record may vary and keep its label.
         until: ends of the intervals of ``hazard``.
         scale: lowest and highest value that a ``regression`` is scaled by, and their unit.
         counts: name of the figure that it is judged by; None: the objective's own.
@@ -44,8 +51,7 @@ class Task:
     label: str
     form: Form = "table"
     domain: Domain = "general"
-    shift: int = 0
-    mirror: bool = False
+    augmentation: Augmentation = AsTheyAre()
     until: tuple[float, ...] = ()
     scale: tuple[float, float, str] = (-1.0, 1.0, "")
     counts: str | None = None
@@ -115,17 +121,17 @@ _HALF_YEARS = (
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("digits", "digits", _CLASSES, "handwritten digit, 0 to 9", "image", shift=1),
-        Task("mnist", "mnist", _CLASSES, "handwritten digit, 0 to 9", "image", shift=2),
+        Task("digits", "digits", _CLASSES, "handwritten digit, 0 to 9", "image", augmentation=OfImages(1)),
+        Task("mnist", "mnist", _CLASSES, "handwritten digit, 0 to 9", "image", augmentation=OfImages(2)),
         Task("fashion_mnist", "fashion_mnist", _CLASSES, "kind of clothing, 0 to 9", "image",
-             "retail", shift=2, mirror=True),
+             "retail", augmentation=OfImages(2, mirror=True)),
         Task("cifar10", "cifar10", _CLASSES, "kind of object, 0 to 9", "image",
-             shift=4, mirror=True),
+             augmentation=OfImages(4, mirror=True)),
         Task("cifar10_subset", "cifar10_subset", _CLASSES, "kind of object, 0 to 9", "image",
-             shift=4, mirror=True),
-        Task("omniglot", "omniglot", _CLASSES, "alphabet of a drawn character", "image", shift=2),
+             augmentation=OfImages(4, mirror=True)),
+        Task("omniglot", "omniglot", _CLASSES, "alphabet of a drawn character", "image", augmentation=OfImages(2)),
         Task("pneumoniamnist", "pneumoniamnist", _TWO, "0 normal, 1 pneumonia", "image", "health",
-             shift=2),
+             augmentation=OfImages(2)),
         Task("breast_cancer", "breast_cancer", _CLASSES, "0 malignant, 1 benign", domain="health"),
         Task("heart_disease", "heart_disease", _TWO, "heart disease present", domain="health"),
         Task("tcga_brca", "tcga_brca", "cox", "days until death", domain="health"),
@@ -144,9 +150,12 @@ TASKS: dict[str, Task] = {
              "manufacturing", scale=(0.0, 125.0, "cycles")),
         Task("machine_anomaly", "machine_anomaly", "reconstruction", "engine is worn", "series",
              "manufacturing"),
-        Task("tones", "tones", _CLASSES, "kind of sound, 0 to 4", "audio", "manufacturing"),
-        Task("uci_har", "uci_har", _CLASSES, "what a person does, 0 to 5", "series", "security"),
-        Task("sms_spam", "sms_spam", _TWO, "message is spam", "text", "security"),
+        Task("tones", "tones", _CLASSES, "kind of sound, 0 to 4", "audio", "manufacturing",
+             augmentation=OfSounds(times=0.1, bands=0.05)),
+        Task("uci_har", "uci_har", _CLASSES, "what a person does, 0 to 5", "series", "security",
+             augmentation=OfSeries(jitter=0.02, warp=0.05)),
+        Task("sms_spam", "sms_spam", _TWO, "message is spam", "text", "security",
+             augmentation=OfTexts(dropout=0.1)),
         Task("shakespeare", "shakespeare", "next_token", "next character", "text"),
     )
 }  # fmt: skip

@@ -132,7 +132,7 @@ def _augmented(plan: PrivacyPlan, engine: str, models: _Models) -> Check:
             continue
         records, units = make_records(name, 4), singles(4)
         alike = Views(TASK, recipe, SecretRandom())
-        unlike = Views(replace(TASK, shift=2, mirror=True), recipe, SecretRandom())
+        unlike = Views(replace(TASK, augmentation=OfImages(2, mirror=True)), recipe, SecretRandom())
         with opened(model, plan, engine) as summed:
             moved = max(moved, _norm(summed(records, units, alike) - summed(records, units)))
             for unit in units:

@@ -22,6 +22,7 @@ from lepton_common.errors import GradientsUnavailable, PrecisionUnavailable
 from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.tasks.augmentation import OfImages
 from lepton_common.tasks.catalog import Task
 
 TASK = Task("toy", "toy", "cross_entropy", "nothing")
@@ -364,7 +365,7 @@ def test_an_activation_is_the_same_at_every_place(threads, activation, count):
 def test_what_goes_through_is_laid_out_as_it_was_tried():
     # Views of images have their channels last, for which a normalisation sums in another order.
     images = torch.rand(64, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    task, seen = replace(TASK, shift=1, mirror=True), []
+    task, seen = replace(TASK, augmentation=OfImages(1, mirror=True)), []
     model = resident(initial_model("logistic", (3, 8, 8), 3, seed=0))
     model.module.register_forward_pre_hook(lambda _, args: seen.append(args[0].stride()))
     for views in (None, Views(task, replace(RECIPE, augmentations=4), SecretRandom())):

@@ -14,6 +14,7 @@ from lepton_client.training.views import Views
 from lepton_common.datasets.records import Records
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.tasks.augmentation import AsTheyAre, OfImages
 from lepton_common.tasks.catalog import find_task
 
 _PLAN = PrivacyPlan("row", 1e-5, 1.0, 1.0, 0.05, 1, 5, 8.0)
@@ -50,11 +51,11 @@ def _moved(image, down, right):
 
 def test_images_are_mirrored_only_where_the_label_stays():
     image = _images(1, 32, 3)
-    views = Views(replace(find_task("cifar10"), shift=0), replace(RECIPE, augmentations=60),
+    views = Views(replace(find_task("cifar10"), augmentation=OfImages(mirror=True)), replace(RECIPE, augmentations=60),
                   SecretRandom())  # fmt: skip
     found = {int(torch.equal(view, image[0])) for view in views.of(image)}
     assert found == {0, 1}
-    same = Views(replace(find_task("mnist"), shift=0), replace(RECIPE, augmentations=60),
+    same = Views(replace(find_task("mnist"), augmentation=AsTheyAre()), replace(RECIPE, augmentations=60),
                  SecretRandom())  # fmt: skip
     assert all(torch.equal(view, image[0]) for view in same.of(image))
 
