@@ -587,9 +587,9 @@ def _contradictions(settings: Settings) -> list[str]:
             strategy.beta >= 0.5
         ),
         "strategy.average_decay must be below 1.": strategy.average_decay >= 1,
-        "train.augmentations averages the gradients of private steps over views of each record: set "
-        "it to 1, or choose privacy=record or distributed, and a task whose records may vary, as "
-        "they are (data.prepare=public_ranges).": train.augmentations > 1
+        "train.augmentations averages the gradients of private steps over views of each record: "
+        "set it to 1, or choose privacy=record or distributed, and a task whose records may vary, "
+        "as they are (data.prepare=public_ranges).": train.augmentations > 1
         and (
             not by_step
             or data.prepare != "public_ranges"

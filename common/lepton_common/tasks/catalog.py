@@ -1,6 +1,6 @@
 """The catalog of tasks: name -> data set, what is learned from it, and which figure counts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from lepton_common.errors import UnknownName
@@ -51,7 +51,7 @@ class Task:
     label: str
     form: Form = "table"
     domain: Domain = "general"
-    augmentation: Augmentation = AsTheyAre()
+    augmentation: Augmentation = field(default_factory=AsTheyAre)
     until: tuple[float, ...] = ()
     scale: tuple[float, float, str] = (-1.0, 1.0, "")
     counts: str | None = None
@@ -121,15 +121,18 @@ _HALF_YEARS = (
 TASKS: dict[str, Task] = {
     task.name: task
     for task in (
-        Task("digits", "digits", _CLASSES, "handwritten digit, 0 to 9", "image", augmentation=OfImages(1)),
-        Task("mnist", "mnist", _CLASSES, "handwritten digit, 0 to 9", "image", augmentation=OfImages(2)),
+        Task("digits", "digits", _CLASSES, "handwritten digit, 0 to 9", "image",
+             augmentation=OfImages(1)),
+        Task("mnist", "mnist", _CLASSES, "handwritten digit, 0 to 9", "image",
+             augmentation=OfImages(2)),
         Task("fashion_mnist", "fashion_mnist", _CLASSES, "kind of clothing, 0 to 9", "image",
              "retail", augmentation=OfImages(2, mirror=True)),
         Task("cifar10", "cifar10", _CLASSES, "kind of object, 0 to 9", "image",
              augmentation=OfImages(4, mirror=True)),
         Task("cifar10_subset", "cifar10_subset", _CLASSES, "kind of object, 0 to 9", "image",
              augmentation=OfImages(4, mirror=True)),
-        Task("omniglot", "omniglot", _CLASSES, "alphabet of a drawn character", "image", augmentation=OfImages(2)),
+        Task("omniglot", "omniglot", _CLASSES, "alphabet of a drawn character", "image",
+             augmentation=OfImages(2)),
         Task("pneumoniamnist", "pneumoniamnist", _TWO, "0 normal, 1 pneumonia", "image", "health",
              augmentation=OfImages(2)),
         Task("breast_cancer", "breast_cancer", _CLASSES, "0 malignant, 1 benign", domain="health"),

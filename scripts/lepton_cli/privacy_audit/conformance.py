@@ -35,6 +35,7 @@ from lepton_common.datasets.records import Rows
 from lepton_common.errors import BuffersNotAllowed
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.tasks.augmentation import OfImages
 
 _ROUNDING = 1e-5  # of the clipping norm, for float32
 _QUIET = 1e-9  # a noise multiplier next to nothing

@@ -51,12 +51,12 @@ def _moved(image, down, right):
 
 def test_images_are_mirrored_only_where_the_label_stays():
     image = _images(1, 32, 3)
-    views = Views(replace(find_task("cifar10"), augmentation=OfImages(mirror=True)), replace(RECIPE, augmentations=60),
-                  SecretRandom())  # fmt: skip
+    task = replace(find_task("cifar10"), augmentation=OfImages(mirror=True))
+    views = Views(task, replace(RECIPE, augmentations=60), SecretRandom())
     found = {int(torch.equal(view, image[0])) for view in views.of(image)}
     assert found == {0, 1}
-    same = Views(replace(find_task("mnist"), augmentation=AsTheyAre()), replace(RECIPE, augmentations=60),
-                 SecretRandom())  # fmt: skip
+    task = replace(find_task("mnist"), augmentation=AsTheyAre())
+    same = Views(task, replace(RECIPE, augmentations=60), SecretRandom())
     assert all(torch.equal(view, image[0]) for view in same.of(image))
 
 
