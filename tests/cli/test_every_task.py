@@ -72,3 +72,20 @@ def test_a_task_has_a_model_and_a_recipe_for_every_mode_that_it_offers(name):
     modes = ["record"] if TASKS[name].objective.apart else ["none"]
     for mode in modes:
         assert f"{name}_{mode}" in groups()["recipe"]
+
+
+REAL_ROUNDS = {
+    "mnist": 1, "fashion_mnist": 1, "cifar10_subset": 2, "pneumoniamnist": 5, "omniglot": 3,
+    "heart_disease": 10, "tcga_brca": 5, "tcga_brca_hazard": 10, "adult": 3, "german_credit": 20,
+    "credit_default": 6, "exchange_rate": 10, "ai4i": 8, "wine_quality": 8, "cmapss": 5,
+    "machine_anomaly": 6, "uci_har": 6, "sms_spam": 3,
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(REAL_ROUNDS))
+def test_a_task_beats_the_simplest_guess_on_real_data(name, shared_data, tmp_path):
+    task = TASKS[name]
+    words = ["privacy=none", f"data.root={shared_data}", f"rounds={REAL_ROUNDS[name]}"]
+    reached, guess = trained(task, words, tmp_path)
+    assert reached > guess + 0.01 if task.headline.higher else reached < 0.95 * guess

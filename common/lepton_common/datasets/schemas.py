@@ -2,8 +2,12 @@
 
 from itertools import product
 
+from lepton_common.datasets.census import ADULT
+from lepton_common.datasets.credit import CREDIT_DEFAULT, GERMAN_CREDIT
 from lepton_common.datasets.embedded import CANCER_RANGES
+from lepton_common.datasets.factory import AI4I, WINE_QUALITY
 from lepton_common.datasets.schema import Column, Schema
+from lepton_common.datasets.tumours import TCGA_BRCA
 from lepton_common.names import look_up
 
 _MEASURES = ("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity",
@@ -59,7 +63,19 @@ HEART_DISEASE = Schema(
     unit="patient",
 )
 
-SCHEMAS: dict[str, Schema] = {schema.name: schema for schema in (BREAST_CANCER, HEART_DISEASE)}
+SCHEMAS: dict[str, Schema] = {
+    schema.name: schema
+    for schema in (
+        BREAST_CANCER,
+        HEART_DISEASE,
+        ADULT,
+        GERMAN_CREDIT,
+        CREDIT_DEFAULT,
+        AI4I,
+        WINE_QUALITY,
+        TCGA_BRCA,
+    )
+}
 
 
 def find_schema(dataset: str) -> Schema:

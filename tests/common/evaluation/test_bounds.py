@@ -67,7 +67,7 @@ _KINDS = [
 ]
 
 
-@pytest.mark.parametrize(("statistics", "record"), _KINDS, ids=lambda value: str(value)[:60])
+@pytest.mark.parametrize(("statistics", "record"), _KINDS, ids=[repr(kind) for kind, _ in _KINDS])
 def test_no_record_adds_more_than_the_bound_and_some_nearly_as_much(statistics, record):
     rng = np.random.default_rng(0)
     with np.errstate(over="ignore"):
