@@ -12,7 +12,7 @@ from lepton_common.datasets.catalog import load_dataset
 from lepton_common.errors import DataInvalid, SettingsError
 from lepton_common.tasks.catalog import find_task
 
-SOURCE = Path(packaged_task.__file__).with_name("kidney") / "kidney_tasks.py"
+SOURCE = Path(packaged_task.__file__).with_name("kidney_package") / "kidney_tasks.py"
 
 
 @pytest.fixture(scope="module")

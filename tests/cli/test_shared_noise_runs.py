@@ -163,4 +163,4 @@ def test_the_bound_on_updates_follows_their_lengths():
 def test_each_round_is_charged_as_one_step():
     run = lepton_cli.simulate(*DISTRIBUTED, "rounds=3")
     steps = [event.steps for event in next(iter(run.evidence.sites.values())).events]
-    assert steps == [1, 1, 1]
+    assert steps == [1, 1, 1], [report.failed for report in run.rounds]

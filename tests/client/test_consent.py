@@ -39,7 +39,7 @@ STRICT = replace(
         ({"privacy": None}, "differential privacy only"),
         ({"task": "digits"}, "does not serve"),
         ({"task": "no-such-task"}, "does not serve"),
-        ({"model": "resnet"}, "No model"),
+        ({"model": "resnet50"}, "No model"),
         ({"prepare": "site_statistics"}, "prepared by"),
         ({"cohort": 2}, "floor of 3"),
         ({"privacy": replace(PRIVACY, delta=1e-4)}, "delta"),

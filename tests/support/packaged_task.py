@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lepton_common.extensions import extension, extensions
 
-_SOURCE = Path(__file__).with_name("kidney")
+_SOURCE = Path(__file__).with_name("kidney_package")
 
 
 def install(folder):
