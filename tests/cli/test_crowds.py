@@ -67,6 +67,7 @@ def test_as_many_sites_are_made_opened_and_reported_as_were_asked(lepton, opened
     assert "secagg=none federation.cohort=4" in ended.out  # what to try next can be tried
 
 
+@pytest.mark.slow
 def test_the_run_of_a_million_sites_is_no_larger_than_that_of_five_thousand():
     def size(sites):
         run = lepton_cli.simulate(*PLAIN, f"sites={sites}")

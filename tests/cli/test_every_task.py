@@ -54,7 +54,11 @@ def test_a_task_beats_the_simplest_guess(name, tmp_path):
     assert reached > guess + margin if task.headline.higher else reached < guess - margin
 
 
-@pytest.mark.parametrize("name", ["adult", "german_credit", "credit_default", "ai4i"])
+@pytest.mark.parametrize(
+    "name",
+    ["ai4i", *(pytest.param(name, marks=pytest.mark.slow)
+               for name in ("adult", "german_credit", "credit_default"))],
+)  # fmt: skip
 def test_so_does_a_private_one(name, tmp_path):
     words = ["privacy=record", "privacy.epsilon=8", f"data.root={MADE_UP}", "rounds=8"]
     reached, guess = trained(TASKS[name], words, tmp_path)

@@ -57,6 +57,7 @@ def test_an_accountant_without_an_answer_is_null_and_a_dash(monkeypatch):
     assert row.split("│")[2].strip() == "-"
 
 
+@pytest.mark.slow
 def test_a_plan_for_shared_noise_says_what_it_rests_on():
     words = (*_PLAN, "--epsilon", "3", "--mode", "distributed", "--weights", "7850")
     plan = _json(*words)

@@ -150,6 +150,7 @@ def test_many_sites_learn_from_whole_updates():
     assert run.metrics["accuracy"] > 0.75
 
 
+@pytest.mark.slow
 def test_the_bound_on_updates_follows_their_lengths():
     run = lepton_cli.simulate(
         "task=breast_cancer", "sites=8", "rounds=4", "privacy=site", "privacy.epsilon=500",

@@ -274,6 +274,7 @@ def test_a_sweep_goes_on_with_what_did_not_finish(lepton, here):
         find_sweep(["resume=gone"])
 
 
+@pytest.mark.slow
 def test_a_run_is_known_by_its_settings_whatever_its_workers():
     sweep = new_sweep([*PLAIN, "seed=1,2", "runs='odd, path'"])
     for number in (1, 0):

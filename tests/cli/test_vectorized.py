@@ -60,6 +60,7 @@ def test_the_model_is_that_of_sites_one_at_a_time_up_to_rounding(more):
         assert site.bytes_left["unprotected"] == one.evidence.sites[name].bytes_left["unprotected"]
 
 
+@pytest.mark.slow
 def test_private_sites_spend_what_they_would_alone():
     one, other = lepton_cli.simulate(*RECORD), together(*RECORD)
     for name, site in other.evidence.sites.items():

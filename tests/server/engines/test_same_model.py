@@ -53,7 +53,7 @@ def test_so_do_one_and_three(federation, ground, alone, how, workers):
 @pytest.mark.parametrize(
     ("how", "begins"),
     [
-        ({}, "inprocess"),
+        pytest.param({}, "inprocess", marks=pytest.mark.slow),
         (SECURE, "processes"),
         pytest.param({}, "processes", marks=pytest.mark.system),
         pytest.param(SECURE, "inprocess", marks=pytest.mark.system),
