@@ -13,7 +13,7 @@ from lepton_common.tasks.catalog import TASKS
 
 # Rounds that are enough to see it; a recipe's own go on for longer.
 ROUNDS = {
-    "cifar10_subset": 3, "omniglot": 2, "pneumoniamnist": 4, "tcga_brca": 1, "tcga_brca_hazard": 4,
+    "cifar10_subset": 3, "omniglot": 2, "pneumoniamnist": 6, "tcga_brca": 1, "tcga_brca_hazard": 4,
     "adult": 4, "german_credit": 3, "credit_default": 6, "exchange_rate": 5, "demand": 3,
     "ai4i": 2, "wine_quality": 5, "cmapss": 2, "machine_anomaly": 5, "tones": 6, "uci_har": 8,
     "sms_spam": 5, "shakespeare": 1, "digits": 4, "breast_cancer": 5,
