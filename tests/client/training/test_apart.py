@@ -8,7 +8,7 @@ from torch.nn import functional
 from lepton_client.training.conformance import conform
 from lepton_client.training.resident import ResidentModel
 from lepton_common.arrays import Layout
-from lepton_common.errors import BuffersNotAllowed
+from lepton_common.errors import BuffersNotAllowed, LossNotApart
 from lepton_common.tasks.catalog import Task
 
 TASK = Task("toy", "toy", "cross_entropy", "nothing")
@@ -58,3 +58,11 @@ def test_a_model_that_keeps_them_apart_is_not(between):
     conformed(between)
     if isinstance(between, nn.Dropout):
         assert between.training
+
+
+def test_a_loss_that_compares_records_is_refused_by_the_site_too_whatever_was_tried_before():
+    module = nn.Linear(4, 1)
+    model = ResidentModel(module, Layout.of(module), CPU)
+    conform(model, Task("toy", "toy", "binary", "nothing"), (4,), 2, (64,))
+    with pytest.raises(LossNotApart, match="compares records"):
+        conform(model, Task("toy", "toy", "cox", "nothing"), (4,), 0, (64,))
