@@ -29,6 +29,25 @@ _BOUNDS: dict[str, tuple[float, float]] = {
 
 
 @dataclass(frozen=True)
+class _Named:
+    """An event within the bounds of what can be accounted for, whose record names its kind.
+
+    Raises:
+        PlanError: a value is out of bounds.
+    """
+
+    kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Refuses what gives no guarantee."""
+        _check(self)
+
+    def record(self) -> dict[str, float | int | str]:
+        """Returns the event as plain values, for logs and messages."""
+        return {"kind": self.kind, **asdict(self)}
+
+
+@dataclass(frozen=True)
 class SampledGaussian:
     """Some steps of the Poisson-sampled Gaussian mechanism (Mironov et al. 2019).
 
@@ -53,7 +72,7 @@ class SampledGaussian:
 
 
 @dataclass(frozen=True)
-class Skellam:
+class Skellam(_Named):
     """Some integer-valued sums with Skellam noise (Agarwal, Kairouz and Liu, NeurIPS 2021).
 
     Attributes:
@@ -75,17 +94,9 @@ class Skellam:
     variance: float
     steps: int
 
-    def __post_init__(self) -> None:
-        """Refuses what gives no guarantee."""
-        _check(self)
-
-    def record(self) -> dict[str, float | int | str]:
-        """Returns the event as plain values, for logs and messages."""
-        return {"kind": self.kind, **asdict(self)}
-
 
 @dataclass(frozen=True)
-class RoundedSkellam:
+class RoundedSkellam(_Named):
     """Some sums of real vectors, rounded with a dither, with Skellam noise.
 
     What DP-SGD over a union of sites releases: each site rounds its sum of clipped gradients to
@@ -110,17 +121,9 @@ class RoundedSkellam:
     variance: float
     steps: int
 
-    def __post_init__(self) -> None:
-        """Refuses what gives no guarantee."""
-        _check(self)
-
-    def record(self) -> dict[str, float | int | str]:
-        """Returns the event as plain values, for logs and messages."""
-        return {"kind": self.kind, **asdict(self)}
-
 
 @dataclass(frozen=True)
-class DiscreteGaussian:
+class DiscreteGaussian(_Named):
     """Some integer-valued sums with discrete Gaussian noise (Canonne, Kamath and Steinke, 2020).
 
     Of one draw: a sum of several draws is not discrete Gaussian, and must not be charged as one.
@@ -140,17 +143,9 @@ class DiscreteGaussian:
     variance: float
     steps: int
 
-    def __post_init__(self) -> None:
-        """Refuses what gives no guarantee."""
-        _check(self)
-
-    def record(self) -> dict[str, float | int | str]:
-        """Returns the event as plain values, for logs and messages."""
-        return {"kind": self.kind, **asdict(self)}
-
 
 @dataclass(frozen=True)
-class Laplace:
+class Laplace(_Named):
     """Some counts with Laplace or discrete Laplace noise of scale b, for b a sensitivity.
 
     Each is purely (1/b)-differentially private. The discrete law on a count loses exactly 1/b or
@@ -169,18 +164,10 @@ class Laplace:
     scale_over_sensitivity: float
     count: int
 
-    def __post_init__(self) -> None:
-        """Refuses what gives no guarantee."""
-        _check(self)
-
     @property
     def steps(self) -> int:
         """How many counts, under the name that other events have for it."""
         return self.count
-
-    def record(self) -> dict[str, float | int | str]:
-        """Returns the event as plain values, for logs and messages."""
-        return {"kind": self.kind, **asdict(self)}
 
 
 Event = SampledGaussian | Skellam | RoundedSkellam | DiscreteGaussian | Laplace
@@ -303,7 +290,7 @@ def _number(field: str, value: object) -> float | int:
     raise PlanError(f"An event's {field} is {what}, not {value!r}.")
 
 
-def _check(event: Event) -> None:
+def _check(event: Event | _Named) -> None:
     for field, value in asdict(event).items():
         low, high = _BOUNDS[field]
         if not low <= value <= high:  # also what is not a number
