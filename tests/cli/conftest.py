@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
+from matplotlib.figure import Figure
 
 from lepton_client.site import forget_sites
 from lepton_common.datasets.catalog import load_dataset
@@ -34,6 +35,23 @@ def lepton(monkeypatch, capsys, tmp_path) -> Callable[..., Ended]:
         return Ended(int(ended.value.code or 0), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rough_pictures():
+    """Draws small and without a layout: a report's pictures take longer than a small run.
+
+    The tests of pictures have them as users do.
+    """
+    savefig = Figure.savefig
+
+    def rough(figure, *args, **given):
+        figure.set_layout_engine("none")
+        savefig(figure, *args, **{**given, "dpi": 20})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", rough)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,11 @@ from lepton_common.evaluation.statistics import ClassStatistics
 _BLUE, _GREY = (31, 95, 168), (122, 122, 122)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rough_pictures():
+    """Not here."""
+
+
 def _evaluation(classes):
     rng = np.random.default_rng(0)
     labels = rng.integers(0, classes, 400)

@@ -92,12 +92,22 @@ def test_the_returned_run_holds_a_model_that_predicts_as_measured(decay):
     assert again | {"train_loss": run.metrics["train_loss"]} == run.metrics
 
 
-@pytest.mark.parametrize("task", [pytest.param("digits", marks=pytest.mark.slow), "breast_cancer"])
-def test_one_seed_gives_the_same_bits_for_any_number_of_workers_and_any_carrier(task):
+CARRIERS = ((1, False), (2, False), (5, False), (2, True))
+
+
+@pytest.mark.parametrize(
+    ("task", "carriers"),
+    [
+        ("breast_cancer", CARRIERS[::3]),
+        pytest.param("breast_cancer", CARRIERS, marks=pytest.mark.slow),
+        pytest.param("digits", CARRIERS, marks=pytest.mark.slow),
+    ],
+)
+def test_one_seed_gives_the_same_bits_for_any_number_of_workers_and_any_carrier(task, carriers):
     common = {"task": task, "sites": 5, "rounds": 2, "privacy": "none", "seed": 7}
     runs = [
         lepton_cli.simulate(**common, engine={"workers": workers, "serialise": serialise})
-        for workers, serialise in ((1, False), (2, False), (5, False), (2, True))
+        for workers, serialise in carriers
     ]
     for run in runs[1:]:
         assert same(weights(runs[0]), weights(run))

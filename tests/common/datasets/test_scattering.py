@@ -106,7 +106,7 @@ def test_other_images_or_parameters_are_not_taken_from_the_cache(cache, monkeypa
     ids=["empty", "short", "cut", "long", "digest", "value", "zeros"],
 )
 def test_a_damaged_file_is_computed_anew(cache, damage):
-    images = _images(12)
+    images = _images(3)
     first = scattering_features(images)
     (path,) = cache.iterdir()
     whole = path.read_bytes()
@@ -116,7 +116,7 @@ def test_a_damaged_file_is_computed_anew(cache, damage):
 
 
 def test_the_file_of_other_images_is_not_taken_for_these(cache):
-    ours, theirs = _images(12), _images(12, seed=1)
+    ours, theirs = _images(3), _images(3, seed=1)
     first = scattering_features(ours)
     (path,) = cache.iterdir()
     scattering_features(theirs)

@@ -35,6 +35,7 @@ def test_without_ray_the_error_says_what_to_install(monkeypatch):
         RayActors(lambda: None, address=None, workers=1, cpus=1)
 
 
+@pytest.mark.slow  # Ray takes ten seconds to import
 def test_flowers_backend_is_as_it_is_used():
     ended = subprocess.run(
         [sys.executable, "-c", _LOOK], capture_output=True, text=True, timeout=120, check=False
