@@ -110,7 +110,7 @@ def test_whatever_call_breaks_one_answer_arrives(heard, calls, tmp_path, connect
 def test_flower_s_own_state_loses_what_this_one_keeps(calls, tmp_path, connect):
     superlink = SuperLinkInside(tmp_path / "stock", InMemoryLinkState)
     superlink.cut, superlink.heard = 2, True  # the announcement
-    asked, received = exchange(superlink, connect)
+    _, received = exchange(superlink, connect)
     assert superlink.calls[1] == "pull-messages"
     assert received == []
 
@@ -162,11 +162,13 @@ def test_a_connection_that_stays_broken_is_given_up_and_what_is_stopped_at_once(
 def test_a_coordinator_that_takes_no_more_is_given_up(tmp_path, connect):
     superlink = SuperLinkInside(tmp_path / "objects")
     superlink.ask(records(1))
-    with pytest.raises(ConnectionError, match="takes no more"), connect(superlink) as node:
+    with connect(superlink) as node:
         message = node.receive(NEVER)
         superlink.state.object_store.put = None  # as on a full disk
         speak_for(RUN, superlink.node)
-        node.send(Parcel.of(Message(records(2), reply_to=message), 0.1))
+        parcel = Parcel.of(Message(records(2), reply_to=message), 0.1)
+        with pytest.raises(ConnectionError, match="takes no more"):
+            node.send(parcel)
 
 
 def test_a_parcel_is_the_same_from_its_bytes(tmp_path, connect):
