@@ -140,7 +140,7 @@ def test_broken_and_stalling_connections_end_a_run_well_or_by_name(networks):
 
 
 # 132,000 weights: half a megabyte to each site, and as much back, in one piece each.
-LARGE = f"{RUN} model=layers layers=[linear4000,relu]".replace("_s=20", "_s=90")
+LARGE = f"{RUN} model=layers layers=[linear4000,relu]".replace("_s=20", "_s=300")  # as it takes
 HALF = 250_000
 
 

@@ -29,7 +29,7 @@ def park(vector: Vector, folder: Path) -> Vector:
         return vector
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(memoryview(vector).cast("B"))
+            file.write(vector.data.cast("B"))
             file.flush()
             mapped = mmap.mmap(
                 file.fileno(), vector.nbytes, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE
@@ -42,6 +42,7 @@ def park(vector: Vector, folder: Path) -> Vector:
 
 def rest(vector: Vector) -> None:
     """Lets go of the memory of a parked vector that nobody has written to, until it is read."""
-    mapped = vector.base.obj if isinstance(vector.base, memoryview) else vector.base
+    base: object = vector.base
+    mapped = base.obj if isinstance(base, memoryview) else base
     if isinstance(mapped, mmap.mmap):
         mapped.madvise(mmap.MADV_DONTNEED)
