@@ -1,10 +1,12 @@
 """Whatever kind of message comes, the agent answers it by the door, and once."""
 
+from types import SimpleNamespace
+
 import pytest
 from flwr.app import Message, RecordDict
 from toy_site import make_site
 
-from lepton_client.agent import _answer
+from lepton_client.agent import _answer, _is_unique
 from lepton_client.answered import Answered
 from lepton_client.outbox import Outbox
 from lepton_client.site import open_site
@@ -57,3 +59,15 @@ def test_a_message_of_an_unknown_kind_is_refused_by_name(make_site, speaking, ki
         "refusal",
         {"reply_to": "a1", "error": "MalformedMessage"},
     )
+
+
+@pytest.mark.parametrize(
+    ("facts", "unique"),
+    [({"charge": None}, False), ({"charge": "c1"}, True), ({"charge": None, "spec": "s1"}, True)],
+    ids=["plain", "charged", "masked"],
+)
+def test_what_was_charged_or_masked_is_kept_past_a_crash(make_site, facts, unique):
+    site = open_site(str(make_site().folder))
+    site.audit.append("release", {"reply_to": "a1", "items": [], **facts})
+    assert _is_unique(SimpleNamespace(reply_to="a1"), site) is unique
+    assert not _is_unique(SimpleNamespace(reply_to="a2"), site)
