@@ -1,7 +1,8 @@
 """`lepton site start`: fetches what the coordinator asks, has the site answer it, and sends that.
 
-Connections go out only. Whatever the network does, the agent goes on trying; whatever the server
-sends, the ClientApp that is installed here answers, and nothing else.
+Connections go out only. Whatever the network does, the agent goes on trying: each message is
+answered once, and its answer sent until the coordinator has it. Whatever the server sends, the
+ClientApp that is installed here answers, and nothing else.
 """
 
 import logging
@@ -16,12 +17,15 @@ import httpx
 from flwr.app import Context, Message
 from google.protobuf.message import DecodeError
 
+from lepton_client.answered import Answered
 from lepton_client.app import app
 from lepton_client.attendance import Attendance, connector
+from lepton_client.outbox import Outbox
 from lepton_client.site import Site, open_site
 from lepton_common.durable import write_atomic
 from lepton_common.errors import MalformedMessage, SettingsError, TokenGone
 from lepton_common.flower.fleet import HEARTBEAT_S, FleetNode
+from lepton_common.flower.parcel import Parcel
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.roster import Coordinator
@@ -58,7 +62,7 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
     site.note_models()
     site.note_policy()
     keep_freed_pieces()
-    wait_s = _FIRST_WAIT_S
+    outbox, wait_s = Outbox(folder, site.key), _FIRST_WAIT_S
     while not stopped():
         coordinator = site.coordinator()
         leaf = issue_leaf(site.key, site.file.name, lifetime=LIFETIME + timedelta(hours=1))
@@ -70,11 +74,12 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
                     _tls(site, coordinator, leaf),
                     folder / NODE_KEY_FILE,
                     _last_id(folder),
+                    stopped,
                 ) as node:
                     _LOG.info("Connected to %s as node %d.", coordinator.name, node.node_id)
                     wait_s = _FIRST_WAIT_S
                     write_atomic(folder / _NODE_ID_FILE, str(node.node_id).encode())
-                    _serve(node, folder, site, attendance, stopped)
+                    _serve(node, site, outbox, attendance, stopped)
         except _NO_COORDINATOR as error:
             _LOG.warning(
                 "There is no connection to the coordinator (%s); next try in %.1f s.",
@@ -86,35 +91,40 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
 
 
 def _serve(
-    node: FleetNode, folder: Path, site: Site, attendance: Attendance, stopped: Callable[[], bool]
+    node: FleetNode, site: Site, outbox: Outbox, attendance: Attendance, stopped: Callable[[], bool]
 ) -> None:
     """Answers messages until the certificate is due for renewal."""
     until, run = datetime.now(UTC) + LIFETIME / 2, None
     done = threading.Event()
     heart = threading.Thread(target=_beat, args=(node, done), daemon=True)
     heart.start()
+    answered = Answered(site.audit)
     try:
+        outbox.send_on(node)  # what the last connection did not carry to its end
         while not stopped() and datetime.now(UTC) < until:
             attendance.looking()
-            message = node.receive()
+            message = node.receive(answered.__contains__)
             if message is None:
                 attendance.wait(stopped)
                 continue
             if message.metadata.run_id != run:
                 run = message.metadata.run_id
                 give_back_freed_memory()
-            _answer(node, message, folder, site)
-            del message  # while the next one comes
+            _answer(node, message, site, outbox)
+            del message  # while the answer leaves, and the next one comes
+            outbox.send_on(node)
             attendance.released()
     finally:
         done.set()
         heart.join(HEARTBEAT_S)
 
 
-def _answer(node: FleetNode, message: Message, folder: Path, site: Site) -> None:
+def _answer(node: FleetNode, message: Message, site: Site, outbox: Outbox) -> None:
+    """Puts the answer to a message in the outbox."""
     began = time.monotonic()
     speak_for(message.metadata.run_id, node.node_id)
-    reply = _reply(message, node.context(message.metadata.run_id, {"site": str(folder)}), site)
+    context = node.context(message.metadata.run_id, {"site": str(site.folder)})
+    reply = _reply(message, context, site)
     if message.has_content():
         # A model, perhaps, for which there may be no room beside the reply.
         message.content.clear()
@@ -122,13 +132,15 @@ def _answer(node: FleetNode, message: Message, folder: Path, site: Site) -> None
     sign_reply(reply, site.key)
     if reply.has_error() and reply.error.reason == TokenGone.__name__:
         raise TokenGone("The token with this site's key was pulled out; put it in, start again.")
-    try:
-        node.send(reply, time.monotonic() - began)
-    except httpx.HTTPStatusError as error:
-        if error.response.status_code >= 500:
-            raise
-        # The run has ended, or was begun anew: nobody waits for this answer.
-        _LOG.warning("The coordinator does not want an answer any more (%s).", _what(error))
+    parcel = Parcel.of(reply, time.monotonic() - began)
+    outbox.put(parcel, durable=_is_unique(parcel, site))
+
+
+def _is_unique(parcel: Parcel, site: Site) -> bool:
+    """Says whether an answer was charged for, or is of a masked sum: it cannot be made again."""
+    releases = (r.body for r in reversed(site.audit.records) if r.kind == "release")
+    last = next(releases, {"reply_to": None})
+    return last["reply_to"] == parcel.reply_to and (last["charge"] is not None or "spec" in last)
 
 
 def _reply(message: Message, context: Context, site: Site) -> Message:

@@ -80,7 +80,7 @@ class Faults:
 
     def kill_trainer(self, site, seconds):
         agent = self.federation.processes[site].pid
-        for process in _below(agent, b"lepton_client.trainer_process"):
+        for process in below(agent, b"lepton_client.trainer_process"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
 
@@ -176,17 +176,17 @@ class Faults:
         os.kill(process, signal.SIGCONT)
 
 
-def _below(ancestor, word):
-    """Returns the processes below one whose command holds a word."""
+def below(ancestor, word=None):
+    """Returns the processes below one; with a word, those whose command has it."""
     parents, named = {}, set()
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             number = int(path.name)
             parents[number] = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            if word in (path / "cmdline").read_bytes().split(b"\0"):
+            if word is None or word in (path / "cmdline").read_bytes().split(b"\0"):
                 named.add(number)
     found = []
-    for number in named:
+    for number in named - {ancestor}:
         parent = number
         while parent in parents and parent != ancestor:
             parent = parents[parent]

@@ -186,8 +186,15 @@ class Federation:
     def stop(self):
         for process in self.processes.values():
             process.terminate()
-        for process in self.processes.values():
-            process.wait(30)
+        late = []
+        for folder, process in self.processes.items():
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                late.append(folder)
+                process.kill()
+                process.wait()
+        assert not late
 
     def tls(self, name, key=None, at=None):
         """A client's side of TLS: a certificate that a folder's key issues in a name."""

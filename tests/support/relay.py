@@ -8,7 +8,7 @@ import contextlib
 import ctypes
 import os
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ class Weather:
         reset: probability, per chunk, that the connection breaks.
         corrupt: number of chunks to come in which one byte is changed.
         stall: probability, per chunk, that nothing passes for a second.
+        break_after: by the way, "out" to the coordinator or "in" to the site, after how many bytes
+            from now on a connection breaks, in the midst of what it carries; one number for each.
     """
 
     latency_s: float = 0.0
@@ -33,6 +35,7 @@ class Weather:
     reset: float = 0.0
     corrupt: int = 0
     stall: float = 0.0
+    break_after: dict[str, list[int]] = field(default_factory=lambda: {"out": [], "in": []})
 
 
 class Relay:
@@ -100,7 +103,10 @@ class Relay:
             self.passed += 1
             if self._target is None:
                 writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            ways = [self._pass(reader, out, weather), self._pass(back, writer, weather)]
+            ways = [
+                self._pass(reader, out, weather, weather.break_after["out"]),
+                self._pass(back, writer, weather, weather.break_after["in"]),
+            ]
             tasks = [asyncio.ensure_future(way) for way in ways]
             _, left = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in left:
@@ -115,8 +121,14 @@ class Relay:
                 if end is not None:
                     end.transport.abort()
 
-    async def _pass(self, reader, writer, weather):
+    async def _pass(self, reader, writer, weather, break_after):
+        carried = 0
         while data := await reader.read(_CHUNK):
+            carried = carried + len(data) if break_after else 0
+            if break_after and carried >= break_after[0]:
+                break_after.pop(0)
+                self.broken += 1
+                return
             if self._chance.random() < weather.stall:
                 await asyncio.sleep(1.0)
             if weather.latency_s:

@@ -14,8 +14,7 @@ from lepton_cli.main import main
 from lepton_common.flower.fleet import FleetNode
 
 _FOLDER = Path(sys.argv[-1]).resolve()
-_receive, _send = FleetNode.receive, FleetNode.send
-_again = []
+_confirm, _send = FleetNode._confirm, FleetNode.send
 
 
 def _due(what):
@@ -27,21 +26,19 @@ def _due(what):
     return left > 0
 
 
-def _receive_twice(node):
-    if _again:
-        print("A message comes again.", file=sys.stderr, flush=True)
-        return _again.pop()
-    message = _receive(node)
-    if message is not None and _due("received-twice"):
-        _again.append(message)
-    return message
+def _confirm_or_not(node, run_id, message_id):
+    """Loses a confirmation now and then, so that the message is announced again."""
+    if _due("received-twice"):
+        print("A message will come again.", file=sys.stderr, flush=True)
+    else:
+        _confirm(node, run_id, message_id)
 
 
-def _send_twice(node, reply, seconds):
-    _send(node, reply, seconds)
+def _send_twice(node, parcel):
+    _send(node, parcel)
     if _due("sent-twice"):
         try:
-            _send(node, reply, seconds)
+            _send(node, parcel)
             print("A reply was sent again.", file=sys.stderr, flush=True)
         except httpx.HTTPStatusError as error:
             status = error.response.status_code
@@ -50,7 +47,7 @@ def _send_twice(node, reply, seconds):
             )
 
 
-FleetNode.receive, FleetNode.send = _receive_twice, _send_twice
+FleetNode._confirm, FleetNode.send = _confirm_or_not, _send_twice
 
 if __name__ == "__main__":
     main()

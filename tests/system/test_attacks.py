@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+from faults import below
 from federation import Federation
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.common.constant import TIMESTAMP_HEADER
@@ -38,6 +39,7 @@ from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import ControlStub, SitesStub
 from lepton_common.flower.fleet import FleetNode
 from lepton_common.flower.message_id import assign_message_id
+from lepton_common.flower.parcel import Parcel
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.identity.certificates import issue_leaf
@@ -55,6 +57,7 @@ RUN = (
     "secagg.stage_timeout_s=10 federation.round_timeout_s=20"
 )
 MOST_GROWTH = 256 << 20
+PARTS = ("superlink_process", "nginx: ", "lepton_server.gateway.executor")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +121,9 @@ def speak(federation, secret=None):
 
 def receive(federation, node):
     found = []
-    federation.until(lambda: found.append(node.receive()) or found[-1] is not None, 180)
+    federation.until(
+        lambda: found.append(node.receive(lambda _: False)) or found[-1] is not None, 180
+    )
     return found[-1]
 
 
@@ -169,11 +174,11 @@ def test_a_forged_and_a_replayed_reply_count_for_nobody(federation, node):
     forged = Message(genuine.content.copy(), reply_to=asked)
     del forged.content["sender"]
     sign_reply(forged, key(federation, INSIDER))  # it says that it is the victim's
-    insider.send(forged, 0.1)
+    insider.send(Parcel.of(forged, 0.1))
     honest = answer(federation, INSIDER, insider, own)
-    insider.send(honest, 0.1)
+    insider.send(Parcel.of(honest, 0.1))
     with contextlib.suppress(httpx.HTTPStatusError):
-        insider.send(honest, 0.1)  # the same again
+        insider.send(Parcel.of(honest, 0.1))  # the same again
     found = introduced(federation, first)
     assert found["failed"] == ["BadSignature"]
     assert set(found["keys"]) == {"site-1", "site-2", INSIDER}
@@ -183,8 +188,8 @@ def test_a_forged_and_a_replayed_reply_count_for_nobody(federation, node):
     second = federation.submit(f"{RUN} seed=2")
     asked, own = receive(federation, victim), receive(federation, insider)
     speak_for(asked.metadata.run_id, victim.node_id)
-    victim.send(Message(genuine.content, reply_to=asked), 0.1)  # the first run's answer
-    insider.send(answer(federation, INSIDER, insider, own), 0.1)
+    victim.send(Parcel.of(Message(genuine.content, reply_to=asked), 0.1))  # the first run's answer
+    insider.send(Parcel.of(answer(federation, INSIDER, insider, own), 0.1))
     assert introduced(federation, second)["failed"] == ["BadSignature"]
     federation.do(f"run stop {second} --as dora")
     ended(federation, second)
@@ -197,7 +202,7 @@ def test_what_a_site_sends_ends_no_run_however_malformed(federation, node):
     speak_for(asked.metadata.run_id, victim.node_id)
     junk = Message(RecordDict({"site": ConfigRecord({"json": "\0" * 1000})}), reply_to=asked)
     sign_reply(junk, key(federation, VICTIM))
-    victim.send(junk, 0.1)
+    victim.send(Parcel.of(junk, 0.1))
     send_unreadable(insider, answer(federation, INSIDER, insider, own))
     assert sorted(introduced(federation, run)["failed"]) == ["MalformedMessage", "ReplyLost"]
     end = ended(federation, run)
@@ -328,8 +333,7 @@ def test_the_control_service_answers_nobody_but_whom_the_certificate_names(feder
 
 
 def test_malformed_calls_bring_nothing_down(federation):
-    parts = ("superlink_process", "nginx: master", "lepton_server.gateway.executor")
-    before = {part: federation.children(part) for part in parts}
+    before = {part: federation.children(part) for part in PARTS}
     assert all(before.values()), before
     held, counts = memory(federation), {}
     chance, until = np.random.default_rng(SEED), time.monotonic() + FUZZ_S
@@ -350,10 +354,12 @@ def test_malformed_calls_bring_nothing_down(federation):
                     call(chance.bytes(int(chance.integers(1, 4000))), timeout=60)
                 code = refused.value.code().name
                 counts[code] = counts.get(code, 0) + 1
-    grown = memory(federation) - held
-    print(f"seed {SEED}, {FUZZ_S:.0f} s: {counts}; grown by {grown >> 20} MiB")
-    assert grown < MOST_GROWTH
-    assert {part: federation.children(part) for part in parts} == before
+    now = memory(federation)
+    print(f"seed {SEED}, {FUZZ_S:.0f} s: {counts}")
+    for part in sorted(held):
+        print(f"{part}: {held[part] >> 20} MiB before, {now[part] >> 20} after")
+    assert sum(now.values()) - sum(held.values()) < MOST_GROWTH
+    assert {part: federation.children(part) for part in PARTS} == before
     assert federation.processes["srv"].poll() is None
 
 
@@ -396,15 +402,17 @@ def signed(federation):
 
 
 def memory(federation):
-    """Bytes that the coordinator's processes hold, each page counted once."""
-    total = 0
-    for process in {federation.processes["srv"].pid, *federation.children("")}:
+    """Bytes that the coordinator's processes hold, each page counted once: by process."""
+    held, coordinator = {}, federation.processes["srv"].pid
+    for process in {coordinator, *below(coordinator)}:
         with contextlib.suppress(OSError):
+            words = Path(f"/proc/{process}/cmdline").read_bytes().decode()
+            part = next((name for name in PARTS if name in words), "control service")
             text = Path(f"/proc/{process}/smaps_rollup").read_text()
-            total += sum(
+            held[part] = held.get(part, 0) + sum(
                 int(line.split()[1]) << 10 for line in text.splitlines() if line.startswith("Pss:")
             )
-    return total
+    return held
 
 
 def test_after_all_that_a_run_is_as_ever(federation):

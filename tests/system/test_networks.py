@@ -19,6 +19,7 @@ from namespaces import Namespaces
 from relay import Relay, Weather
 
 from lepton_client.site import Site
+from lepton_common.audit import read_records
 
 pytestmark = pytest.mark.system
 NAMES = ("QuorumNotMet", "TooFewSites", "RoundLost")
@@ -136,6 +137,58 @@ def test_broken_and_stalling_connections_end_a_run_well_or_by_name(networks):
     federation.until(lambda: all_attend(federation), timeout=120)
     name = federation.submit(f"{RUN} rounds=2 seed=4")
     finished(federation, name, 2)
+
+
+# 132,000 weights: half a megabyte to each site, and as much back, in one piece each.
+LARGE = f"{RUN} model=layers layers=[linear4000,relu]".replace("_s=20", "_s=300")  # as it takes
+HALF = 250_000
+
+
+def masked(federation, site):
+    """The messages that a site has answered with a masked update."""
+    records = read_records(federation.path / site / "audit.jsonl")
+    return [r.body["reply_to"] for r in records if r.body.get("stage") == "MASKED"]
+
+
+def test_what_a_broken_connection_cuts_off_is_sent_again_and_counts_once(networks):
+    federation, weather = networks.federation, networks.weather
+    federation.until(lambda: all_attend(federation), timeout=120)
+    before = {site: len(masked(federation, site)) for site in federation.sites}
+    broken = sum(relay.broken for relay in networks.relays)
+    for site, way, times in (
+        ("site-1", "in", 3), ("site-2", "out", 3), ("site-3", "in", 1), ("site-3", "out", 1),
+        (BEHIND, "in", 2), (BEHIND, "out", 2),
+    ):  # fmt: skip
+        weather[site].break_after[way] += [HALF] * times
+    name = federation.submit(f"{LARGE} rounds=2 seed=5")
+    finished(federation, name, 2)
+    assert not any(sizes for w in weather.values() for sizes in w.break_after.values())
+    assert sum(relay.broken for relay in networks.relays) == broken + 12
+    assert [row["failed"] for row in federation.rounds(name)] == [{}, {}]
+    for site in federation.sites:
+        answered = masked(federation, site)[before[site] :]
+        assert len(answered) == len(set(answered)) == 2
+
+
+def test_an_answer_outlives_the_agent_that_could_not_send_it(networks):
+    federation, weather = networks.federation, networks.weather
+    federation.until(lambda: all_attend(federation), timeout=120)
+    before = len(masked(federation, "site-2"))
+    weather["site-2"].break_after["out"] += [HALF] * 10_000  # nothing large leaves
+    name = federation.submit(f"{LARGE} rounds=1 seed=6")
+    outbox, broken = federation.path / "site-2" / "outbox", networks.relays[0].broken
+    federation.until(
+        lambda: len(masked(federation, "site-2")) > before and networks.relays[0].broken > broken
+    )
+    federation.processes["site-2"].kill()
+    federation.processes["site-2"].wait()
+    assert outbox.stat().st_size > HALF
+    weather["site-2"].break_after["out"].clear()
+    federation.start("site", "site-2")
+    finished(federation, name, 1)
+    assert federation.rounds(name)[0]["failed"] == {}
+    assert len(masked(federation, "site-2")) == before + 1
+    assert not outbox.exists()
 
 
 def test_a_site_that_is_cut_off_for_thirty_seconds_comes_back(networks):

@@ -1,8 +1,9 @@
-"""The SuperLink's own program, with two of its parts replaced: `python -m` this, FOLDER, its words.
+"""The SuperLink's own program, with parts of it replaced: `python -m` this, FOLDER, its words.
 
 Stock, it holds each reply in memory until all of it is taken, as many as there are sites; here
-large objects lie in files. And each of its layers hands a request's body on piece by piece, by
-tasks of its own, which is half of what an object costs; here the first layer waits for the whole.
+large objects lie in files. Each of its layers hands a request's body on piece by piece, by tasks
+of its own, which is half of what an object costs; here the first layer waits for the whole. And
+what a connection cuts off is lost; `link_state` mends that.
 """
 
 import asyncio
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+
+from lepton_common.flower.link_state import WholeMessages
 
 _SMALL = 1 << 16
 _OBJECT, _AT_ONCE = "-object", 4  # the end of the paths by which objects come and go
@@ -134,6 +137,8 @@ def main() -> None:
     sys.argv = ["flower-superlink", *sys.argv[2:]]
     factory = importlib.import_module("flwr.supercore.object_store.object_store_factory")
     factory.InMemoryObjectStore = partial(FileObjectStore, folder)  # type: ignore[attr-defined]
+    states = importlib.import_module("flwr.server.superlink.linkstate.linkstate_factory")
+    states.InMemoryLinkState = WholeMessages  # type: ignore[attr-defined]
     extensions = importlib.import_module("flwr.superlink.extensions")
     extensions.get_middleware = lambda: (Middleware(WholeBodies),)  # type: ignore[attr-defined]
     importlib.import_module("flwr.superlink.cli").flower_superlink()

@@ -27,6 +27,7 @@ from lepton_server.rounds.groups import gather_secure
 from lepton_server.rounds.introduction import Introduction
 from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.known import KnownSites
+from lepton_server.rounds.parked import park
 from lepton_server.rounds.plain_round import gather_plain
 from lepton_server.rounds.refusal import refusal
 from lepton_server.rounds.request import train_request
@@ -65,6 +66,7 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
         strategy.restore(state.strategy)
         scale.restore(state.strategy)
         _publish(folder, evaluator, state)
+    state = replace(state, model=park(state.model, folder.path))
     journal = SumJournal(folder.sums)
     introduction = Introduction(
         grid, run, federation, audit, members_of(folder), proposal_of(folder)
@@ -106,7 +108,7 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
         if not settings.secure:  # there it was checked before a sum was unmasked
             check_quorum(gathered.failed, gathered.mean.count, federation.quorum, round_)
 
-        model = strategy.step(round_, state.model, gathered.mean)
+        model = park(strategy.step(round_, state.model, gathered.mean), folder.path)
         del gathered.mean  # files are made next, which need room
         scale.learn(gathered.metrics)
         kept = strategy.snapshot() | scale.snapshot()

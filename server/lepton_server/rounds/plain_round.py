@@ -10,6 +10,7 @@ from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.collect import collect
 from lepton_server.rounds.exact_mean import ExactMean
 from lepton_server.rounds.gathered import Gathered, check_receipt
+from lepton_server.rounds.parked import LARGE, rest
 
 
 def gather_plain(
@@ -22,7 +23,9 @@ def gather_plain(
 ) -> Gathered:
     """Adds each usable update to ``mean`` as it comes; names the sites that gave none."""
     gathered, observer = Gathered(mean), OBSERVER.get(Observer())
+    large = model.nbytes >= LARGE
     answers = collect(grid, dict.fromkeys(cohort, train_content(request, model)), TRAIN, timeout_s)
+    rest(model)
     for came, (node, answer) in enumerate(answers, start=1):
         observer.on_answer(TRAIN, came, len(cohort))
         site = cohort[node].name
@@ -39,6 +42,8 @@ def gather_plain(
             gathered.note(site, receipt)
             del update
         del answer  # before the next is taken
+        if large:
+            give_back_freed_memory()
     gathered.sort()
     give_back_freed_memory()  # the pieces in which updates came
     gathered.mean = mean.without_sum()

@@ -29,6 +29,7 @@ from lepton_server.progress import OBSERVER, Observer
 from lepton_server.rounds.conversation import Conversation
 from lepton_server.rounds.gathered import Gathered, Means, check_receipt
 from lepton_server.rounds.journal import SumJournal
+from lepton_server.rounds.parked import rest
 from lepton_server.rounds.refusal import refusal
 from lepton_server.rounds.secure_sum import Exchange, SecureSum
 
@@ -59,6 +60,7 @@ class SecureRound:
         """
         self._settings, self._journal, self._evidence = settings, journal, evidence
         self._request, self._model = request, model_record(model)
+        rest(model)
         self._roster = roster
         self._facts = {facts.name: facts for facts in sites.values()}
         self._node_of = {facts.name: node for node, facts in sites.items()}

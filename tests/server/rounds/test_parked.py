@@ -1,0 +1,71 @@
+"""A large model waits in a file, and is the same, to the last bit."""
+
+import mmap
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lepton_server.rounds import loop, parked, plain_round
+from lepton_server.rounds.parked import park, rest
+
+
+def resident(vector):
+    """Bytes of a vector's pages that are in this process's memory."""
+    start, inside, found = vector.ctypes.data, False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        word = line.split()[0]
+        if "-" in word and not word.endswith(":"):
+            first, last = (int(part, 16) for part in word.split("-"))
+            inside = first <= start < last
+        elif inside and word == "Rss:":
+            found += int(line.split()[1]) << 10
+    return found
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    monkeypatch.setattr(parked, "LARGE", 1)
+    monkeypatch.setattr(plain_round, "LARGE", 1)
+
+
+def test_what_is_parked_is_the_same_and_takes_no_memory_while_it_rests(tmp_path, any_size):
+    vector = np.random.default_rng(1).standard_normal(1 << 20).astype(np.float32)
+    kept = park(vector, tmp_path)
+    assert kept is not vector
+    assert list(tmp_path.iterdir()) == []
+    for _ in range(2):
+        assert kept.tobytes() == vector.tobytes()
+        assert resident(kept) >= vector.nbytes
+        rest(kept)
+        assert resident(kept) < vector.nbytes / 8
+    assert np.array_equal(kept, vector)
+    assert kept.flags.writeable  # PyTorch takes no others without a warning
+
+
+def test_small_vectors_and_those_for_which_there_is_no_room_stay(tmp_path, monkeypatch):
+    vector = np.ones(4, np.float32)
+    assert park(vector, tmp_path) is vector
+    rest(vector)
+    monkeypatch.setattr(parked, "LARGE", 1)
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert park(vector, tmp_path) is vector
+    assert np.array_equal(vector, np.ones(4))
+
+
+@pytest.mark.parametrize("changes", [{"secagg.mode": "none"}, {}], ids=["plain", "secure"])
+def test_a_run_that_parks_its_model_ends_in_the_same_one(simulate, changes, monkeypatch):
+    changes = {**changes, "rounds": 2}
+    expected = simulate("in-memory", changes)
+    seen = []
+    monkeypatch.setattr(parked, "LARGE", 1)
+    monkeypatch.setattr(plain_round, "LARGE", 1)
+    monkeypatch.setattr(loop, "park", lambda *words: seen.append(park(*words)) or seen[-1])
+    assert simulate("parked", changes).tobytes() == expected.tobytes()
+    assert len(seen) > 1
+    assert all(isinstance(vector.base.obj, mmap.mmap) for vector in seen)
