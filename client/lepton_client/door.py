@@ -180,8 +180,9 @@ class Door:
                 },
             },
         )
+        # A host's charges are in this very log, whose newest record may be another answer's by now.
         stamped = [
-            replace(receipt, audit_head=record.hash, ledger_head=self._ledger.head)
+            replace(receipt, audit_head=record.hash, ledger_head=record.hash)
             for receipt in receipts.receipts
         ]
         content = RecordDict(

@@ -234,7 +234,7 @@ class Ledger:
 
         Raises:
             ConsentRefused, BudgetSpent: see `check`.
-            LedgerInvalid: the charge could not be written.
+            LedgerInvalid, DiskFull: the charge could not be written.
         """
         self.check(plan, request, policy, study)
         record = self._file.append(

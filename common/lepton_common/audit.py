@@ -72,7 +72,7 @@ class AuditLog:
 
         Raises:
             AuditError: another process has written to the log; nothing was appended.
-            OSError: the disk is full or gone; nothing was appended.
+            DiskFull, OSError: the disk is full, or gone; nothing was appended.
         """
         with self._lock:
             record, line = next_record(self.records, kind, body, self._key, AUDIT_DOMAIN)

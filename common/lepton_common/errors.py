@@ -55,6 +55,7 @@ LeptonError                     exit code 1
 │   ├── WorkerFailed
 │   ├── RayMissing
 │   ├── RayUnreachable
+│   ├── DiskFull
 │   └── RunNotResumable
 ├── SecAggError                 7   what stopped a round of secure aggregation
 │   ├── PolicyViolation
@@ -359,6 +360,10 @@ class RayMissing(RunError):
 
 class RayUnreachable(RunError):
     """There is no Ray cluster at an address, or none that has room for a site."""
+
+
+class DiskFull(RunError, OSError):
+    """There is no room for what must be on disk before anything goes on; the last state is kept."""
 
 
 class RunNotResumable(RunError):

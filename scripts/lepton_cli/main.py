@@ -26,7 +26,8 @@ from lepton_cli.commands import (
     stats,
     tasks,
 )
-from lepton_common.errors import LeptonError, SettingsError
+from lepton_common.durable import is_full
+from lepton_common.errors import DiskFull, LeptonError, SettingsError
 
 _EXIT_CODES = """
 Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
@@ -104,6 +105,10 @@ def main() -> NoReturn:
         _complain(error)
         sys.exit(error.exit_code)
     except OSError as error:
+        if is_full(error):
+            where = f" of {error.filename}" if error.filename else ""
+            _complain(DiskFull(f"No room is left on the disk{where}: make room there."))
+            sys.exit(DiskFull.exit_code)
         Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}")
         sys.exit(1)
     except click.ClickException as error:

@@ -9,6 +9,7 @@ not made: signing a million keys would take minutes, and each site of a secure r
 read them all. Such sites pin none, and settings refuse secure aggregation, which needs it.
 """
 
+import io
 import os
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.partition import Parts, PartSettings
 from lepton_common.datasets.records import Dataset
+from lepton_common.durable import needs_room
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator, Member, Roster, root_of, sign_roster
 from lepton_common.identity.signed import Partners
@@ -139,7 +141,7 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
         """Returns a node's configuration; its site's folder is there when this returns.
 
         Raises:
-            OSError: the folder cannot be made.
+            DiskFull, OSError: the folder cannot be made.
         """
         if node not in self.nodes:
             raise KeyError(node)
@@ -188,9 +190,11 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
 
     def _make(self, index: int, path: Path) -> None:
         """Makes a site beside the others, and puts it among them whole or, after a kill, not."""
-        unfinished = Path(tempfile.mkdtemp(dir=self._folder.path, prefix=_UNFINISHED))
+        with needs_room(self._folder.path):
+            unfinished = Path(tempfile.mkdtemp(dir=self._folder.path, prefix=_UNFINISHED))
         try:
-            self._write(index, unfinished)
+            with needs_room(self._folder.path):
+                self._write(index, unfinished)
             unfinished.rename(path)
         except OSError:
             if not path.exists():  # else another thread or process was first, with the same site
@@ -203,7 +207,9 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
         size = public_size_class(len(rows if units is None else np.unique(units[rows])))
         own = _yaml({"name": name, "public_size": size})
         (path / SITE_FILE).write_text(own + self._common, encoding="utf-8")
-        np.save(path / ROWS, rows, allow_pickle=False)
+        packed = io.BytesIO()  # NumPy would not say of a file that the disk is full
+        np.save(packed, rows, allow_pickle=False)
+        (path / ROWS).write_bytes(packed.getvalue())
         # Not as `SigningKey.save`, which waits for the disk: the run's secret makes it again.
         (path / KEY_FILE).touch(mode=0o600)
         (path / KEY_FILE).write_bytes(self._key(name).to_pem())

@@ -20,8 +20,8 @@ from lepton_cli.simulated_host import found_host, host_nodes, resolve_vectorize
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
 from lepton_cli.statistics import draw_statistics
 from lepton_common.datasets.source import MADE_UP
-from lepton_common.durable import write_atomic
-from lepton_common.errors import Interrupted, LeptonError, RunNotResumable
+from lepton_common.durable import needs_room, write_atomic
+from lepton_common.errors import DiskFull, Interrupted, LeptonError, RunNotResumable
 from lepton_common.settings import Settings
 from lepton_common.strict import to_json
 from lepton_server.app import app as server_app
@@ -115,6 +115,19 @@ def _execute(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
 
 
 def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
+    try:
+        with needs_room(folder.path):
+            return _finish(settings, folder, observer)
+    except DiskFull as error:
+        # Also where all rounds are done and the report finds no room: then that is to be resumed.
+        folder.outcome.unlink(missing_ok=True)
+        raise DiskFull(
+            f"{error} What was finished is kept; then go on with: "
+            f"lepton simulate resume={folder.path}"
+        ) from error
+
+
+def _finish(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     run = Run(folder)
     folder.outcome.unlink(missing_ok=True)
     # Flower's own lines on each aggregation would drown the progress.
@@ -126,6 +139,8 @@ def _work(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
             result = train_baselines(settings, dataset_of(settings), rows)
             write_atomic(folder.path / "baselines.json", json.dumps(result, indent=1).encode())
         run_apps(settings, folder, observer)
+    except DiskFull:
+        raise  # nothing can be written of it
     except LeptonError as error:
         _end(folder, "failed", error=type(error).__name__, message=str(error))
         logs = folder.host if folder.host.exists() else folder.path / "sites" / "*"

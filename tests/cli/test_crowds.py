@@ -102,7 +102,7 @@ def test_a_site_of_a_crowd_that_cannot_be_made_has_failed_in_its_round(monkeypat
     def full(self, index, path):
         if not broken:
             broken.append(index + 2)
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
         whole(self, index, path)
 
     monkeypatch.setattr(SimulatedSites, "_make", full)

@@ -12,6 +12,7 @@ from lepton_cli.compose import compose_settings
 from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished
 from lepton_cli.simulation import create
 from lepton_client.site import Site, read_site_file
+from lepton_common.errors import DiskFull
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import read_roster_files
 
@@ -173,7 +174,7 @@ def test_a_site_that_cannot_be_made_is_an_error_and_leaves_nothing(found, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DiskFull, match="No room"):
         sites[9]
     assert folders(sites) == []
     assert not list(sites._folder.path.glob(".site-*"))

@@ -13,18 +13,21 @@ from lepton_cli.compose import compose_settings
 from lepton_cli.evidence import gather_evidence
 from lepton_cli.run import list_runs
 from lepton_cli.simulation import resume, start
+from lepton_client.hosted import host
 from lepton_client.hosted.host import Host
 from lepton_client.hosted.ledger import HostLedger
 from lepton_client.ledger import Charge
 from lepton_common.audit import AuditLog
+from lepton_common.content import read_text
 from lepton_common.errors import AuditError, DoorRefused, Interrupted, QuorumNotMet, SitesRefused
 from lepton_common.flower.task_identity import speak_for
-from lepton_common.hosting import ManyReceipts
+from lepton_common.hosting import TRAIN_MANY, ManyReceipts
 from lepton_common.messages import Receipt
 from lepton_common.privacy.events import read_event
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.privacy.provenance import protected_by_dp
 from lepton_server.progress import Observer
+from lepton_server.rounds import hosted
 from lepton_server.rounds.checkpoint import Checkpoint
 from lepton_server.rounds.request import train_request
 
@@ -132,6 +135,33 @@ def test_a_stopped_run_goes_on_with_its_ledger(words):
         np.testing.assert_allclose(weights(run), weights(together(*words)), atol=2e-5)
     else:
         assert all(len(site.events) == 3 for site in run.evidence.sites.values())
+
+
+def test_a_log_without_the_newest_of_a_rounds_answers_is_refused(monkeypatch):
+    collect = hosted.collect
+
+    def newest_first(grid, contents, message_type, timeout_s):
+        answers = list(collect(grid, contents, message_type, timeout_s))
+        if message_type == TRAIN_MANY and not any(isinstance(one, str) for _, one in answers):
+            log = (list_runs()[-1].folder.host / "audit.jsonl").read_bytes()
+            said = [read_text(ManyReceipts, answer, "receipts") for _, answer in answers]
+            heads = [receipts.receipts[0].audit_head for receipts in said]
+            heads = [log.index(f'"hash":"{head}"'.encode()) for head in heads]
+            assert len(set(heads)) == 2
+            answers = [answers[heads.index(at)] for at in sorted(heads, reverse=True)]
+        yield from answers
+
+    monkeypatch.setattr(hosted, "collect", newest_first)
+    with pytest.raises(Interrupted):
+        start(compose_settings([*RECORD, "engine=vectorized", "engine.workers=2"]), _StopsAfter(1))
+    run = list_runs()[-1]
+    path = run.folder.host / "audit.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    (_, last) = [n for n, line in enumerate(lines) if json.loads(line)["kind"] == "releases"]
+    path.write_bytes(b"".join(lines[:last]))
+    monkeypatch.setattr(host, "_OPENED", {})  # as a new process knows none
+    with pytest.raises(QuorumNotMet, match="LedgerRolledBack"):
+        resume(run)
 
 
 def test_charges_of_before_a_crash_count_and_cover_no_release():

@@ -1,8 +1,12 @@
 """Tests that a file is either old or new, whatever fails."""
 
+import errno
+import os
+
 import pytest
 
 from lepton_common.durable import append_synced, link_atomic, write_atomic
+from lepton_common.errors import DiskFull
 
 
 def test_a_file_is_written_and_replaced_and_nothing_is_left_beside_it(tmp_path):
@@ -78,3 +82,36 @@ def test_a_second_name_takes_the_place_of_a_file_and_outlives_the_first(
     write_atomic(last, b"two")
     assert best.read_bytes() == b"one"
     assert sorted(tmp_path.iterdir()) == [best, last]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("write", [
+    lambda path: write_atomic(path, b"new"),
+    lambda path: append_synced(path, b"new"),
+    lambda path: link_atomic(path.with_name("other"), path),
+])  # fmt: skip
+def test_a_full_disk_has_a_name_and_says_where(tmp_path, monkeypatch, write, code):
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "folder" / "file"
+    write_atomic(path, b"old")
+    write_atomic(path.with_name("other"), b"other")
+
+    def full(*_):
+        raise OSError(code, "no room")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFull, match=f"No room is left on the disk of {path.parent}"):
+        write(path)
+    assert path.read_bytes().startswith(b"old")
+    assert len(list(path.parent.iterdir())) == 2
+
+
+def test_a_disk_that_is_gone_is_not_called_full(tmp_path, monkeypatch):
+    def gone(*_):
+        raise OSError(errno.EIO, "gone")
+
+    monkeypatch.setattr(os, "fsync", gone)
+    with pytest.raises(OSError, match="gone") as found:
+        write_atomic(tmp_path / "file", b"new")
+    assert not isinstance(found.value, DiskFull)

@@ -30,7 +30,7 @@ class Leaves:
         Bytes that a crash left behind stay: no record names them.
 
         Raises:
-            OSError: the disk is full or gone; no record may be written.
+            DiskFull, OSError: the disk is full, or gone; no record may be written.
         """
         data = b"\n".join(lines) + b"\n"
         with self._lock:

@@ -6,7 +6,7 @@ earlier data and no other runs, so that what a site has spent is how often it wa
 
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from lepton_client.budgets import check_budget
 from lepton_client.ledger import Charge
@@ -42,18 +42,22 @@ class HostLedger:
         """All records of that log."""
         return self._audit.records
 
-    def check_head(self, seen: str | None) -> None:
-        """Checks that the log still has the newest entry that a server has seen.
+    def check_heads(self, seen: Iterable[str]) -> None:
+        """Checks that the log still has the entries that a server has seen.
 
         Raises:
-            LedgerRolledBack: it has not.
+            LedgerRolledBack: it lacks one.
         """
-        if seen is None or any(record.hash == seen for record in reversed(self._audit.records)):
-            return
-        raise LedgerRolledBack(
-            "The server has seen an entry that the host's log does not hold: an older copy was put "
-            "back. Restore the newest one, or start a new run."
-        )
+        missing = set(seen)
+        for record in reversed(self._audit.records):
+            if not missing:
+                return
+            missing.discard(record.hash)
+        if missing:
+            raise LedgerRolledBack(
+                "The server has seen an entry that the host's log does not hold: an older copy was "
+                "put back. Restore the newest one, or start a new run."
+            )
 
     def reserve(
         self, sites: Sequence[str], plans: Mapping[str, PrivacyPlan], request: TrainRequest

@@ -25,7 +25,6 @@ from lepton_common.errors import (
     UpdateInvalid,
 )
 from lepton_common.hosting import (
-    HOST,
     Enrolled,
     HostFacts,
     ManyReceipts,
@@ -87,7 +86,7 @@ def train(message: Message, host: Host) -> Message:
     if request.privacy is None:
         trained = _train(request, received, host, members, failed)
     else:
-        host.ledger.check_head(request.ledger_heads.get(HOST))
+        host.ledger.check_heads(request.ledger_heads.values())
         consent.check_model(received)
         consent.check_device(pick_device(request.recipe.device).type, host.file.policy)
         trained = _train_privately(request, received, host, members, plans, failed)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lepton_common.chain import ChainRecord, head_of, next_record, read_chain
+from lepton_common.durable import needs_room
 from lepton_common.errors import AuditError, LedgerInvalid
 from lepton_common.identity.keys import SigningKey
 from lepton_common.privacy.plan import WHOLE_SITE
@@ -123,6 +124,7 @@ class LedgerFile:
         Raises:
             LedgerInvalid: another process has written to the ledger, or it cannot be written;
                 nothing was appended.
+            DiskFull: likewise, for want of room.
         """
         return self._write(kind, body, ())
 
@@ -163,7 +165,7 @@ class LedgerFile:
         lines.append(line)
         before = len(self.contents.records)
         try:
-            with _opened(self._path) as database:
+            with needs_room(self._path.parent), _opened(self._path) as database:
                 database.executescript(_SCHEMA)
                 database.execute("BEGIN IMMEDIATE")
                 (count,) = database.execute("SELECT COUNT(*) FROM entries").fetchone()

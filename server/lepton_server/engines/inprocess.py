@@ -14,7 +14,7 @@ from lepton_server.engines.simulated import (
     CLOSE_WAIT_S,
     NodeConfig,
     SimulatedGrid,
-    crashed,
+    lost,
     nobody_waits,
 )
 
@@ -88,7 +88,7 @@ class InProcessGrid(SimulatedGrid):
                 if not isinstance(reply, Message):
                     raise TypeError
             except BaseException:
-                reply = crashed(message)  # the app of a site itself never raises
+                reply = lost(message)
             self._deliver(reply)
 
     def _answer(self, message: Message, context: Context) -> Message:

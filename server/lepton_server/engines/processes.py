@@ -164,6 +164,8 @@ class ProcessesGrid(SimulatedGrid):
             # It died, or what it said is no answer: then nobody knows where its next one begins.
             if not isinstance(error, EOFError):
                 _LOG.exception("What a worker process sent is no answer; it is started anew.")
+            elif not self._closing:
+                _LOG.warning("A worker process died as it served node %d.", turn.node)
             worker.end()
             self._deliver(crashed(message))
             self._start(index)

@@ -15,6 +15,7 @@ from lepton_server.engines.simulated import (
     NodeConfig,
     SimulatedGrid,
     crashed,
+    lost,
     nobody_waits,
 )
 from lepton_server.engines.waiting import Waiting
@@ -88,6 +89,7 @@ class RayGrid(SimulatedGrid):
         """
         super().__init__(nodes)
         self._waiting: Waiting[Message] = Waiting(keep=False)
+        self._closing = False
         self._actors = RayActors(
             Load(client_app, forget, threads_per_site),
             address=address,
@@ -105,6 +107,7 @@ class RayGrid(SimulatedGrid):
 
     def close(self) -> None:
         """Drops what is queued, waits some seconds for messages at work, and ends the actors."""
+        self._closing = True
         self._waiting.close()
         for thread in self._threads:
             thread.join(CLOSE_WAIT_S)
@@ -122,7 +125,8 @@ class RayGrid(SimulatedGrid):
                 reply, after = self._actors.answer(turn.asked, context, turn.number)
                 self._keep(turn.node, after.state)
             except Exception:
-                reply = crashed(turn.asked)
+                # At the end Ray is taken away from under what is still at work.
+                reply = crashed(turn.asked) if self._closing else lost(turn.asked)
             finally:
                 self._waiting.done(index)
             self._deliver(reply)

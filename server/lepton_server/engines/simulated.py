@@ -1,7 +1,9 @@
 """What all grounds for simulation share: nodes, message ids, replies, and how a crash looks."""
 
 import itertools
+import logging
 import queue
+import sys
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 
-from lepton_common.errors import LeptonError
+from lepton_common.errors import DiskFull, LeptonError
 from lepton_common.flower.message_id import assign_message_id
 from lepton_common.flower.run import empty_run
 from lepton_common.flower.task_identity import speak_for
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 NodeConfig = Mapping[str, str | int | float | bool]
 
 CLOSE_WAIT_S = 5.0
+_LOG = logging.getLogger("lepton.engine")
 _SERVER_NODE = 1
 _PULL_WAIT_S = 0.05
 _APP_CRASHED = 8  # Flower's error code for a ClientApp process that died
@@ -114,8 +117,7 @@ class SimulatedGrid(Grid):
                 found = wanted & self._replies.keys()
         except queue.Empty:
             pass
-        if not found:
-            self._check()
+        self._check()
         arrived = [message_id for message_id in self._replies if message_id in found]
         return [self._replies.pop(message_id) for message_id in arrived]
 
@@ -145,14 +147,27 @@ class SimulatedGrid(Grid):
         self._failure = self._failure or error
 
     def _deliver(self, reply: Message) -> None:
+        if reply.has_error() and reply.error.reason == DiskFull.__name__:
+            # The other sites have no room either: their folders are on the grounds' one disk.
+            said = "No room is left on the disk of a simulated site: make room there."
+            self._fail(DiskFull(said))
         self._outbox.put(reply)
 
     def _context(self, node: int) -> Context:
-        """Returns what a node's app is given beside a message; see `_keep`."""
+        """Returns what a node's app is given beside a message; see `_keep`.
+
+        Raises:
+            DiskFull: there is no room to make the node; the engine has failed.
+        """
+        try:
+            config = dict(self._nodes[node])
+        except DiskFull as error:
+            self._fail(error)
+            raise
         return Context(
             run_id=self._run.run_id,
             node_id=node,
-            node_config=dict(self._nodes[node]),
+            node_config=config,
             state=self._states.get(node, RecordDict()),
             run_config={},
         )
@@ -169,6 +184,18 @@ def nobody_waits(message: Message) -> bool:
     """Returns whether a message is too old for its answer, on which a site should not spend."""
     metadata = message.metadata
     return time.time() > metadata.created_at + metadata.ttl
+
+
+def lost(message: Message) -> Message:
+    """Logs the exception that is being handled, with its trace, and returns what `crashed` does.
+
+    A site's own app answers by an error's name and keeps its text; what comes here went wrong
+    around it, on the grounds of whoever runs the simulation.
+    """
+    told = message.metadata
+    if not isinstance(sys.exception(), DiskFull):  # which the engine tells by failing
+        _LOG.exception("Node %d did not answer %s.", told.dst_node_id, told.message_type)
+    return crashed(message)
 
 
 def crashed(message: Message) -> Message:

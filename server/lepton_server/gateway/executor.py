@@ -4,7 +4,6 @@ Flower starts a fresh Python for every run and installs what the run brings alon
 """
 
 import argparse
-import errno
 import json
 import logging
 import sys
@@ -20,6 +19,7 @@ from flwr.serverapp import Grid
 
 from lepton_common.control.control_pb2 import Woken
 from lepton_common.control.control_pb2_grpc import InsideStub
+from lepton_common.durable import is_full
 from lepton_common.errors import LeptonError, RunError, RunNotFound, SettingsError
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.pages import give_back_freed_memory, keep_freed_pieces
@@ -37,7 +37,6 @@ _IDLE_S, _WAKE_S = 0.2, 1.0
 # For sites that are not there: after a start, when all come back; and later on.
 _GATHER_S, _GRACE_S = 60.0, 10.0
 _SAY_S = 10.0  # between signs of life
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LOG = logging.getLogger("lepton.executor")
 
 
@@ -122,7 +121,7 @@ def _perform(grid: Grid, context: Context, runs: Runs, name: str) -> None:
     except httpx.HTTPError:
         raise  # the SuperLink is gone: the run goes on once it is back
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if is_full(error):
             raise  # the run goes on once there is room
         if runs.stop_requested(name):
             runs.end(name, "stopped")  # in the midst of a round, or while it waited for sites

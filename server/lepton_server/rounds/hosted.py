@@ -58,6 +58,15 @@ class Hosts:
     audit: AuditLog
     timeout_s: float
 
+    @property
+    def names(self) -> dict[int, str]:
+        """Under which name the heads stand on record that a node's answers bring, by node.
+
+        A name for each: which of several answers was written last cannot be told from their heads,
+        nor from the order in which they come, so the host has to hold all of them.
+        """
+        return {node: f"{HOST}.{number}" for number, node in enumerate(self.nodes)}
+
     def of(self, places: Iterable[int], round_: int | None = None) -> Cohort:
         """Asks for the public facts of sites, and puts the answer on record.
 
@@ -112,7 +121,9 @@ class Hosts:
             observer.on_answer(TRAIN, came, len(cohort))
             if not isinstance(answer, str):
                 try:
-                    _take(answer, asked, request, gathered, mean)
+                    heads = _take(answer, asked, request, gathered, mean)
+                    if heads is not None:
+                        gathered.heads[self.names[node]], gathered.ledgers[self.names[node]] = heads
                 except LeptonError as error:
                     answer = type(error).__name__
             if isinstance(answer, str):
@@ -158,15 +169,22 @@ def _take(
     request: TrainRequest,
     gathered: Gathered,
     mean: ExactMean,
-) -> None:
+) -> tuple[str, str] | None:
     """Adds the updates in a host's answer, and notes what its sites say.
 
+    Returns:
+        The heads of the host's audit log and ledger as it answered; None where nobody released.
+
     Raises:
-        MalformedMessage: it is not about just the sites that were asked, or a receipt does not fit.
+        MalformedMessage: it is not about just the sites that were asked, a receipt does not fit,
+            or the receipts of this one answer tell of several heads.
     """
     updates, receipts = read_updates(answer, mean.size)
     if sorted([*receipts.names, *receipts.failed]) != sorted(asked):
         raise MalformedMessage("An answer is not about the sites that were asked.")
+    heads = {(receipt.audit_head, receipt.ledger_head) for receipt in receipts.receipts}
+    if len(heads) > 1:
+        raise MalformedMessage("One answer is one record of the host's log, and has one head.")
     fitting: set[tuple[int, int]] = set()
     for name, of in zip(receipts.names, receipts.of, strict=True):
         # What a receipt has to say depends on a site's public size alone.
@@ -181,9 +199,7 @@ def _take(
             gathered.failed[name] = type(error).__name__
         else:
             gathered.epsilon[name] = receipts.receipts[of].epsilon
-    for receipt in receipts.receipts:
-        gathered.heads[f"{HOST}.{len(gathered.heads)}"] = receipt.audit_head
-        gathered.ledgers[HOST] = receipt.ledger_head
+    return next(iter(heads), None)
 
 
 def _shares(places: list[int], nodes: int) -> list[list[int]]:

@@ -11,7 +11,6 @@ from lepton_common.arrays import digest_of
 from lepton_common.asking import privacy_request
 from lepton_common.audit import AuditLog
 from lepton_common.errors import QuorumNotMet, RunNotResumable
-from lepton_common.hosting import HOST
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member, read_roster_files
 from lepton_common.messages import SiteFacts
@@ -85,7 +84,7 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
                 f"where {settings.colluders} may collude; resume when the others are back."
             )
         weights = _weights(cohort, settings)
-        ledgers = known.ledgers([HOST] if present.hosts else weights)
+        ledgers = known.ledgers(present.hosts.names.values() if present.hosts else weights)
         request = train_request(
             settings, run, evaluator.layout.digest, state, privacy, weights, ledgers, scale.value
         )

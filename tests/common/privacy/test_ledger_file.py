@@ -1,5 +1,6 @@
 """The privacy ledger's file: what it proves, and each way to alter it that it finds."""
 
+import contextlib
 import os
 import shutil
 import sqlite3
@@ -8,8 +9,9 @@ import stat
 import pytest
 
 from lepton_common.chain import GENESIS, verify_heads
-from lepton_common.errors import AuditError, LedgerInvalid
+from lepton_common.errors import AuditError, DiskFull, LedgerInvalid
 from lepton_common.identity.keys import SigningKey
+from lepton_common.privacy import ledger_file
 from lepton_common.privacy.ledger_file import LedgerFile, read_ledger, version_of
 
 KEY, OTHER = SigningKey.generate(), SigningKey.generate()
@@ -175,6 +177,24 @@ def test_what_is_no_ledger_is_refused_or_empty(path, content):
             read_ledger(path, KEY.public_hex)
     else:  # a crash while the file was made
         assert read_ledger(path, KEY.public_hex).records == []
+
+
+def test_a_ledger_on_a_full_disk_says_so_and_appends_nothing(path, ledger, monkeypatch):
+    opened = ledger_file._opened
+
+    @contextlib.contextmanager
+    def small(path, *, write=True):
+        with opened(path, write=write) as database:
+            database.execute("PRAGMA max_page_count=1")  # what there is, and no more
+            yield database
+
+    known = len(ledger.contents.records)
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger_file, "_opened", small)
+        with pytest.raises(DiskFull, match=f"disk of {path.parent}"):
+            ledger.append("charge", {"round": "x" * 20_000})
+    assert len(read_ledger(path, KEY.public_hex).records) == len(ledger.contents.records) == known
+    ledger.append("charge", {"round": 4, "version": "v"})
 
 
 def test_a_ledger_that_cannot_be_written_appends_nothing(path, ledger, monkeypatch):

@@ -7,9 +7,10 @@ from typing import ClassVar
 
 import pytest
 import torch
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from lepton_common.errors import DiskFull
 from lepton_common.flower.run import empty_run
 from lepton_server.engines.inprocess import InProcessGrid
 
@@ -81,20 +82,31 @@ class Million(Mapping):
     def __getitem__(self, node):
         self.made.append(node)
         if node == 4:
-            raise OSError(28, "No space left on device")
+            raise OSError(5, "Input/output error")
         return {"site": f"site-{node}"}
 
 
-def test_of_a_million_nodes_those_that_are_asked_are_made_and_nothing_is_kept(grid):
+def test_of_a_million_nodes_those_that_are_asked_are_made_and_nothing_is_kept(grid, caplog):
     nodes = Million()
     made = grid(_echo, nodes)
     assert len(made.get_node_ids()) == 10**6
     assert _who(made.send_and_receive(_messages(made, (3, 999_999)), timeout=10)) == [3, 999_999]
     (failed,) = made.send_and_receive(_messages(made, (4,)), timeout=10)
     assert failed.error.reason == "ClientAppCrashed"
+    assert "Node 4 did not answer train." in caplog.text
+    assert "OSError: [Errno 5] Input/output error" in caplog.text
     assert _who(made.send_and_receive(_messages(made, (5,)), timeout=10)) == [5]
     assert sorted(nodes.made) == [3, 4, 5, 999_999]
     assert made._states == {}
+
+
+def test_a_site_that_finds_no_room_ends_what_all_do(grid):
+    def app(message, context):
+        return Message(Error(100, "DiskFull"), reply_to=message)
+
+    made = grid(app)
+    with pytest.raises(DiskFull, match="No room is left on the disk of a simulated site"):
+        made.send_and_receive(_messages(made), timeout=10)
 
 
 def test_a_reply_says_what_it_answers_and_who_it_is_from(grid):
