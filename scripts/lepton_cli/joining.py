@@ -187,7 +187,10 @@ def join(
     """
     path, pin = folder / ROSTER_FILE, folder / ROOT_FILE
     if pin.exists() and pin.read_text(encoding="utf-8").strip() != root:
-        raise RosterInvalid("This folder belongs to another federation; make a new one.")
+        raise RosterInvalid(
+            f"{folder} is pinned to another root than --root says: compare the digest again; for "
+            "another federation, make a new folder."
+        )
     roster = read_roster(roster_text, root)
     roster.check_date(today)
     if path.exists():

@@ -22,6 +22,7 @@ _AS = Annotated[
 ]
 _RUN = Annotated[str, typer.Argument(help="The run's name, as `lepton run list` tells it.")]
 _JSON = typer.Option("--json", help="Print one JSON document a line, and nothing else.")
+_STATISTICS = "statistics.asked=true"
 
 SUBMIT_HELP = """Submit an experiment to real sites, with the words of `lepton simulate`.
 
@@ -29,6 +30,8 @@ SUBMIT_HELP = """Submit an experiment to real sites, with the words of `lepton s
 
 Settings that only a simulation has (how data is split, its policy, its engine) do not count: each
 site has its own data and its own policy, and refuses what goes beyond it.
+
+Statistics of the sites' data: `lepton stats --as dora`; or here, with statistics.asked=true.
 """
 run_app = typer.Typer(help="Runs at a coordinator.", no_args_is_help=True)
 
@@ -79,19 +82,22 @@ def submit(
     from lepton_cli.compose import compose_settings
     from lepton_cli.control import control, proposal_of
     from lepton_cli.keys import read_passphrase
+    from lepton_cli.statistics_run import statistics_overrides
     from lepton_common.control.control_pb2 import SubmitRequest
 
+    if _STATISTICS in overrides:
+        overrides = statistics_overrides(overrides)
     settings = compose_settings(overrides)
     passphrase = read_passphrase(passphrase_file)
     proposal = proposal_of(folder, settings, study, passphrase)
     with control(folder, passphrase) as service:
         run = service.Submit(SubmitRequest(proposal=proposal))
         if as_json:
-            print(json.dumps(_fields(run)), flush=True)
+            tell_json(run)
         else:
             print(f"Submitted: {run.name}", flush=True)
         if wait:
-            _watch(service, run.name, as_json)
+            watch(service, run.name, folder, _teller(as_json))
 
 
 @run_app.command("list")
@@ -128,7 +134,7 @@ def watch_command(
     from lepton_cli.keys import read_passphrase
 
     with control(folder, read_passphrase(passphrase_file)) as service:
-        _watch(service, name, as_json)
+        watch(service, name, folder, _teller(as_json))
 
 
 @run_app.command("stop")
@@ -146,41 +152,63 @@ def stop_command(name: _RUN, folder: _AS, passphrase_file: _PASSPHRASE = None) -
 @run_app.command("fetch")
 def fetch_command(
     name: _RUN,
-    file: Annotated[Path, typer.Argument(help="File for the model, as safetensors.")],
+    file: Annotated[Path, typer.Argument(help="New file: safetensors, or JSON of statistics.")],
     folder: _AS,
     passphrase_file: _PASSPHRASE = None,
 ) -> None:
-    """Fetch the last finished round's model."""
-    from lepton_cli.control import control
+    """Fetch the last finished round's model; of a run of `lepton stats`, what sites answered."""
+    from lepton_cli.control import control, fetch
     from lepton_cli.keys import read_passphrase
-    from lepton_common.control.control_pb2 import RunName
     from lepton_common.durable import write_atomic
 
     with control(folder, read_passphrase(passphrase_file)) as service:
-        data = b"".join(part.data for part in service.Fetch(RunName(name=name)))
+        data = fetch(service, name)
     write_atomic(file, data)
     print(f"{len(data)} bytes in {file}")
 
 
-def _watch(service: Any, name: str, as_json: bool) -> None:  # noqa: ANN401
-    """Prints what changes, and raises what ended the run if it failed.
+def watch(
+    service: Any,  # noqa: ANN401
+    name: str,
+    folder: Path,
+    tell: Callable[[Any], None],
+) -> None:
+    """Tells what changes, and raises what ended the run if it failed.
 
     Raises:
+        Interrupted: by Ctrl-C, which ends the watching alone.
         LeptonError: as the coordinator named it.
     """
     from lepton_common import errors
     from lepton_common.control.control_pb2 import RunName
 
     run = None
-    for run in service.Watch(RunName(name=name)):
-        if as_json:
-            print(json.dumps(_fields(run)), flush=True)
-        else:
-            said = f"round {run.rounds} of {run.of_rounds}  {_short(run)}"
-            print(f"{run.status}: {said}", flush=True)
+    try:
+        for run in service.Watch(RunName(name=name)):
+            tell(run)
+    except KeyboardInterrupt:
+        raise errors.Interrupted(
+            f"{name} goes on at the coordinator. To end it: lepton run stop {name} --as {folder}"
+        ) from None
     if run is not None and run.status == "failed":
         kind, _, said = run.error.partition(": ")
         raise getattr(errors, kind, errors.RunError)(said)
+
+
+def _teller(as_json: bool) -> Callable[[Any], None]:
+    return tell_json if as_json else tell
+
+
+def tell_json(run: Any) -> None:  # noqa: ANN401
+    """Prints how a run stands, as one JSON document."""
+    print(json.dumps(_fields(run)), flush=True)
+
+
+def tell(run: Any) -> None:  # noqa: ANN401
+    """Prints how a run stands, in one line."""
+    print(
+        f"{run.status}: round {run.rounds} of {run.of_rounds}  {_short(run)}".rstrip(), flush=True
+    )
 
 
 def _fields(run: Any) -> dict[str, Any]:  # noqa: ANN401
