@@ -6,7 +6,19 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Replaces ``path`` by ``data``: temporary file, fsync, rename, fsync of the folder."""
+    """Replaces ``path`` by ``data``: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        OSError: it cannot; the error names ``path``.
+    """
+    try:
+        _write_atomic(path, data, mode)
+    except OSError as error:
+        # Not the temporary file, of which the user has never heard.
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write_atomic(path: Path, data: bytes, mode: int) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

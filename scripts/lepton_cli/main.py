@@ -26,14 +26,22 @@ from lepton_cli.commands import (
     stats,
     tasks,
 )
-from lepton_common.errors import LeptonError, SettingsError
+from lepton_common.errors import FileUnusable, LeptonError, SettingsError, SystemRefused
 
 _EXIT_CODES = """
-Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
-5 a run failed or was not found · 6 an audit log or evidence does not verify · 7 secure
-aggregation stopped a round · 8 a key, certificate, roster or study is not good · 9 a bundle
-or a model's wheel is incomplete, not signed or was altered · 130 stopped by Ctrl-C.
+Exit codes: 0 done · 1 a fault of ours or the system's · 2 settings, words or paths · 3 data ·
+4 refused for privacy · 5 a run failed or was not found · 6 an audit log or evidence does not
+verify · 7 secure aggregation stopped a round · 8 a key, certificate, roster or study is not good ·
+9 a bundle or a model's wheel is incomplete, not signed or was altered · 130 stopped by Ctrl-C.
 """
+
+_WRONG_PATHS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 
 app = typer.Typer(
     name="lepton",
@@ -104,8 +112,9 @@ def main() -> NoReturn:
         _complain(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}")
-        sys.exit(1)
+        fault = _of_file(error)
+        _complain(fault)
+        sys.exit(fault.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -113,6 +122,14 @@ def main() -> NoReturn:
         Console(stderr=True).print("Stopped, as you asked.")
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _of_file(error: OSError) -> LeptonError:
+    """Returns what the system refused as our own error; a path that the user gave is a setting."""
+    path, said = error.filename2 or error.filename, error.strerror or str(error)
+    if path is not None and isinstance(error, _WRONG_PATHS):
+        return FileUnusable(f"Cannot use {path}: {said}; give another path, or mend its access.")
+    return SystemRefused(f"{said}{f': {path}' if path is not None else ''}; mend that, try again.")
 
 
 def _complain(error: LeptonError) -> None:

@@ -96,6 +96,49 @@ def test_everyone_joins_what_k_of_n_partners_have_signed(do, hospitals, tmp_path
         assert (tmp_path / "site-a" / secret).stat().st_mode & 0o77 == 0
 
 
+PARTNERS = "--partner alice.pem.pub --partner bob.pem.pub"
+FOUND = "federation init new --name new --add srv/join.json --threshold 1"
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "code", "said"),
+    [
+        (f"{FOUND} --partner bob.pem.pub --partner alice.pem", "RosterInvalid", 8, "the .pub file"),
+        (f"{FOUND} --partner bob.pem.pub --partner bob.pem.pub", "RosterInvalid", 8, "given twice"),
+        (f"{FOUND} --partner none.pub", "RosterInvalid", 8, "none.pub holds no partner's"),
+        (f"{FOUND} {PARTNERS} --until soon", "SettingsError", 2, "a day to come"),
+        ("federation propose hosp --until soon", "SettingsError", 2, "a day to come"),
+        ("federation propose hosp --until 2020-01-01", "SettingsError", 2, "a day to come"),
+        ("federation propose hosp --until 2100-01-01", "SettingsError", 2, "a day to come"),
+        ("federation propose hosp --add site-a/join.json", "RosterInvalid", 8, "would change"),
+        ("federation propose hosp --add site-a/site.yaml", "JoinInvalid", 8, "site-a/site.yaml: "),
+        ("federation show nowhere", "RosterInvalid", 8, "no federation's folder"),
+        ("federation study hosp none.yaml", "StudyInvalid", 8, "(FileNotFoundError)"),
+        ("federation key x.pem --passphrase-file noise", "IdentityError", 8, "holds no text"),
+        ("federation key none/x.pem", "FileUnusable", 2, "Cannot use none/x.pem: No such file"),
+        ("site start dora", "SettingsError", 2, "made by 'lepton site init'"),
+        ("site model list dora", "SettingsError", 2, "made by 'lepton site init'"),
+    ],
+)
+def test_what_an_operator_mistypes_is_named_and_leaves_nothing_behind(
+    lepton, hospitals, tmp_path, line, error, code, said
+):
+    (tmp_path / "noise").write_bytes(b"\xff\xfe\x9e")
+    before = sorted(tmp_path.rglob("*"))
+    told = complaint(lepton, line, error, code)
+    assert said in told
+    assert "PRIVATE" not in told
+    assert len(told.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_proposal_says_that_it_takes_the_place_of_another(do, hospitals):
+    gone = "An earlier draft of roster-2.json is gone"
+    assert gone not in do("federation propose hosp --remove hospital-a")
+    assert gone not in do("federation propose hosp --remove hospital-a")
+    assert gone in do("federation propose hosp --remove hospital-b")
+
+
 def test_the_folder_that_goes_around_holds_no_secret(hospitals, tmp_path):
     everything = b"".join(p.read_bytes() for p in (tmp_path / "hosp").rglob("*") if p.is_file())
     assert b"PRIVATE" not in everything

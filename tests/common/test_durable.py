@@ -78,3 +78,14 @@ def test_a_second_name_takes_the_place_of_a_file_and_outlives_the_first(
     write_atomic(last, b"two")
     assert best.read_bytes() == b"one"
     assert sorted(tmp_path.iterdir()) == [best, last]
+
+
+def test_a_path_that_cannot_be_written_is_the_one_that_the_error_names(tmp_path):
+    with pytest.raises(FileNotFoundError) as missing:
+        write_atomic(tmp_path / "none" / "file.bin", b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as taken:
+        write_atomic(tmp_path / "folder", b"")
+    assert missing.value.filename == str(tmp_path / "none" / "file.bin")
+    assert taken.value.filename == str(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

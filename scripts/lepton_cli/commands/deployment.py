@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-_PASSPHRASE = Annotated[
+PASSPHRASE = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="Its first line opens a sealed key, or its token."),
 ]
@@ -38,7 +38,7 @@ run_app = typer.Typer(help="Runs at a coordinator.", no_args_is_help=True)
 
 def server_start(
     folder: Annotated[Path, typer.Argument(help="The coordinator's folder, joined.")],
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
     metrics_port: Annotated[
         int | None,
         typer.Option("--metrics-port", help="Loopback port for /metrics and /health; off."),
@@ -58,14 +58,16 @@ def server_start(
 
 def site_start(
     folder: Annotated[Path, typer.Argument(help="The site's folder, joined.")],
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Start the site's agent: it answers what the site's policy allows; Ctrl-C ends it."""
     from lepton_cli.keys import read_passphrase
     from lepton_client.agent import run_agent
     from lepton_client.running import only_agent
+    from lepton_client.site import SITE_FILE, read_site_file
 
     _log()
+    read_site_file(folder / SITE_FILE)  # before a lock is left in a folder that is none
     with only_agent(folder):
         run_agent(folder.resolve(), _stopped(), read_passphrase(passphrase_file))
 
@@ -76,7 +78,7 @@ def submit(
     study: Annotated[str | None, typer.Option(help="Study that the run is part of.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end.")] = False,
     as_json: Annotated[bool, _JSON] = False,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Submits a run; `SUBMIT_HELP` is what the user reads."""
     from lepton_cli.compose import compose_settings
@@ -104,7 +106,7 @@ def submit(
 def list_command(
     folder: _AS,
     as_json: Annotated[bool, _JSON] = False,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """List the coordinator's runs."""
     from lepton_cli.control import control
@@ -116,7 +118,8 @@ def list_command(
     if as_json:
         print(json.dumps([_fields(run) for run in runs]))
         return
-    table = Table(Column("run", no_wrap=True), "status", "rounds", "by", "metrics")
+    whole = (Column(heading, no_wrap=True) for heading in ("run", "status", "rounds", "by"))
+    table = Table(*whole, Column("metrics", overflow="fold"))
     for run in runs:
         table.add_row(run.name, run.status, f"{run.rounds}/{run.of_rounds}", run.by, _short(run))
     Console(highlight=False).print(table)
@@ -127,7 +130,7 @@ def watch_command(
     name: _RUN,
     folder: _AS,
     as_json: Annotated[bool, _JSON] = False,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Watch a run to its end; the exit code tells how it ended."""
     from lepton_cli.control import control
@@ -138,7 +141,7 @@ def watch_command(
 
 
 @run_app.command("stop")
-def stop_command(name: _RUN, folder: _AS, passphrase_file: _PASSPHRASE = None) -> None:
+def stop_command(name: _RUN, folder: _AS, passphrase_file: PASSPHRASE = None) -> None:
     """End a run after its current round; what was finished is kept."""
     from lepton_cli.control import control
     from lepton_cli.keys import read_passphrase
@@ -154,7 +157,7 @@ def fetch_command(
     name: _RUN,
     file: Annotated[Path, typer.Argument(help="New file: safetensors, or JSON of statistics.")],
     folder: _AS,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Fetch the last finished round's model; of a run of `lepton stats`, what sites answered."""
     from lepton_cli.control import control, fetch

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lepton_cli.commands.deployment import PASSPHRASE
+
 HELP = """Show how many of the people in a site's data are known, and what has been spent.
 
   lepton site data FOLDER
@@ -22,12 +24,14 @@ def command(
     new_people: Annotated[
         bool, typer.Option("--new-people", help="Make a fresh start, for people all of them new.")
     ] = False,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Reads the site's data; `HELP` is what the user reads.
 
     Raises:
         PeopleKnown: somebody is on record already; nothing was written.
     """
+    from lepton_cli.keys import read_passphrase
     from lepton_client.ledger import Ledger
     from lepton_client.people import people_secret
     from lepton_client.site import KEY_FILE, LEDGER_FILE, SITE_FILE, read_site_file
@@ -36,7 +40,7 @@ def command(
 
     folder = folder.resolve()
     file = read_site_file(folder / SITE_FILE)
-    key = SigningKey.load(folder / KEY_FILE)
+    key = SigningKey.load(folder / KEY_FILE, read_passphrase(passphrase_file))
     ledger = Ledger(folder / LEDGER_FILE, key, file.data.id)
     units = LocalTrainer(file.name, file.data, folder, people_secret(key)).people()
     if new_people:
