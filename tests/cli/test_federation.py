@@ -14,6 +14,7 @@ from toy_site import request as training
 
 from lepton_cli.main import app
 from lepton_client import consent
+from lepton_client.running import only_agent
 from lepton_client.site import Site, read_site_file
 from lepton_common.identity.joining import read_join
 from lepton_common.identity.keys import SigningKey
@@ -118,6 +119,8 @@ FOUND = "federation init new --name new --add srv/join.json --threshold 1"
         ("federation key none/x.pem", "FileUnusable", 2, "Cannot use none/x.pem: No such file"),
         ("site start dora", "SettingsError", 2, "made by 'lepton site init'"),
         ("site model list dora", "SettingsError", 2, "made by 'lepton site init'"),
+        ("run list --as dora", "RosterInvalid", 8, "join the federation first"),
+        ("site bundle none/x.tar --key alice.pem", "FileUnusable", 2, "There is no folder none"),
     ],
 )
 def test_what_an_operator_mistypes_is_named_and_leaves_nothing_behind(
@@ -322,6 +325,12 @@ def test_a_lost_key_is_replaced_and_what_was_spent_goes_over(
     assert [charge.carried for charge in new.ledger._charges] == [True]
     for name in ("site.yaml", "signing.pem", "node.pem"):
         assert (tmp_path / "site-a2" / name).exists()
+    everyone = "1 charges came over from an earlier key"
+    opened = " ".join(options.split()[-2:])  # by the PIN, where there is one
+    assert everyone in do(f"site data site-a2 {opened}")
+    assert everyone in do(f"site data site-a2 --new-people {opened}")
+    with only_agent(tmp_path / "site-a"):  # what it charges from here on would stay behind
+        complaint(lepton, "site rekey site-a site-a3", "AgentRunning", 5)
     (tmp_path / "site-a" / "ledger.db").unlink()
     complaint(lepton, "site rekey site-a site-a3", "LedgerRolledBack", 4)
     assert not (tmp_path / "site-a3").exists()
