@@ -292,7 +292,9 @@ def read_site_file(path: Path) -> SiteFile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"Cannot read the site file {path}; create the site again.") from error
+        raise SettingsError(
+            f"Cannot read the site file {path}: give a folder made by 'lepton site init'."
+        ) from error
     return parse_site_file(text, path)
 
 
@@ -305,7 +307,9 @@ def parse_site_file(text: str, path: Path) -> SiteFile:
     try:
         values = load_yaml(text)
     except yaml.YAMLError as error:
-        raise SettingsError(f"Cannot read the site file {path}; create the site again.") from error
+        raise SettingsError(
+            f"Cannot read the site file {path}: give a folder made by 'lepton site init'."
+        ) from error
     file, faults = parse(SiteFile, values)
     if file is not None:
         cut_off = file.trainer is not None and file.trainer.isolation == "namespace"

@@ -42,9 +42,16 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
     Raises:
         DiskFull: it is as before.
+        OSError: it cannot; the error names ``path``.
     """
-    with needs_room(path.parent):
-        _replace(path, data, mode)
+    try:
+        with needs_room(path.parent):
+            _replace(path, data, mode)
+    except DiskFull:
+        raise
+    except OSError as error:
+        # Not the temporary file, of which the user has never heard.
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace(path: Path, data: bytes, mode: int) -> None:

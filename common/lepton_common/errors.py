@@ -7,7 +7,8 @@ LeptonError                     exit code 1
 │   ├── AppMissing
 │   ├── AppInvalid
 │   ├── TrackerMissing
-│   └── ConnectorMissing
+│   ├── ConnectorMissing
+│   └── FileUnusable
 ├── DataError                   3   what it should be trained on
 │   ├── DataMissing
 │   ├── ChecksumMismatch
@@ -108,6 +109,7 @@ LeptonError                     exit code 1
 │   ├── PackageNameTaken
 │   ├── PackageForged
 │   └── PackageAltered
+├── SystemRefused               1   what the operating system does not do
 └── Interrupted                 130 Ctrl-C: stopped after a finished round
 ```
 
@@ -154,6 +156,14 @@ class TrackerMissing(SettingsError):
 
 class ConnectorMissing(SettingsError):
     """A connector whose package, or whose database's driver, is not installed."""
+
+
+class FileUnusable(SettingsError):
+    """A file or folder that a command was given is not there, or may not be read or written."""
+
+
+class SystemRefused(LeptonError):
+    """The operating system does not do what is needed: no room, no more files, a broken disk."""
 
 
 class DataError(LeptonError):

@@ -10,6 +10,7 @@ import grpc
 
 from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE
 from lepton_common import errors
+from lepton_common.control.control_pb2 import RunName
 from lepton_common.control.control_pb2_grpc import ControlStub
 from lepton_common.errors import LeptonError, RosterInvalid, RunError, ServerUnreachable
 from lepton_common.identity.certificates import issue_leaf
@@ -53,6 +54,15 @@ def proposal_of(folder: Path, settings: Settings, study: str | None, passphrase:
     federation = replace(settings.federation, name=roster.federation)
     settings = replace(settings, baselines=False, runs="runs", federation=federation)
     return make_proposal(key, me.name, study, roster.federation, settings)
+
+
+def fetch(service: ControlStub, name: str) -> bytes:
+    """Returns what a run has come to: its newest model's file, or its statistics as JSON.
+
+    Raises:
+        grpc.RpcError: as a call within `control`, which names it.
+    """
+    return b"".join(part.data for part in service.Fetch(RunName(name=name)))
 
 
 def identity(folder: Path, passphrase: str | None) -> tuple[SigningKey, Roster, Person]:

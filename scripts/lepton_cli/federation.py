@@ -102,7 +102,7 @@ class FederationFolder:
         An entry whose name is in the roster takes the old one's place: so keys rotate.
 
         Raises:
-            RosterInvalid: nothing is published yet, or the draft is no roster.
+            RosterInvalid: nothing is published yet, the draft is no roster, or no other one.
         """
         before = self.roster
         if before is None:
@@ -129,6 +129,8 @@ class FederationFolder:
             members=[members[name] for name in sorted(members)],
             people=[people[name] for name in sorted(people)],
         )
+        if after == replace(before, version=after.version):
+            raise RosterInvalid("Nothing would change: all that is proposed is in the roster.")
         return self._draft("roster", after, f"roster-{after.version}")
 
     def propose_study(self, study: Study) -> Path:

@@ -16,6 +16,7 @@ from lepton_client.connectors.reading import read_records
 from lepton_client.connectors.sources import TableSource
 from lepton_client.data import SiteData
 from lepton_client.proposals import STUDIES
+from lepton_client.running import agent_of
 from lepton_client.site import (
     KEY_FILE,
     ROOT_FILE,
@@ -28,7 +29,13 @@ from lepton_client.succession import carry_over, read_old
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.schemas import find_schema
 from lepton_common.durable import write_atomic
-from lepton_common.errors import DataMissing, JoinInvalid, RosterInvalid, SettingsError
+from lepton_common.errors import (
+    AgentRunning,
+    DataMissing,
+    JoinInvalid,
+    RosterInvalid,
+    SettingsError,
+)
 from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.joining import Entry, make_join, read_join
 from lepton_common.identity.keys import SigningKey
@@ -109,11 +116,15 @@ def rekey_site(old: Path, folder: Path, place: KeyPlace) -> tuple[Path, int]:
 
     Raises:
         JoinInvalid: the old folder has no request to join, or the new one is not empty.
+        AgentRunning: an agent works in the old folder.
         SettingsError, DataMissing: its site file or list of rows has faults, or is gone.
         KeyUnreadable: a token does not make the key.
         AuditError, LedgerInvalid, LedgerRolledBack: the site's records are not whole.
     """
     before, file = _request_of(old), read_site_file(old / SITE_FILE)
+    if agent_of(old) is not None:
+        # What it charged from here on would stay behind.
+        raise AgentRunning(f"An agent works in {old}; end it first, then make the new key.")
     read_old(old, before.public_key)
     kept = [SITE_FILE] if file.data.rows is None else [file.data.rows, SITE_FILE]
     try:
@@ -187,7 +198,10 @@ def join(
     """
     path, pin = folder / ROSTER_FILE, folder / ROOT_FILE
     if pin.exists() and pin.read_text(encoding="utf-8").strip() != root:
-        raise RosterInvalid("This folder belongs to another federation; make a new one.")
+        raise RosterInvalid(
+            f"{folder} is pinned to another root than --root says: compare the digest again; for "
+            "another federation, make a new folder."
+        )
     roster = read_roster(roster_text, root)
     roster.check_date(today)
     if path.exists():

@@ -58,6 +58,8 @@ def read_passphrase(path: Path | None) -> str | None:
         (line, *_) = path.read_text(encoding="utf-8").splitlines() or [""]
     except OSError as error:
         raise IdentityError(f"Cannot read the passphrase file {path}: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        raise IdentityError(f"The passphrase file {path} holds no text (UTF-8).") from None
     if not line:
         raise IdentityError(f"The first line of {path} is empty; write the passphrase there.")
     return line

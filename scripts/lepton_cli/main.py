@@ -27,14 +27,28 @@ from lepton_cli.commands import (
     tasks,
 )
 from lepton_common.durable import is_full
-from lepton_common.errors import DiskFull, LeptonError, SettingsError
+from lepton_common.errors import (
+    DiskFull,
+    FileUnusable,
+    LeptonError,
+    SettingsError,
+    SystemRefused,
+)
 
 _EXIT_CODES = """
-Exit codes: 0 done · 1 a fault of ours · 2 settings · 3 data · 4 refused for privacy ·
-5 a run failed or was not found · 6 an audit log or evidence does not verify · 7 secure
-aggregation stopped a round · 8 a key, certificate, roster or study is not good · 9 a bundle
-or a model's wheel is incomplete, not signed or was altered · 130 stopped by Ctrl-C.
+Exit codes: 0 done · 1 a fault of ours or the system's · 2 settings, words or paths · 3 data ·
+4 refused for privacy · 5 a run failed or was not found · 6 an audit log or evidence does not
+verify · 7 secure aggregation stopped a round · 8 a key, certificate, roster or study is not good ·
+9 a bundle or a model's wheel is incomplete, not signed or was altered · 130 stopped by Ctrl-C.
 """
+
+_WRONG_PATHS = (
+    FileExistsError,
+    FileNotFoundError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+)
 
 app = typer.Typer(
     name="lepton",
@@ -105,12 +119,9 @@ def main() -> NoReturn:
         _complain(error)
         sys.exit(error.exit_code)
     except OSError as error:
-        if is_full(error):
-            where = f" of {error.filename}" if error.filename else ""
-            _complain(DiskFull(f"No room is left on the disk{where}: make room there."))
-            sys.exit(DiskFull.exit_code)
-        Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] {error}")
-        sys.exit(1)
+        fault = _of_file(error)
+        _complain(fault)
+        sys.exit(fault.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -118,6 +129,16 @@ def main() -> NoReturn:
         Console(stderr=True).print("Stopped, as you asked.")
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
+
+
+def _of_file(error: OSError) -> LeptonError:
+    """Returns what the system refused as our own error; a path that the user gave is a setting."""
+    path, said = error.filename2 or error.filename, error.strerror or str(error)
+    if is_full(error):
+        return DiskFull(f"No room is left on the disk{f' of {path}' if path else ''}: make room.")
+    if path is not None and isinstance(error, _WRONG_PATHS):
+        return FileUnusable(f"Cannot use {path}: {said}; give another path, or mend its access.")
+    return SystemRefused(f"{said}{f': {path}' if path is not None else ''}; mend that, try again.")
 
 
 def _complain(error: LeptonError) -> None:

@@ -35,8 +35,19 @@ def read_statistics(run: Run) -> dict[str, Any]:
 
 
 def print_statistics(run: Run) -> None:
-    """Prints one table, whose errors are those of the noise, and what it cost."""
-    found, console = read_statistics(run), Console(highlight=False)
+    """Prints what a run's sites answered, as `print_answer` does."""
+    where = f"In {run.folder.path}: statistics.json and pictures."
+    print_answer(read_statistics(run), where)
+
+
+def print_answer(found: dict[str, Any], where: str) -> None:
+    """Prints one table, whose errors are those of the noise, and what it cost.
+
+    Args:
+        found: what `read_statistics` returns, or a coordinator has sent.
+        where: a sentence that says where all of it is.
+    """
+    console = Console(highlight=False)
     answered = found["sites"]["answered"]
     title = f"{found['task']}: {_shown(found['people'], 0)} people at {answered} sites"
     table = Table(title=title)
@@ -53,7 +64,7 @@ def print_statistics(run: Run) -> None:
                       _shown(row["missing"]), "", "")  # fmt: skip
     console.print(table)
     if len(columns) > _MOST_ROWS:
-        console.print(f"{len(columns) - _MOST_ROWS} more features are in {run.folder.statistics}.")
+        console.print(f"{len(columns) - _MOST_ROWS} more features are in the JSON.")
     console.print(
         f"± is one standard deviation of the noise. Features are on their public ranges as -1 to "
         f"1; labels: {found['label']}. A person counts once, by the mean of their records."
@@ -70,7 +81,7 @@ def print_statistics(run: Run) -> None:
         f"Cost: epsilon [bold]{upper(cost['epsilon'], 3)}[/] at delta {cost['delta']:g} for each "
         f"{found['unit']}, charged to each site's ledger; {how}."
     )
-    console.print(f"In {run.folder.path}: statistics.json and pictures.", soft_wrap=True)
+    console.print(where, soft_wrap=True)
 
 
 def draw_statistics(run: Run) -> list[Path]:

@@ -14,6 +14,7 @@ from toy_site import request as training
 
 from lepton_cli.main import app
 from lepton_client import consent
+from lepton_client.running import only_agent
 from lepton_client.site import Site, read_site_file
 from lepton_common.identity.joining import read_join
 from lepton_common.identity.keys import SigningKey
@@ -94,6 +95,51 @@ def test_everyone_joins_what_k_of_n_partners_have_signed(do, hospitals, tmp_path
     assert (tmp_path / "site-a").stat().st_mode & 0o77 == 0
     for secret in ("signing.pem", "node.pem"):
         assert (tmp_path / "site-a" / secret).stat().st_mode & 0o77 == 0
+
+
+PARTNERS = "--partner alice.pem.pub --partner bob.pem.pub"
+FOUND = "federation init new --name new --add srv/join.json --threshold 1"
+
+
+@pytest.mark.parametrize(
+    ("line", "error", "code", "said"),
+    [
+        (f"{FOUND} --partner bob.pem.pub --partner alice.pem", "RosterInvalid", 8, "the .pub file"),
+        (f"{FOUND} --partner bob.pem.pub --partner bob.pem.pub", "RosterInvalid", 8, "given twice"),
+        (f"{FOUND} --partner none.pub", "RosterInvalid", 8, "none.pub holds no partner's"),
+        (f"{FOUND} {PARTNERS} --until soon", "SettingsError", 2, "a day to come"),
+        ("federation propose hosp --until soon", "SettingsError", 2, "a day to come"),
+        ("federation propose hosp --until 2020-01-01", "SettingsError", 2, "a day to come"),
+        ("federation propose hosp --until 2100-01-01", "SettingsError", 2, "a day to come"),
+        ("federation propose hosp --add site-a/join.json", "RosterInvalid", 8, "would change"),
+        ("federation propose hosp --add site-a/site.yaml", "JoinInvalid", 8, "site-a/site.yaml: "),
+        ("federation show nowhere", "RosterInvalid", 8, "no federation's folder"),
+        ("federation study hosp none.yaml", "StudyInvalid", 8, "(FileNotFoundError)"),
+        ("federation key x.pem --passphrase-file noise", "IdentityError", 8, "holds no text"),
+        ("federation key none/x.pem", "FileUnusable", 2, "Cannot use none/x.pem: No such file"),
+        ("site start dora", "SettingsError", 2, "made by 'lepton site init'"),
+        ("site model list dora", "SettingsError", 2, "made by 'lepton site init'"),
+        ("run list --as dora", "RosterInvalid", 8, "join the federation first"),
+        ("site bundle none/x.tar --key alice.pem", "FileUnusable", 2, "There is no folder none"),
+    ],
+)
+def test_what_an_operator_mistypes_is_named_and_leaves_nothing_behind(
+    lepton, hospitals, tmp_path, line, error, code, said
+):
+    (tmp_path / "noise").write_bytes(b"\xff\xfe\x9e")
+    before = sorted(tmp_path.rglob("*"))
+    told = complaint(lepton, line, error, code)
+    assert said in told
+    assert "PRIVATE" not in told
+    assert len(told.splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_proposal_says_that_it_takes_the_place_of_another(do, hospitals):
+    gone = "An earlier draft of roster-2.json is gone"
+    assert gone not in do("federation propose hosp --remove hospital-a")
+    assert gone not in do("federation propose hosp --remove hospital-a")
+    assert gone in do("federation propose hosp --remove hospital-b")
 
 
 def test_the_folder_that_goes_around_holds_no_secret(hospitals, tmp_path):
@@ -279,6 +325,12 @@ def test_a_lost_key_is_replaced_and_what_was_spent_goes_over(
     assert [charge.carried for charge in new.ledger._charges] == [True]
     for name in ("site.yaml", "signing.pem", "node.pem"):
         assert (tmp_path / "site-a2" / name).exists()
+    everyone = "1 charges came over from an earlier key"
+    opened = " ".join(options.split()[-2:])  # by the PIN, where there is one
+    assert everyone in do(f"site data site-a2 {opened}")
+    assert everyone in do(f"site data site-a2 --new-people {opened}")
+    with only_agent(tmp_path / "site-a"):  # what it charges from here on would stay behind
+        complaint(lepton, "site rekey site-a site-a3", "AgentRunning", 5)
     (tmp_path / "site-a" / "ledger.db").unlink()
     complaint(lepton, "site rekey site-a site-a3", "LedgerRolledBack", 4)
     assert not (tmp_path / "site-a3").exists()

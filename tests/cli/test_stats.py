@@ -149,3 +149,9 @@ def test_more_people_than_a_sum_has_room_for_are_refused(make_settings, monkeypa
         else:
             with pytest.raises(PlanError, match="32 bits"):
                 statistics._plan(asked, settings, cohort, cells)
+
+
+def test_words_for_real_sites_are_refused_without_a_lead(lepton):
+    ended = lepton("stats", *SMALL, "--study", "heart")
+    assert ended.code == 2
+    assert "add --as FOLDER" in ended.err

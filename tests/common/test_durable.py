@@ -115,3 +115,14 @@ def test_a_disk_that_is_gone_is_not_called_full(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="gone") as found:
         write_atomic(tmp_path / "file", b"new")
     assert not isinstance(found.value, DiskFull)
+
+
+def test_a_path_that_cannot_be_written_is_the_one_that_the_error_names(tmp_path):
+    with pytest.raises(FileNotFoundError) as missing:
+        write_atomic(tmp_path / "none" / "file.bin", b"")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as taken:
+        write_atomic(tmp_path / "folder", b"")
+    assert missing.value.filename == str(tmp_path / "none" / "file.bin")
+    assert taken.value.filename == str(tmp_path / "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

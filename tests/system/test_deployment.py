@@ -29,7 +29,8 @@ from lepton_common.control.control_pb2 import Attendance
 from lepton_common.control.control_pb2_grpc import SitesStub
 from lepton_common.identity.certificates import issue_leaf
 from lepton_common.identity.heads import read_witnessed
-from lepton_common.identity.keys import SigningKey
+from lepton_common.identity.keys import SigningKey, read_public
+from lepton_common.privacy.ledger_file import read_ledger
 from lepton_server.trackers.tensorboard import rounds_in
 
 pytestmark = pytest.mark.system
@@ -116,6 +117,33 @@ def test_without_noise_the_model_is_the_simulation_s(federation):
     simulated = load_file(federation.simulated / "model.safetensors")
     for key, values in simulated.items():
         np.testing.assert_allclose(model[key], values, rtol=0, atol=1e-6)
+
+
+def test_sites_are_asked_for_statistics_that_their_policies_allow(federation):
+    words = "task=breast_cancer sites=4 privacy.epsilon=0.3 statistics.features=[0,3]"
+    assert "SitesRefused" in federation.do(f"stats --as dora {words}", code=4).stderr
+    with contextlib.ExitStack() as changed:
+        rules = "{max_epsilon: 0.3, min_cohort: 3, max_bins: 10}"
+        for site in SITES:
+            changed.enter_context(federation.decided(site, statistics=rules))
+        found = json.loads(federation.do(f"stats --as dora --json {words}").stdout)
+        federation.do(f"run fetch {found['run']} statistics.json --as dora")
+    assert json.loads((federation.path / "statistics.json").read_text()) == found
+    assert found["sites"] == {"answered": 4, "failed": {}}
+    people = found["people"]
+    assert people["value"] == pytest.approx(455, abs=6 * people["error"])
+    assert [row["name"] for row in found["features"]] == ["mean radius", "mean area"]
+    assert found["privacy"]["epsilon"] <= 0.3
+    (state,) = (
+        run
+        for run in json.loads(federation.do("run list --as dora --json").stdout)
+        if run["name"] == found["run"]
+    )
+    assert (state["status"], state["rounds"], state["of_rounds"]) == ("finished", 1, 1)
+    for site in SITES:
+        key = read_public(federation.path / site / "signing.pem")
+        charges = read_ledger(federation.path / site / "ledger.db", key).charges
+        assert sum(charge.body["run"] == found["run"] for charge in charges) == 1
 
 
 def test_operators_decide_and_take_their_word_back(federation):

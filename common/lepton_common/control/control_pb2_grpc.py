@@ -93,7 +93,7 @@ class ControlServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Fetch(self, request, context):
-        """Gives the last finished round's model (safetensors), in parts.
+        """Gives the last finished round's model (safetensors) or the statistics (JSON), in parts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -187,7 +187,10 @@ def read_roster_files(path: Path, root: Path) -> Roster:
     try:
         return read_roster(path.read_text(encoding="utf-8"), root.read_text().strip())
     except (OSError, UnicodeDecodeError):
-        raise RosterInvalid(f"Cannot read {path} and {root.name} beside it.") from None
+        raise RosterInvalid(
+            f"Cannot read {path} and {root.name} beside it: join the federation first, by "
+            "'lepton site join' (or server, person)."
+        ) from None
 
 
 def take_roster(path: Path, root: Path, text: str) -> Roster:

@@ -71,6 +71,11 @@ def named_here(short: str) -> str:
     """
     entries = {f"{_package(entry)}.{entry.name}": entry for entry in entry_points(group=GROUP)}
     if short not in entries:
+        if not entries:
+            raise UnknownName(
+                f"No package with models is installed here: install that of '{short}' from its "
+                "wheel by pip, or choose a model of ours."
+            )
         raise UnknownName(unknown("model of a package", short, entries))
     package, _, model = short.partition(".")
     return PackagedModel(package, model, _digest(entries[short])).name

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-_PASSPHRASE = Annotated[
+PASSPHRASE = Annotated[
     Path | None,
     typer.Option("--passphrase-file", help="Its first line opens a sealed key, or its token."),
 ]
@@ -22,6 +22,7 @@ _AS = Annotated[
 ]
 _RUN = Annotated[str, typer.Argument(help="The run's name, as `lepton run list` tells it.")]
 _JSON = typer.Option("--json", help="Print one JSON document a line, and nothing else.")
+_STATISTICS = "statistics.asked=true"
 
 SUBMIT_HELP = """Submit an experiment to real sites, with the words of `lepton simulate`.
 
@@ -29,13 +30,15 @@ SUBMIT_HELP = """Submit an experiment to real sites, with the words of `lepton s
 
 Settings that only a simulation has (how data is split, its policy, its engine) do not count: each
 site has its own data and its own policy, and refuses what goes beyond it.
+
+Statistics of the sites' data: `lepton stats --as dora`; or here, with statistics.asked=true.
 """
 run_app = typer.Typer(help="Runs at a coordinator.", no_args_is_help=True)
 
 
 def server_start(
     folder: Annotated[Path, typer.Argument(help="The coordinator's folder, joined.")],
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
     metrics_port: Annotated[
         int | None,
         typer.Option("--metrics-port", help="Loopback port for /metrics and /health; off."),
@@ -55,14 +58,16 @@ def server_start(
 
 def site_start(
     folder: Annotated[Path, typer.Argument(help="The site's folder, joined.")],
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Start the site's agent: it answers what the site's policy allows; Ctrl-C ends it."""
     from lepton_cli.keys import read_passphrase
     from lepton_client.agent import run_agent
     from lepton_client.running import only_agent
+    from lepton_client.site import SITE_FILE, read_site_file
 
     _log()
+    read_site_file(folder / SITE_FILE)  # before a lock is left in a folder that is none
     with only_agent(folder):
         run_agent(folder.resolve(), _stopped(), read_passphrase(passphrase_file))
 
@@ -73,32 +78,35 @@ def submit(
     study: Annotated[str | None, typer.Option(help="Study that the run is part of.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Watch it to its end.")] = False,
     as_json: Annotated[bool, _JSON] = False,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Submits a run; `SUBMIT_HELP` is what the user reads."""
     from lepton_cli.compose import compose_settings
     from lepton_cli.control import control, proposal_of
     from lepton_cli.keys import read_passphrase
+    from lepton_cli.statistics_run import statistics_overrides
     from lepton_common.control.control_pb2 import SubmitRequest
 
+    if _STATISTICS in overrides:
+        overrides = statistics_overrides(overrides)
     settings = compose_settings(overrides)
     passphrase = read_passphrase(passphrase_file)
     proposal = proposal_of(folder, settings, study, passphrase)
     with control(folder, passphrase) as service:
         run = service.Submit(SubmitRequest(proposal=proposal))
         if as_json:
-            print(json.dumps(_fields(run)), flush=True)
+            tell_json(run)
         else:
             print(f"Submitted: {run.name}", flush=True)
         if wait:
-            _watch(service, run.name, as_json)
+            watch(service, run.name, folder, _teller(as_json))
 
 
 @run_app.command("list")
 def list_command(
     folder: _AS,
     as_json: Annotated[bool, _JSON] = False,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """List the coordinator's runs."""
     from lepton_cli.control import control
@@ -110,7 +118,8 @@ def list_command(
     if as_json:
         print(json.dumps([_fields(run) for run in runs]))
         return
-    table = Table(Column("run", no_wrap=True), "status", "rounds", "by", "metrics")
+    whole = (Column(heading, no_wrap=True) for heading in ("run", "status", "rounds", "by"))
+    table = Table(*whole, Column("metrics", overflow="fold"))
     for run in runs:
         table.add_row(run.name, run.status, f"{run.rounds}/{run.of_rounds}", run.by, _short(run))
     Console(highlight=False).print(table)
@@ -121,18 +130,18 @@ def watch_command(
     name: _RUN,
     folder: _AS,
     as_json: Annotated[bool, _JSON] = False,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Watch a run to its end; the exit code tells how it ended."""
     from lepton_cli.control import control
     from lepton_cli.keys import read_passphrase
 
     with control(folder, read_passphrase(passphrase_file)) as service:
-        _watch(service, name, as_json)
+        watch(service, name, folder, _teller(as_json))
 
 
 @run_app.command("stop")
-def stop_command(name: _RUN, folder: _AS, passphrase_file: _PASSPHRASE = None) -> None:
+def stop_command(name: _RUN, folder: _AS, passphrase_file: PASSPHRASE = None) -> None:
     """End a run after its current round; what was finished is kept."""
     from lepton_cli.control import control
     from lepton_cli.keys import read_passphrase
@@ -146,41 +155,63 @@ def stop_command(name: _RUN, folder: _AS, passphrase_file: _PASSPHRASE = None) -
 @run_app.command("fetch")
 def fetch_command(
     name: _RUN,
-    file: Annotated[Path, typer.Argument(help="File for the model, as safetensors.")],
+    file: Annotated[Path, typer.Argument(help="New file: safetensors, or JSON of statistics.")],
     folder: _AS,
-    passphrase_file: _PASSPHRASE = None,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
-    """Fetch the last finished round's model."""
-    from lepton_cli.control import control
+    """Fetch the last finished round's model; of a run of `lepton stats`, what sites answered."""
+    from lepton_cli.control import control, fetch
     from lepton_cli.keys import read_passphrase
-    from lepton_common.control.control_pb2 import RunName
     from lepton_common.durable import write_atomic
 
     with control(folder, read_passphrase(passphrase_file)) as service:
-        data = b"".join(part.data for part in service.Fetch(RunName(name=name)))
+        data = fetch(service, name)
     write_atomic(file, data)
     print(f"{len(data)} bytes in {file}")
 
 
-def _watch(service: Any, name: str, as_json: bool) -> None:  # noqa: ANN401
-    """Prints what changes, and raises what ended the run if it failed.
+def watch(
+    service: Any,  # noqa: ANN401
+    name: str,
+    folder: Path,
+    tell: Callable[[Any], None],
+) -> None:
+    """Tells what changes, and raises what ended the run if it failed.
 
     Raises:
+        Interrupted: by Ctrl-C, which ends the watching alone.
         LeptonError: as the coordinator named it.
     """
     from lepton_common import errors
     from lepton_common.control.control_pb2 import RunName
 
     run = None
-    for run in service.Watch(RunName(name=name)):
-        if as_json:
-            print(json.dumps(_fields(run)), flush=True)
-        else:
-            said = f"round {run.rounds} of {run.of_rounds}  {_short(run)}"
-            print(f"{run.status}: {said}", flush=True)
+    try:
+        for run in service.Watch(RunName(name=name)):
+            tell(run)
+    except KeyboardInterrupt:
+        raise errors.Interrupted(
+            f"{name} goes on at the coordinator. To end it: lepton run stop {name} --as {folder}"
+        ) from None
     if run is not None and run.status == "failed":
         kind, _, said = run.error.partition(": ")
         raise getattr(errors, kind, errors.RunError)(said)
+
+
+def _teller(as_json: bool) -> Callable[[Any], None]:
+    return tell_json if as_json else tell
+
+
+def tell_json(run: Any) -> None:  # noqa: ANN401
+    """Prints how a run stands, as one JSON document."""
+    print(json.dumps(_fields(run)), flush=True)
+
+
+def tell(run: Any) -> None:  # noqa: ANN401
+    """Prints how a run stands, in one line."""
+    print(
+        f"{run.status}: round {run.rounds} of {run.of_rounds}  {_short(run)}".rstrip(), flush=True
+    )
 
 
 def _fields(run: Any) -> dict[str, Any]:  # noqa: ANN401

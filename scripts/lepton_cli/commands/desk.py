@@ -117,9 +117,9 @@ def ledger(folder: FOLDER, as_json: Annotated[bool, JSON] = False) -> None:
         return
     console = Console(highlight=False)
     table = Table(title="Charged, by run")
-    table.add_column("run", no_wrap=True)
+    table.add_column("run", overflow="fold")  # whole, to be typed again
     for name in ("data", "charges", "released", "epsilon", "delta"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=True)
     for row in runs:
         table.add_row(
             row["run"], row["data"], str(row["charges"]), str(row["released"]),

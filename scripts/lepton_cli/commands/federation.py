@@ -1,5 +1,6 @@
 """``lepton federation``: the roster and the studies, which k of n partners sign."""
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -93,7 +94,7 @@ def init_command(
         {
             "federation": name,
             "version": 1,
-            "until": until or _in_a_year(),
+            "until": _day(until) or _in_a_year(),
             "partners": vars(_partners(partner, threshold)),
             "coordinator": coordinators[0] if coordinators else None,
             "members": [vars(e) for e in by_name if isinstance(e, Member)],
@@ -130,12 +131,16 @@ def propose_command(
         raise SettingsError("Nothing to propose: give --add, --remove, --partner or --until.")
     if bool(partner) != (threshold is not None):
         raise SettingsError("Give --partner (all of them) and --threshold together.")
-    path = FederationFolder(folder).propose(
+    here = FederationFolder(folder)
+    before = {draft.path: draft.text for draft in here.drafts()}
+    path = here.propose(
         add=_entries(add or []),
         remove=remove or [],
         partners=_partners(partner, threshold) if partner and threshold else None,
-        until=until,
+        until=_day(until),
     )
+    if path.read_text(encoding="utf-8") != before.get(path, path.read_text(encoding="utf-8")):
+        print(f"An earlier draft of {path.name} is gone: what it changed is not in this one.")
     _drafted(folder, path)
 
 
@@ -153,8 +158,10 @@ def study_command(
 
     try:
         values = load_yaml(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise StudyInvalid(f"Cannot read the study {file}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyInvalid(f"Cannot read the study {file} ({type(error).__name__}).") from None
+    except yaml.YAMLError as error:
+        raise StudyInvalid(f"The study {file} is no YAML: {error}") from None
     study, faults = parse(Study, values)
     if study is None:
         raise StudyInvalid(" ".join(faults))
@@ -205,9 +212,14 @@ def publish_command(folder: _FOLDER) -> None:
 def show_command(folder: _FOLDER) -> None:
     """Show the published roster, checked, and what waits for signatures."""
     from lepton_cli.federation import FederationFolder
+    from lepton_common.errors import RosterInvalid
 
     here, console = FederationFolder(folder), Console(highlight=False)
     roster = here.roster
+    if roster is None and not here.drafts():
+        raise RosterInvalid(
+            f"{folder} is no federation's folder; `lepton federation init` makes one."
+        )
     if roster is None:
         console.print("Nothing is published yet.")
     else:
@@ -291,6 +303,8 @@ def _entries(paths: list[Path]) -> list["Entry"]:
             found.append(read_join(path.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError):
             raise JoinInvalid(f"Cannot read the request to join {path}.") from None
+        except JoinInvalid as error:
+            raise JoinInvalid(f"{path}: {error}") from None
     return found
 
 
@@ -299,14 +313,53 @@ def _partners(paths: list[Path], threshold: int) -> "Partners":
     from lepton_common.identity.signed import Partners
     from lepton_common.strict import parse
 
-    try:
-        keys = [path.read_text(encoding="utf-8").strip() for path in paths]
-    except (OSError, UnicodeDecodeError) as error:
-        raise RosterInvalid(f"Cannot read a partner's key: {error}.") from None
+    keys = [_public_key(path) for path in paths]
+    if len(set(keys)) < len(keys):
+        raise RosterInvalid("A partner's key is given twice; give each partner's .pub file once.")
     partners, faults = parse(Partners, {"keys": keys, "threshold": threshold})
     if partners is None:
         raise RosterInvalid(" ".join(faults))
     return partners
+
+
+def _public_key(path: Path) -> str:
+    """Returns the key in a .pub file; says nothing of what else is in a file, as that is secret.
+
+    Raises:
+        RosterInvalid: it holds none.
+    """
+    from lepton_common.errors import RosterInvalid
+
+    try:
+        key = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        key = ""
+    if not re.fullmatch("[0-9a-f]{64}", key):
+        raise RosterInvalid(
+            f"{path} holds no partner's public key: give the .pub file of `lepton federation key`."
+        )
+    return key
+
+
+def _day(said: str | None) -> str | None:
+    """Returns a last day as rosters have it.
+
+    Raises:
+        SettingsError: it is none, or is over.
+    """
+    from lepton_common.errors import SettingsError
+
+    if said is None:
+        return None
+    try:
+        day = date.fromisoformat(said)
+    except ValueError:
+        day = date.max
+    if not _today() <= day < date(2100, 1, 1):
+        raise SettingsError(
+            f"--until {said}: give a day to come, before the year 2100, such as {_in_a_year()}."
+        )
+    return day.isoformat()
 
 
 def _today() -> date:

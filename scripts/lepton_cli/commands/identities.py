@@ -41,7 +41,9 @@ def site_init(
     ] = None,
     public_size: Annotated[
         int | None,
-        typer.Option("--public-size", help="Size to make public, rounded down to a power of two."),
+        typer.Option(
+            "--public-size", min=1, help="Size to make public, rounded down to a power of two."
+        ),
     ] = None,
     passphrase_file: PASSPHRASE = None,
     token: TOKEN = None,

@@ -57,10 +57,13 @@ def bundle(
     from lepton_cli.bundle import write_bundle
     from lepton_cli.keys import read_passphrase
     from lepton_cli.wheels import collect, needed
+    from lepton_common.errors import FileUnusable
     from lepton_common.identity.keys import SigningKey
 
     del offline  # there is no other kind
     secret = SigningKey.load(key, read_passphrase(passphrase_file))
+    if not out.parent.is_dir():
+        raise FileUnusable(f"There is no folder {out.parent} for {out.name}; make it first.")
     packages = needed()
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         print(f"1/2  Collecting {len(packages)} wheels ...", flush=True)

@@ -99,10 +99,11 @@ def approve(
 @site_app.command("list")
 def list_(folder: FOLDER, as_json: Annotated[bool, JSON] = False) -> None:
     """List what is approved, having checked each file against its hash."""
+    from lepton_cli.desk.folder import Desk
     from lepton_client.approved_models import read_approved, read_sources
     from lepton_common.models.packaged import PackagedModel
 
-    rows = []
+    folder, rows = Desk(folder).folder, []
     for one in read_approved(folder).values():
         read_sources(folder, one)
         for model in sorted(one.builders):

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from lepton_cli.commands.deployment import PASSPHRASE
+
 HELP = """Show how many of the people in a site's data are known, and what has been spent.
 
   lepton site data FOLDER
@@ -22,26 +24,31 @@ def command(
     new_people: Annotated[
         bool, typer.Option("--new-people", help="Make a fresh start, for people all of them new.")
     ] = False,
+    passphrase_file: PASSPHRASE = None,
 ) -> None:
     """Reads the site's data; `HELP` is what the user reads.
 
     Raises:
         PeopleKnown: somebody is on record already; nothing was written.
     """
+    from lepton_cli.keys import read_passphrase
     from lepton_client.ledger import Ledger
     from lepton_client.people import people_secret
     from lepton_client.site import KEY_FILE, LEDGER_FILE, SITE_FILE, read_site_file
     from lepton_client.trainer import LocalTrainer
     from lepton_common.identity.keys import SigningKey
+    from lepton_common.privacy.ledger_file import CARRIED
 
     folder = folder.resolve()
     file = read_site_file(folder / SITE_FILE)
-    key = SigningKey.load(folder / KEY_FILE)
+    key = SigningKey.load(folder / KEY_FILE, read_passphrase(passphrase_file))
     ledger = Ledger(folder / LEDGER_FILE, key, file.data.id)
     units = LocalTrainer(file.name, file.data, folder, people_secret(key)).people()
+    carried = sum(record.kind == CARRIED for record in ledger.records)
     if new_people:
         ledger.start_afresh(file.data.unit, units)
         print(f"A fresh start for {len(units)} units ({file.data.unit}); note it: {ledger.head}")
+        _say_carried(carried)
         return
     policy = file.policy
     spent = ledger.epsilon(policy.max_delta)
@@ -50,3 +57,12 @@ def command(
         f"epsilon {spent:.3f} of at most {policy.max_epsilon:g} is spent at delta "
         f"{policy.max_delta:g}."
     )
+    _say_carried(carried)
+
+
+def _say_carried(carried: int) -> None:
+    if carried:
+        print(
+            f"{carried} charges came over from an earlier key, under which nobody here is known "
+            "again: they count for everyone, also after a fresh start."
+        )

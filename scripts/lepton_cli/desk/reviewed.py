@@ -84,7 +84,8 @@ def reviewed(desk: Desk, path: Path) -> Reviewed:
         text = signature_of(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         raise PackageForged(
-            f"There is no {signature_of(path)}; the lead makes it: lepton model sign {path.name}"
+            f"There is no {signature_of(path)} that can be read; the lead makes it: lepton model "
+            f"sign {path.name}"
         ) from None
     endorsed = check_endorsed(text, wheel.package, wheel.version, wheel.sha256, desk.roster)
     if _taken(wheel.package):

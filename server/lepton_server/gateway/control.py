@@ -8,7 +8,7 @@ import grpc
 from lepton_common.audit import AuditLog
 from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import ControlServicer
-from lepton_common.errors import LeptonError, NotAllowed
+from lepton_common.errors import LeptonError, NotAllowed, RunNotFound
 from lepton_common.identity.roster import Role
 from lepton_common.proposal import read_proposal
 from lepton_server.gateway.published import Published
@@ -76,12 +76,14 @@ class Control(ControlServicer):  # type: ignore[misc]
         return wire.Run(**as_fields(state))
 
     def Fetch(self, request: wire.RunName, context: grpc.ServicerContext) -> Iterator[wire.Part]:
-        """Gives the last finished round's model."""
+        """Gives the last finished round's model, or what was asked for in place of one."""
         self._admit(context, "Fetch", request.name, {"lead"})
         self._state(request.name, context)
-        path = self._runs.folder(request.name).final_model
+        folder = self._runs.folder(request.name)
+        path = folder.statistics if folder.statistics.exists() else folder.final_model
         if not path.exists():
-            context.abort(grpc.StatusCode.NOT_FOUND, "RunNotFound: no round is finished yet.")
+            error = RunNotFound(f"No round of {request.name} is finished: there is nothing yet.")
+            refuse(context, grpc.StatusCode.NOT_FOUND, error)
         with path.open("rb") as file:
             while data := file.read(_PART_BYTES):
                 yield wire.Part(data=data)

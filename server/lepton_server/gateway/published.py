@@ -84,7 +84,9 @@ class Published:
         try:
             text, root = path.read_text(encoding="utf-8"), pin.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            raise RosterInvalid(f"Cannot read {path} and {pin.name} beside it.") from None
+            raise RosterInvalid(
+                f"Cannot read {path} and {pin.name} beside it: 'lepton server join' brings them."
+            ) from None
         roster = read_roster(text, root.strip())
         if self.text:
             check_newer(self.text, text)

@@ -36,7 +36,7 @@ class RunState:
         name: its name.
         status: ``waiting`` for operators of sites, ``running``, or how it has ended: ``finished``,
             ``stopped`` or ``failed``.
-        rounds: finished ones.
+        rounds: finished ones; the one of statistics has no report.
         of_rounds: all.
         by: who submitted it.
         error: name and sentence of what ended it, or "".
@@ -61,7 +61,8 @@ class Runs:
 
     def add(self, settings: Settings, proposal: str, by: str, roster: str, root: str) -> str:
         """Keeps a run, on disk when this returns, and returns its name."""
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.task}-{settings.privacy.mode}"
+        what = "statistics" if settings.statistics.asked else settings.privacy.mode
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.task}-{what}"
         count = 1
         while (self.path / name).exists():
             count += 1
@@ -130,7 +131,7 @@ class Runs:
         state = RunState(
             name=name,
             status="running",
-            rounds=len(reports),
+            rounds=len(reports) or int(folder.statistics.exists()),
             of_rounds=int(settings["rounds"]),
             by=submitted.by,
             error="",

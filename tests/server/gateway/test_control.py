@@ -202,6 +202,27 @@ def test_a_model_is_fetched_in_parts(coordinator, text):
     assert b"".join(part.data for part in parts) == data
 
 
+def test_of_a_run_that_asks_for_statistics_the_answer_is_what_is_fetched(
+    coordinator, setting_values
+):
+    asked = {
+        "statistics.asked": True, "privacy.mode": "distributed", "privacy.epsilon": 0.5,
+        "privacy.delta": 1e-5, "privacy.sample_rate": 1.0, "privacy.spare_rounds": 0,
+        "train.local_steps": 1, "train.local_epochs": None, "rounds": 1,
+        "federation.weights": "public_size", "secagg.mode": "sa1", "secagg.colluders": 0,
+    }  # fmt: skip
+    values = setting_values({"task": "breast_cancer", "model": "logistic", **asked})
+    run = coordinator.call("Submit", wire.SubmitRequest(proposal=proposed(values)))
+    assert run.name.endswith("-breast_cancer-statistics")
+    fetched = lambda: list(coordinator.call("Fetch", wire.RunName(name=run.name)))  # noqa: E731
+    refused(fetched, grpc.StatusCode.NOT_FOUND, f"RunNotFound: No round of {run.name} is finished")
+    coordinator.runs.folder(run.name).statistics.write_text('{"people": 1}')
+    assert fetched()[0].data == b'{"people": 1}'
+    # By this the executor tells a run that has ended from one that was stopped.
+    state = coordinator.runs.state(run.name)
+    assert (state.rounds, state.of_rounds) == (1, 1)
+
+
 def test_a_failed_run_says_why(coordinator, text):
     run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     coordinator.runs.end(run.name, "failed", ValueError("why"))
