@@ -14,8 +14,8 @@ from lepton_common.models.catalog import model_fault
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import LARGEST_WEIGHT, PrivacyPlan
 from lepton_common.secagg.spec import WEIGHT_BITS, RosterEntry, RoundSpec, default_colluders
-from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of, shared_noise
 from lepton_common.statistics import EvaluationQuery, StatisticsQuery
+from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of, shared_noise
 from lepton_common.tasks.catalog import dataset_of, task_names
 
 

@@ -109,9 +109,7 @@ class Proposals:
         least = math.ceil(settings.federation.quorum * settings.cohort)
         if request.round > settings.rounds or request.cohort < least:
             raise PolicyViolation("The round is beyond the proposed run, or for fewer sites.")
-        if size is not None and not keeps_privacy(
-            request.privacy, settings, request.values(size)
-        ):
+        if size is not None and not keeps_privacy(request.privacy, settings, request.values(size)):
             raise PolicyViolation("What is asked is not what was proposed: the privacy plan.")
 
     def text(self, run: str) -> str | None:

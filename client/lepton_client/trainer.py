@@ -42,7 +42,6 @@ from lepton_common.summing import count_unit, update_bound
 from lepton_common.tasks.catalog import find_task
 from lepton_common.tasks.sums import FigureCells, figure_cells, weights_of
 
-
 _LAID_OUT = "The server lays out the sum in another way than this site."
 
 

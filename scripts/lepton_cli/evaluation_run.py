@@ -1,4 +1,4 @@
-"""A run that asks the sites of a finished one for its model's figures: settings, and the run itself."""
+"""A run that asks the sites of another for the figures of its model: settings, and the run."""
 
 import json
 import shutil

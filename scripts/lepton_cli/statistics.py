@@ -78,7 +78,8 @@ def cost_of(found: dict[str, Any], what: str) -> str:
     )
     return (
         f"Cost: epsilon [bold]{upper(cost['epsilon'], 3)}[/] at delta "
-        f"{cost['delta']:g} for each {found['unit']} for {what}, charged to each site's ledger; {how}."
+        f"{cost['delta']:g} for each {found['unit']} for {what}, charged to each site's ledger; "
+        f"{how}."
     )
 
 

@@ -16,9 +16,7 @@ from lepton_common.tasks.sums import FigureCells
 _BATCH = 256  # of one person's records
 
 
-def figure_sum(
-    model: ResidentModel, records: Records, cells: FigureCells
-) -> NDArray[np.float64]:
+def figure_sum(model: ResidentModel, records: Records, cells: FigureCells) -> NDArray[np.float64]:
     """Returns the sum over people of their vectors, float64, shape [d].
 
     Args:

@@ -12,6 +12,7 @@ from lepton_common.evaluation.inputs import require
 
 _TENTHS_FROM = 20  # sites; of fewer a tenth is one or two
 
+
 @dataclass(frozen=True)
 class OverSeeds:
     """A metric over runs that differ in their seed alone.

@@ -81,7 +81,7 @@ class TokenStatistics:
         return np.array([len(losses), right.sum(), capped.sum()]) / self.positions
 
     def count(self, vector: NDArray[Any]) -> float:
-        """Returns how many records a sum of statistics is of, if all positions have a label; see `Statistics`."""
+        """Returns how many records a sum is of, if all positions have a label."""
         return float(checked(vector, self.length)[0])
 
     def metrics(self, vector: NDArray[Any]) -> dict[str, float]:

@@ -10,11 +10,11 @@ HELP = """Ask the sites of a simulated run how good its last model is, on people
 With [cyan]data.held_back=0.2[/] each site keeps a fifth of its people from training. An evaluation
 asks for one sum over them: confusion counts, binned scores, clipped losses or errors, whatever the
 task's figures are told from. It goes through secure aggregation, with noise that bounds what it
-tells of any person, and each site charges it to its ledger, as its [cyan]policy.statistics[/] allows.
-Each figure comes with the error that the noise gives it. Privacy and secure aggregation are the
-run's own, epsilon is 1; to be chosen are
+tells of any person; each site charges it to its ledger, where its [cyan]policy.statistics[/]
+allows it. Each figure comes with the error that the noise gives it. Privacy and secure aggregation
+are the run's own, epsilon is 1; to be chosen are
 
-  [cyan]privacy[/], [cyan]secagg[/], [cyan]engine[/], [cyan]federation[/], [cyan]train.device[/], and
+  [cyan]privacy[/], [cyan]secagg[/], [cyan]engine[/], [cyan]federation[/], [cyan]train.device[/],
 
   [cyan]statistics.bins[/] (50: of each histogram of scores; the fewer, the less noise)
 

@@ -59,9 +59,9 @@ def show_command(
     """Print one run's tables, from its verified logs, and write its report anew."""
     from lepton_cli.apps.presentation import app_document, print_app_summary, write_app_report
     from lepton_cli.apps.record import AppRun
+    from lepton_cli.evaluation import print_evaluation
     from lepton_cli.report import write_report
     from lepton_cli.run import find_any
-    from lepton_cli.evaluation import print_evaluation
     from lepton_cli.statistics import print_statistics, read_statistics
     from lepton_cli.summary import as_json_document, print_summary
     from lepton_common.errors import RunNotFound

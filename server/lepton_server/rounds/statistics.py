@@ -58,20 +58,22 @@ def run_statistics(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         plan = _plan(privacy, settings, drawn.sites, asked)
         gathered = _gather(grid, settings, folder, drawn.sites, privacy, asked, known)
         gathered.failed |= drawn.failed
-        audit.append("collected", {"round": 1, "model": asked.cells.digest, "secagg": gathered.specs,
-                                   "heads": gathered.heads, "ledgers": gathered.ledgers,
+        audit.append("collected", {"round": 1, "model": asked.cells.digest,
+                                   "secagg": gathered.specs, "heads": gathered.heads,
+                                   "ledgers": gathered.ledgers,
                                    "failed": gathered.failed})  # fmt: skip
         count = gathered.mean.count
         if not settings.secure:  # there it was checked before a sum was unmasked
             check_quorum(gathered.failed, count, settings.federation.quorum, 1)
         total = gathered.mean.value().astype("f8") * count
+        norm, noise = (plan.clipping_norm, plan.own_noise * count**0.5) if plan else (None, None)
         text = json.dumps({
             "run": folder.path.name,
             "task": settings.task,
             "unit": asked.dataset.unit,
             "sites": {"answered": count, "failed": gathered.failed},
             "privacy": _cost(plan, gathered, settings),
-            **asked.told(total, plan and plan.clipping_norm, plan and plan.own_noise * count**0.5),
+            **asked.told(total, norm, noise),
         }, indent=1)  # fmt: skip
         audit.append("statistics", {"file": digest_of(text.encode()), **asked.named})
         write_atomic(folder.statistics, text.encode())
