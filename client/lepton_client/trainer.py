@@ -40,9 +40,7 @@ from lepton_common.statistics import EvaluationQuery, StatisticsQuery, cells_of
 from lepton_common.strict import Count, Digest, ModelName, Name, Natural, record
 from lepton_common.summing import count_unit, update_bound
 from lepton_common.tasks.catalog import find_task
-from lepton_common.tasks.sums import FigureCells, figure_cells, weights_of
-
-_LAID_OUT = "The server lays out the sum in another way than this site."
+from lepton_common.tasks.sums import FigureCells
 
 
 @record
@@ -294,27 +292,15 @@ class LocalTrainer:
         assert request.statistics is not None, "the caller has looked"
         asked = cells_of(request.statistics, self._source.dataset())
         if (asked.digest, asked.size) != (request.layout, len(received)):
-            raise ModelMismatch(_LAID_OUT)
+            raise ModelMismatch("The server lays out the sum in another way than this site.")
         return bounded_sum(records, asked)
 
     def _figure_sum(
         self, request: TrainRequest, received: Vector, records: Records
     ) -> tuple[NDArray[np.float64], FigureCells]:
         """Sums what people add to a model's figures, likewise; also returns the sum's layout."""
-        query = request.statistics
-        if not isinstance(query, EvaluationQuery):
-            raise ModelMismatch("Without privacy, nothing but training and an evaluation is done.")
-        task, dataset = find_task(request.task), self._source.dataset()
         model = self._built(request, channels_last=False)
-        cells = figure_cells(
-            query.bins, task, dataset.classes, dataset.input_shape, model.layout.digest
-        )
-        weights = weights_of(received, private=request.privacy is not None)
-        found = (cells.digest, cells.size, model.layout.size)
-        if found != (request.layout, query.length, len(weights)):
-            raise ModelMismatch(_LAID_OUT)
-        model.load(weights)
-        return figure_sum(model, records, cells), cells
+        return figure_sum(request, received, model, records, self._source.dataset())
 
     def _train(self, request: TrainRequest, received: Vector, records: Records) -> Trained:
         model = self._model(request, received, channels_last=True)
