@@ -27,12 +27,14 @@ def print_evaluation(run: Run) -> None:
         better = "lower" if lower_is_better(name) else "higher"
         table.add_row(name.replace("_", " "), shown(figure, 4, exact=not private), better)
     console.print(table)
+    if not found["figures"]:
+        console.print("The noise drowns all of them: raise privacy.epsilon, or ask more people.")
     if len(found["figures"]) > _MOST_ROWS:
         left = len(found["figures"]) - _MOST_ROWS
         console.print(f"{left} more figures are in {run.folder.statistics}.")
     if private:
         console.print(
-            "± is how far the noise moves a figure (root mean square), to which chance adds what "
+            "± is how far the noise moves a figure alone, to which chance adds what "
             "it adds to so few people; - is drowned. A person counts once, by the mean of their "
             "records."
         )

@@ -10,6 +10,7 @@ from lepton_common.evaluation.statistics import Statistics
 
 _DRAWS = 100
 _LEAST = 3.0  # errors of the count of people, below which a share of them means nothing
+_SHIFT = 1.0 / (2.0**0.5 - 1.0)
 _DEFINED = 0.9  # share of the draws that must define a figure
 
 Figure = dict[str, float] | None
@@ -22,9 +23,10 @@ def noised_figures(
 
     A figure is None where the noise drowns it.
 
-    The error is how far the figure moves (root mean square) when as much noise is added once
-    more, of which 100 draws are tried. So it holds what noise shifts to one side as well, such as
-    a calibration error, which is a sum of distances and only grows by it.
+    The error is how far the figure moves when as much noise is added once more, of which 100
+    draws are tried: the root mean square of their spread and of their shift to one side. A sum of
+    distances, such as a calibration error, only grows by noise: by s where there was no distance,
+    but a second time by (sqrt(2) - 1) s alone. So shifts count by 1 / (sqrt(2) - 1).
 
     Args:
         statistics: kind of the problem.
@@ -47,7 +49,8 @@ def noised_figures(
     for name, value in found.items():
         off = [metrics[name] - value for metrics, _ in again if name in metrics]
         sure = len(off) >= _DEFINED * _DRAWS
-        figures[name] = _figure(value, float(np.sqrt(np.mean(np.square(off))))) if sure else None
+        error = float(np.hypot(np.std(off), _SHIFT * np.mean(off))) if sure else 0.0
+        figures[name] = _figure(value, error) if sure else None
     return people, figures
 
 
