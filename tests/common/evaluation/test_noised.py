@@ -16,21 +16,21 @@ def problem(kind, count=400):
     return kind.of(rng.normal(2.0 * labels - 1.0, 1.5), labels)
 
 
-@pytest.mark.parametrize("kind", [ClassStatistics(2, score_bins=20), RegressionStatistics(0, 10)])
+@pytest.mark.parametrize("kind", [ClassStatistics(2, score_bins=10), RegressionStatistics(0, 10)])
 def test_what_is_told_is_off_by_its_error(kind):
     exact = problem(kind)
     truth, random, off = kind.metrics(exact), np.random.default_rng(1), {}
-    for _ in range(25):
+    for _ in range(12):
         people, figures = noised_figures(kind, exact + random.normal(0, 3.0, kind.length), 3.0)
         off.setdefault("people", []).append((people["value"] - 400) / people["error"])
         for name, figure in figures.items():
             off.setdefault(name, []).append((figure["value"] - truth[name]) / figure["error"])
     assert set(off) == {"people", *truth}
     for name, errors in off.items():
-        # 25 draws of about a normal one; a figure that noise only makes worse is off to one side.
+        # 12 draws of about a normal one; a figure that noise only makes worse is off to one side.
         assert np.sqrt(np.mean(np.square(errors))) < 1.6, name
         assert np.abs(errors).max() < 4.0, name
-        assert np.abs(errors).max() > 0.3, name
+        assert np.abs(errors).max() > 0.4, name  # nor is it told to be worse than it is
 
 
 def test_what_the_noise_drowns_is_not_told():
