@@ -81,23 +81,23 @@ def test_a_private_evaluation_is_charged_to_the_sites_of_the_run(trained, lepton
     def ledger(site):
         return json.loads(lepton("privacy", "verify", str(site), "--json").out)["data"]
 
-    ended = lepton("evaluate", str(trained.folder.path), "privacy.epsilon=30")
+    ended = lepton("evaluate", str(trained.folder.path), "privacy.epsilon=8")
     assert ended.code == 0
     said = " ".join(ended.out.split())
     for words in ("held back at 4 sites", "accuracy", "charged to each site's ledger"):
         assert words in said
     asked = find_run("last", str(trained.folder.path.parent))
     found = of_run(asked)
-    assert 29.9 < found["privacy"]["epsilon"] <= 30.0
+    assert 7.9 < found["privacy"]["epsilon"] <= 8.0
     figure, (logits, labels) = found["figures"]["accuracy"], pooled(trained)
     truth = metrics.accuracy_score(labels, logits.argmax(1))
     assert figure["value"] == pytest.approx(truth, abs=5 * figure["error"])
-    assert 0 < figure["error"] < 0.1
+    assert 0 < figure["error"] < 0.2
     for site in sites:
         (row,) = ledger(site)
-        assert (row["charges"], row["epsilon"]) == (1, pytest.approx(30.0, rel=1e-2))
+        assert (row["charges"], row["epsilon"]) == (1, pytest.approx(8.0, rel=1e-2))
     # Each run's logs prove its own, in folders that share their sites.
-    for run, spent in ((trained, None), (asked, pytest.approx(30.0, rel=1e-2))):
+    for run, spent in ((trained, None), (asked, pytest.approx(8.0, rel=1e-2))):
         assert lepton("audit", "verify", str(run.folder.path)).code == 0
         assert {site.epsilon for site in run.evidence.sites.values()} == {spent}
     assert "accuracy" in lepton("report", str(asked.folder.path)).out

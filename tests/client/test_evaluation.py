@@ -22,6 +22,7 @@ from lepton_common.messages import MaskedSum, read_update, train_content
 from lepton_common.models.catalog import initial_model
 from lepton_common.policy import StatisticsRules
 from lepton_common.privacy.ledger_file import read_ledger
+from lepton_common.privacy.plan import SharedNoise
 from lepton_common.statistics import EvaluationQuery
 from lepton_common.tasks.catalog import find_task
 from lepton_common.tasks.sums import FigureCells, figure_cells, named
@@ -88,6 +89,22 @@ def test_a_share_of_the_people_is_held_back_each_with_all_records():
     assert not held_back(records, "patient", 0.0).any()
 
 
+def train(site, how):
+    """Trains in one of the ways that there are."""
+    asked = request() if how == "plain" else request(privacy=replace(PRIVACY, mode=how))
+    site.trainer.people()
+    if how == "plain":
+        site.trainer.train(asked, VECTOR)
+    elif how == "record":
+        site.trainer.train_privately(asked, VECTOR, PRIVACY.plan("row", 16))
+    else:
+        shared = SharedNoise(3, 3, 1, len(VECTOR))
+        plan = replace(PRIVACY, mode=how, sample_rate=1.0, steps_per_round=1).plan(
+            "row", 16, shared
+        )
+        site.trainer.noised_sum(asked, VECTOR, plan)
+
+
 @pytest.mark.parametrize("how", ["plain", "record", "distributed", "site"])
 def test_nobody_who_is_held_back_is_trained_on(holding, monkeypatch, how):
     """Whatever trains is looked at where the records reach it."""
@@ -99,20 +116,8 @@ def test_nobody_who_is_held_back_is_trained_on(holding, monkeypatch, how):
 
     for name in ("train_plain", "train_private", "noisy_sum"):
         monkeypatch.setattr(trainer, name, look)
-    train = site.trainer.train if how in ("plain",) else site.trainer.train_privately
-    asked = request() if how == "plain" else request(privacy=replace(PRIVACY, mode=how))
-    site.trainer.people()
     with pytest.raises(InterruptedError):
-        if how == "plain":
-            train(asked, VECTOR)
-        elif how == "record":
-            train(asked, VECTOR, PRIVACY.plan("row", 16))
-        else:
-            unit = "site" if how == "site" else "row"
-            plan = replace(PRIVACY.plan("row", 16), unit="row")
-            if unit == "site":
-                site.trainer._train_whole(asked, VECTOR, site.trainer._taken(asked), plan)
-            site.trainer.noised_sum(asked, VECTOR, plan)
+        train(site, how)
     (records,) = seen
     held = {row.numpy().tobytes() for row in kept().features}
     own = {row.numpy().tobytes() for row in records.features}
