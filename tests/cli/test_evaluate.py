@@ -99,7 +99,7 @@ def test_a_private_evaluation_is_charged_to_the_sites_of_the_run(trained, lepton
     # Each run's logs prove its own, in folders that share their sites.
     for run, spent in ((trained, None), (asked, pytest.approx(8.0, rel=1e-2))):
         assert lepton("audit", "verify", str(run.folder.path)).code == 0
-        assert {site.epsilon for site in run.evidence.sites.values()} == {spent}
+        assert [site.epsilon for site in run.evidence.sites.values()] == 4 * [spent]
     assert "accuracy" in lepton("report", str(asked.folder.path)).out
     path = asked.folder.evaluated
     whole = path.read_bytes()
@@ -110,9 +110,9 @@ def test_a_private_evaluation_is_charged_to_the_sites_of_the_run(trained, lepton
     assert "not the model" in altered.err
 
 
-def test_sites_may_be_asked_without_secure_aggregation(trained):
-    found = of_run(evaluate(trained, ["privacy=record", "privacy.epsilon=900", "secagg=none"]))
-    logits, labels = pooled(trained)
+def test_sites_may_be_asked_without_secure_aggregation(copied):
+    found = of_run(evaluate(copied, ["privacy=record", "privacy.epsilon=900", "secagg=none"]))
+    logits, labels = pooled(copied)
     truth = metrics.accuracy_score(labels, logits.argmax(1))
     figure, people = found["figures"]["accuracy"], found["people"]
     assert figure["value"] == pytest.approx(truth, abs=5 * figure["error"])

@@ -129,10 +129,10 @@ def _group(knobs: dict[str, str], results: Sequence[Result]) -> Group:
         runs=len(reached),
         failed=len(results) - len(reached),
         headline=max(result.headline for result in results),
-        reached=over and over.mean,
-        deviation=over and over.sd,
-        low=over and over.low,
-        high=over and over.high,
+        reached=over.mean if over else None,
+        deviation=over.sd if over else None,
+        low=over.low if over else None,
+        high=over.high if over else None,
         epsilon=max(spent, default=None),
     )
 

@@ -25,7 +25,7 @@ from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.known import KnownSites
 from lepton_server.rounds.loop import check_quorum, members_of, open_audit, proposal_of
 from lepton_server.rounds.plain_round import gather_plain
-from lepton_server.rounds.questions import Question, question_of
+from lepton_server.rounds.questions import Layouts, Question, question_of
 from lepton_server.rounds.request import train_request
 from lepton_server.run_folder import RunFolder
 
@@ -55,7 +55,7 @@ def run_statistics(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         present = meet(introduction, settings, known)
         OBSERVER.get(Observer()).on_start(1, 1, present.count)
         drawn = present.cohort(1)
-        plan = _plan(privacy, settings, drawn.sites, asked)
+        plan = _plan(privacy, settings, drawn.sites, asked.cells)
         gathered = _gather(grid, settings, folder, drawn.sites, privacy, asked, known)
         gathered.failed |= drawn.failed
         audit.append("collected", {"round": 1, "model": asked.cells.digest,
@@ -84,7 +84,7 @@ def _plan(
     privacy: PrivacyRequest | None,
     settings: Settings,
     cohort: dict[int, SiteFacts],
-    asked: Question,
+    cells: Layouts,
 ) -> PrivacyPlan | None:
     """Returns the plan of each site's answer, as the sites make it; None without privacy.
 
@@ -103,9 +103,9 @@ def _plan(
     if not settings.secure:
         return privacy.plan("", 1)
     least = least_survivors(n, f, settings.federation.quorum)
-    plan = privacy.plan("", 1, SharedNoise(n, least, f, asked.cells.size))
+    plan = privacy.plan("", 1, SharedNoise(n, least, f, cells.size))
     most = 2 * sum(facts.public_size for facts in cohort.values())  # a class is rounded
-    if most * plan.clipping_norm / asked.cells.blocks**0.5 > _RING * plan.grid:
+    if most * plan.clipping_norm / cells.blocks**0.5 > _RING * plan.grid:
         raise PlanError(
             f"A sum over up to {most:,} people does not fit into whole numbers of 32 bits beside "
             "so little noise: lower privacy.epsilon, or ask fewer sites (federation.cohort)."
