@@ -47,6 +47,7 @@ _SETTINGS = {
         "sizes": "linear",
         "records_per_site": None,
         "min_records": 1,
+        "held_back": 0.0,
     },
     "train": {
         "optimizer": "sgd",
@@ -136,7 +137,7 @@ _SETTINGS = {
         "models": None,
         "statistics": None,
     },
-    "statistics": {"asked": False, "bins": 10, "features": None},
+    "statistics": {"asked": False, "bins": 10, "features": None, "evaluates": None},
 }
 _PRIVATE = {
     "privacy.mode": "record",

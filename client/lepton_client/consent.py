@@ -14,6 +14,7 @@ from lepton_common.models.catalog import model_fault
 from lepton_common.policy import SitePolicy
 from lepton_common.privacy.plan import LARGEST_WEIGHT, PrivacyPlan
 from lepton_common.secagg.spec import WEIGHT_BITS, RosterEntry, RoundSpec, default_colluders
+from lepton_common.statistics import EvaluationQuery, StatisticsQuery
 from lepton_common.summing import bind, bind_layout, bind_privacy, run_id_of, shared_noise
 from lepton_common.tasks.catalog import dataset_of, task_names
 
@@ -91,11 +92,9 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
     if request.prepare != site.data.prepare:
         raise ConsentRefused(f"This site's data is prepared by {site.data.prepare}.")
     if request.statistics is not None:
-        _check_statistics(request, policy)
-    elif model_fault(request.model) is not None:
-        raise ConsentRefused(f"No model '{request.model}' is installed at this site.")
-    elif not policy.trains(request.model):
-        raise ConsentRefused(f"This site does not train the model '{request.model}'.")
+        _check_statistics(request, site)
+    if not isinstance(request.statistics, StatisticsQuery):
+        _check_kind(request.model, policy)
     if request.cohort < policy.min_cohort:
         raise ConsentRefused(
             f"A cohort of {request.cohort} is below this site's floor of {policy.min_cohort}."
@@ -116,25 +115,45 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
     _check_privacy(asked, request.recipe, policy)
 
 
-def _check_statistics(request: TrainRequest, policy: SitePolicy) -> None:
+def _check_kind(model: str, policy: SitePolicy) -> None:
+    """Holds the kind of model that is trained, or evaluated, against the policy.
+
+    Raises:
+        ConsentRefused: it is not installed, or not among those that the site trains.
+    """
+    if model_fault(model) is not None:
+        raise ConsentRefused(f"No model '{model}' is installed at this site.")
+    if not policy.trains(model):
+        raise ConsentRefused(f"This site does not train the model '{model}'.")
+
+
+def _check_statistics(request: TrainRequest, site: SiteFile) -> None:
     """Holds a query for statistics against the policy; its epsilon is known with the plan.
+
+    An evaluation may leave without differential privacy where training may.
 
     Raises:
         ConsentRefused: naming the first bound that is broken.
     """
-    rules, asked, query = policy.statistics, request.privacy, request.statistics
+    rules, asked, query = site.policy.statistics, request.privacy, request.statistics
+    evaluates = isinstance(query, EvaluationQuery)
     assert query is not None, "the caller has looked"
     if rules is None:
         raise ConsentRefused("This site answers no statistics (policy.statistics).")
-    if asked is None:
+    if evaluates and site.data.held_back == 0:
+        raise ConsentRefused("This site holds nobody's records back (data.held_back).")
+    if asked is None and not (evaluates and site.policy.allow_without_dp):
         raise ConsentRefused("Statistics leave with differential privacy only.")
-    if asked.mode == "site" or (asked.sample_rate, asked.steps_per_round) != (1.0, 1):
+    if asked and (asked.mode == "site" or (asked.sample_rate, asked.steps_per_round) != (1.0, 1)):
         raise ConsentRefused("Statistics are one sum over all people of a site.")
     if request.cohort < rules.min_cohort:
         raise ConsentRefused(
             f"A cohort of {request.cohort} is below this site's floor of {rules.min_cohort} for "
             "statistics."
         )
+    form = request.masked
+    if form and (form.weight_cap, form.coordinates, form.rotate) != (None, 1.0, False):
+        raise ConsentRefused("Statistics are summed as they are.")
     if query.bins > rules.max_bins:
         raise ConsentRefused(f"{query.bins} bins exceed this site's {rules.max_bins}.")
 

@@ -19,12 +19,13 @@ from lepton_client.connectors.sources import (
     source_faults,
     variables_of,
 )
+from lepton_client.people import held_back
 from lepton_common.datasets.catalog import DATASETS, load_dataset
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.datasets.schemas import SCHEMAS, find_schema
 from lepton_common.errors import DataMissing
 from lepton_common.names import unknown
-from lepton_common.strict import Name, record
+from lepton_common.strict import Name, Share, record
 
 
 @record
@@ -40,6 +41,7 @@ class SiteData:
         rows: file in the site's folder that lists the site's rows (``.npy``, int64); None: all.
         source: the site's own table or files, which are read in the place of the catalog's
             records; None: these.
+        held_back: share of the people whose records are never trained on, but evaluated.
     """
 
     id: Name
@@ -49,6 +51,7 @@ class SiteData:
     unit: Name
     rows: str | None
     source: Annotated[TableSource | FileSource, Field(discriminator="kind")] | None = None
+    held_back: Share = 0.0
 
     def faults(self, *, cut_off: bool) -> list[str]:
         """Returns what contradicts itself, one sentence each.
@@ -136,7 +139,10 @@ _HELD = _Held()
 
 
 class SiteRecords:
-    """Reads a site's records; those read last stay while the list of rows is the same."""
+    """Reads a site's records; those read last stay while the list of rows is the same.
+
+    Whoever trains takes `trained_on` of them, whoever evaluates `evaluated_on`.
+    """
 
     def __init__(self, data: SiteData, folder: Path) -> None:
         self._data, self._folder = data, folder
@@ -153,8 +159,22 @@ class SiteRecords:
             return facts(find_schema(self._data.dataset))
         return load_dataset(self._data.dataset, self._data.root, self._data.prepare)
 
+    def trained_on(self, records: Records) -> Records:
+        """Returns those of the site's records that may be trained on."""
+        return self._part(records, held=False)
+
+    def evaluated_on(self, records: Records) -> Records:
+        """Returns the others, which are held back."""
+        return self._part(records, held=True)
+
+    def _part(self, records: Records, *, held: bool) -> Records:
+        if self._data.held_back == 0 and not held:
+            return records
+        mask = held_back(records, self._data.unit, self._data.held_back)
+        return records.take(np.flatnonzero(mask == held))
+
     def read(self) -> Records:
-        """Returns the site's own records.
+        """Returns all of the site's own records, held back or not.
 
         Raises:
             DataError: the data set cannot be read, or the list of rows does not fit it; or the

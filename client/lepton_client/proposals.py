@@ -109,7 +109,7 @@ class Proposals:
         least = math.ceil(settings.federation.quorum * settings.cohort)
         if request.round > settings.rounds or request.cohort < least:
             raise PolicyViolation("The round is beyond the proposed run, or for fewer sites.")
-        if size is not None and not keeps_privacy(request.privacy, settings, size):
+        if size is not None and not keeps_privacy(request.privacy, settings, request.values(size)):
             raise PolicyViolation("What is asked is not what was proposed: the privacy plan.")
 
     def text(self, run: str) -> str | None:
@@ -266,7 +266,7 @@ def _terms(request: TrainRequest, settings: Settings) -> dict[str, tuple[object,
         "secure aggregation": (masked is not None, settings.secure),
         "form of the sum": (masked, form),
         "privacy": (request.privacy is None, not settings.private),
-        "statistics": (request.statistics, statistics_query(settings)),
+        "statistics": (request.statistics, statistics_query(settings, request.values(1))),
     }
 
 

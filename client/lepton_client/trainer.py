@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from lepton_client.data import SiteData, SiteRecords
 from lepton_client.people import unit_hashes
 from lepton_client.training.conformance import Conformance, conform
+from lepton_client.training.evaluation import figure_sum
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import (
     clip_update,
@@ -35,10 +36,11 @@ from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
 from lepton_common.secagg.ring import Integers
-from lepton_common.statistics import cells_of
+from lepton_common.statistics import EvaluationQuery, StatisticsQuery, cells_of
 from lepton_common.strict import Count, Digest, ModelName, Name, Natural, record
 from lepton_common.summing import count_unit, update_bound
 from lepton_common.tasks.catalog import find_task
+from lepton_common.tasks.sums import FigureCells
 
 
 @record
@@ -236,13 +238,18 @@ class LocalTrainer:
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:
         """Trains without differential privacy; see `Trainer`."""
-        return self._train(request, received, self._source.read())
+        records = self._source.read()
+        if request.statistics is not None:
+            held = self._source.evaluated_on(records)
+            total, cells = self._figure_sum(request, received, held)
+            return Trained((total / cells.scale).astype(np.float32), 0.0, len(held))
+        return self._train(request, received, self._source.trained_on(records))
 
     def train_privately(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Vector:
         """Trains under a plan; see `Trainer`."""
-        records, task = self._taken(), find_task(request.task)
+        records, task = self._taken(request), find_task(request.task)
         if request.statistics is not None:
-            total = self._bounded_sum(request, received, records, plan)
+            total = plan.clipping_norm * self._bounded_sum(request, received, records)
             noise = SecretRandom().gaussian(len(total), plan.own_noise)
             return (total + noise).astype(np.float32)
         model = self._model(request, received, channels_last=False)
@@ -251,9 +258,9 @@ class LocalTrainer:
 
     def noised_sum(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Integers:
         """Sums under a plan; see `Trainer`."""
-        records, task = self._taken(), find_task(request.task)
+        records, task = self._taken(request), find_task(request.task)
         if request.statistics is not None:
-            total = self._bounded_sum(request, received, records, plan)
+            total = plan.clipping_norm * self._bounded_sum(request, received, records)
             return noised(total, plan, SecretRandom())
         if plan.unit == WHOLE_SITE:
             return self._train_whole(request, received, records, plan)
@@ -261,23 +268,39 @@ class LocalTrainer:
         engine = self.conformance(request)
         return noisy_sum(model, task, records, received, request.recipe, plan, engine)
 
-    def _taken(self) -> Records:
-        """Returns the records whose people were told last, once."""
+    def _taken(self, request: TrainRequest) -> Records:
+        """Returns those of the records whose people were told last that a request is about, once.
+
+        Statistics are about everybody, an evaluation about those who are held back, and training
+        about the others.
+        """
         records, self._records = self._records, None
         if records is None:
             raise EmptySite("No record was read for this; the people come first.")
-        return records
+        if isinstance(request.statistics, StatisticsQuery):
+            return records
+        if isinstance(request.statistics, EvaluationQuery):
+            return self._source.evaluated_on(records)
+        return self._source.trained_on(records)
 
     def _bounded_sum(
-        self, request: TrainRequest, received: Vector, records: Records, plan: PrivacyPlan
+        self, request: TrainRequest, received: Vector, records: Records
     ) -> NDArray[np.float64]:
-        """Sums what people add to statistics, each at most a clipping norm long."""
+        """Sums what people add to statistics, each a vector of a norm of 1 at most."""
+        if isinstance(request.statistics, EvaluationQuery):
+            return self._figure_sum(request, received, records)[0]
         assert request.statistics is not None, "the caller has looked"
-        dataset = self._source.dataset()
-        cells = cells_of(request.statistics, dataset)
-        if (cells.digest, cells.size) != (request.layout, len(received)):
+        asked = cells_of(request.statistics, self._source.dataset())
+        if (asked.digest, asked.size) != (request.layout, len(received)):
             raise ModelMismatch("The server lays out the sum in another way than this site.")
-        return plan.clipping_norm * bounded_sum(records, cells)
+        return bounded_sum(records, asked)
+
+    def _figure_sum(
+        self, request: TrainRequest, received: Vector, records: Records
+    ) -> tuple[NDArray[np.float64], FigureCells]:
+        """Sums what people add to a model's figures, likewise; also returns the sum's layout."""
+        model = self._built(request, channels_last=False)
+        return figure_sum(request, received, model, records, self._source.dataset())
 
     def _train(self, request: TrainRequest, received: Vector, records: Records) -> Trained:
         model = self._model(request, received, channels_last=True)
@@ -310,18 +333,21 @@ class LocalTrainer:
     def _model(
         self, request: TrainRequest, received: Vector | None, *, channels_last: bool
     ) -> ResidentModel:
+        model = self._built(request, channels_last=channels_last)
+        size = model.layout.size if received is None else len(received)
+        if model.layout.digest != request.layout or model.layout.size != size:
+            raise ModelMismatch("The server's model has another layout than this site's catalog.")
+        return model
+
+    def _built(self, request: TrainRequest, *, channels_last: bool) -> ResidentModel:
         dataset = self._source.dataset()
-        model = resident_model(
+        return resident_model(
             request.model,
             dataset.input_shape,
             find_task(request.task).outputs(dataset.classes, dataset.input_shape),
             pick_device(request.recipe.device),
             channels_last=channels_last,
         )
-        size = model.layout.size if received is None else len(received)
-        if model.layout.digest != request.layout or model.layout.size != size:
-            raise ModelMismatch("The server's model has another layout than this site's catalog.")
-        return model
 
 
 def site_seed(seed: int, site: str) -> int:

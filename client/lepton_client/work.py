@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from flwr.app import Message
 
 from lepton_client import consent, secure
@@ -134,6 +135,11 @@ def _masked(
     assert form is not None, "consent refuses masked rounds without it"
     if trained.noised is not None:
         return secure.mask(part, trained.noised, 1.0, trained.charge)
+    if request.statistics is not None and np.abs(update).max(initial=0.0) > spec.clip:
+        raise EncodingError(
+            f"What people add up to is beyond {spec.clip:g}, where a masked sum would be cut off: "
+            "raise secagg.clip."
+        )
     summed = SummedForm(request, form, len(update))
     if form.coordinates < 1:
         before = site.residuals.before(request, len(update))

@@ -11,7 +11,7 @@ from lepton_common.messages import MaskedSum, PrivacyRequest, Recipe
 from lepton_common.privacy.plan import SharedNoise, calibrated_noise, planned_epsilon
 from lepton_common.secagg.spec import least_survivors
 from lepton_common.settings import Settings
-from lepton_common.statistics import StatisticsQuery
+from lepton_common.statistics import EvaluationQuery, StatisticsQuery
 
 _ROUNDING = 1e-6  # what two versions of an accountant may differ by, relative
 
@@ -105,10 +105,21 @@ def masked_sum(settings: Settings, weights: dict[str, int]) -> MaskedSum:
     )
 
 
-def statistics_query(settings: Settings) -> StatisticsQuery | None:
-    """Returns what is asked in place of training; None where a model is trained."""
+def statistics_query(
+    settings: Settings, length: int = 1
+) -> StatisticsQuery | EvaluationQuery | None:
+    """Returns what is asked in place of training; None where a model is trained.
+
+    Args:
+        settings: the whole configuration.
+        length: numbers in the sum, where a model is evaluated; they follow from its data.
+    """
     asked = settings.statistics
-    return StatisticsQuery(bins=asked.bins, features=asked.features) if asked.asked else None
+    if not asked.asked:
+        return None
+    if asked.evaluates is not None:
+        return EvaluationQuery(bins=asked.bins, length=length)
+    return StatisticsQuery(bins=asked.bins, features=asked.features)
 
 
 def recipe(settings: Settings, round_: int, update_scale: float = 1.0) -> Recipe:

@@ -18,7 +18,7 @@ from lepton_common.datasets.preparation import Preparation
 from lepton_common.device import DEVICE
 from lepton_common.errors import MalformedMessage, ModelMismatch, PlanError
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan, SharedNoise
-from lepton_common.statistics import StatisticsQuery
+from lepton_common.statistics import EvaluationQuery, StatisticsQuery
 from lepton_common.strict import (
     Count,
     Digest,
@@ -195,8 +195,9 @@ class TrainRequest:
         privacy: None for training without DP.
         masked: None without secure aggregation, where the server does the weighting.
         ledger_heads: the newest entry of each site's privacy ledger that the server has seen.
-        statistics: what to sum in place of gradients; the layout is then that of the sum, and the
-            model only names the query. None: training.
+        statistics: what to sum in place of gradients; the layout is then that of the sum. The
+            model only names the query, or is the one that is evaluated, behind which the numbers
+            stand that name the query. None: training.
     """
 
     run: Name
@@ -211,7 +212,12 @@ class TrainRequest:
     privacy: PrivacyRequest | None
     masked: MaskedSum | None
     ledger_heads: dict[Name, Digest]
-    statistics: StatisticsQuery | None = None
+    statistics: StatisticsQuery | EvaluationQuery | None = None
+
+    def values(self, received: int) -> int:
+        """Returns how many numbers a site answers with, to a model of so many."""
+        query = self.statistics
+        return query.length if isinstance(query, EvaluationQuery) else received
 
 
 @record

@@ -26,6 +26,7 @@ from lepton_common.strict import (
     OpenFraction,
     Positive,
     Rate,
+    Share,
     parse,
     record,
 )
@@ -55,6 +56,8 @@ class DataSettings:
         sizes: for ``size``: how the number of records grows from site to site.
         records_per_site: for ``drawn``.
         min_records: fewest records a site may hold.
+        held_back: share of the people at each simulated site who are never trained on, but asked
+            for by `lepton evaluate`; a real site's own file says its own.
     """
 
     root: str | None
@@ -66,6 +69,7 @@ class DataSettings:
     sizes: Sizes
     records_per_site: Count | None
     min_records: Count
+    held_back: Share = 0.0
 
 
 @record
@@ -276,18 +280,21 @@ class TrackerSettings:
 
 @record
 class StatisticsSettings:
-    """What `lepton stats` asks the sites.
+    """What `lepton stats` and `lepton evaluate` ask the sites.
 
     Attributes:
         asked: whether the run asks for statistics, in place of training.
         bins: of each histogram, over the public range.
         features: positions of the values of a record that are asked for; None: all. The fewer,
             the less noise.
+        evaluates: name of the run whose last model is evaluated on the records that sites hold
+            back; None: the records themselves are asked about.
     """
 
     asked: bool
     bins: Bins
     features: list[Natural] | None
+    evaluates: Name | None = None
 
 
 _TRAINING = StatisticsSettings(asked=False, bins=10, features=None)
@@ -613,13 +620,25 @@ def _contradictions(settings: Settings) -> list[str]:
     return [fault for fault, holds in rules.items() if holds]
 
 
+def _shaped(secagg: SecAggSettings) -> bool:
+    return secagg.mode != "none" and (secagg.width != 32 or secagg.shapes_sums)
+
+
 def _statistics_rules(settings: Settings) -> dict[str, bool]:
     """Returns what does not go together where statistics are asked."""
     privacy, asked = settings.privacy, settings.statistics.asked
     secure_mode = "distributed" if settings.secure else "record"
+    evaluates = settings.statistics.evaluates is not None
+    plain = evaluates and not settings.private
     return {
         f"Statistics leave with noise on each person's part: choose privacy={secure_mode} with "
-        f"secagg={settings.secagg.mode}.": asked and privacy.mode != secure_mode,
+        f"secagg={settings.secagg.mode}.": asked and privacy.mode != secure_mode and not plain,
+        "An evaluation without privacy is a sum as it is: set federation.weights=equal, "
+        "secagg.width=32, and drop secagg.compression, secagg.rotate, secagg.rounding and "
+        "secagg.groups.": asked
+        and plain
+        and (settings.federation.weights == "masked_size" or _shaped(settings.secagg)),
+        "statistics.evaluates is set by 'lepton evaluate': drop it.": evaluates and not asked,
         "Statistics are one sum over all people: set rounds=1, train.local_steps=1, "
         "privacy.sample_rate=1 and engine.vectorize=none.": (
             asked

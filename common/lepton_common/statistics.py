@@ -21,7 +21,7 @@ from lepton_common.datasets.records import Dataset, LabelKind
 from lepton_common.errors import SettingsError
 from lepton_common.strict import Digest, Natural, record
 
-MOST_BINS = 1000
+MOST_BINS, MOST_CELLS = 1000, 10**7
 Bins = Annotated[int, Field(ge=2, le=MOST_BINS)]
 # Of z and z² - 1/2 for z in [-1, 1]: the squares add up to z⁴ + 1/4.
 MOMENTS_NORM = math.sqrt(1.25)
@@ -39,6 +39,19 @@ class StatisticsQuery:
 
     bins: Bins
     features: list[Natural] | None
+
+
+@record
+class EvaluationQuery:
+    """Asks for the figures of a model on the records that sites hold back, in place of training.
+
+    Attributes:
+        bins: of each histogram of scores.
+        length: numbers in the sum, which a site holds against its own.
+    """
+
+    bins: Bins
+    length: Annotated[int, Field(ge=1, le=MOST_CELLS)]
 
 
 @dataclass(frozen=True)
@@ -105,9 +118,14 @@ class Cells:
 
         It says nothing and is another for each run: sites take no second sum on the same one.
         """
-        seed = hashlib.sha256(f"lepton/statistics/{run}".encode()).digest()
-        values = np.random.default_rng(int.from_bytes(seed)).uniform(-1, 1, self.size)
-        return values.astype(np.float32)
+        return probe_of(run, self.size)
+
+
+def probe_of(run: str, size: int) -> Vector:
+    """Returns numbers that say nothing but which run they are of, float32, shape [size]."""
+    seed = hashlib.sha256(f"lepton/statistics/{run}".encode()).digest()
+    values = np.random.default_rng(int.from_bytes(seed)).uniform(-1, 1, size)
+    return values.astype(np.float32)
 
 
 def cells_of(query: StatisticsQuery, dataset: Dataset) -> Cells:

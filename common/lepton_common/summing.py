@@ -164,7 +164,7 @@ def bind(request: TrainRequest) -> bytes:
 def summed_metrics(request: TrainRequest) -> tuple[str, ...]:
     """Returns the metrics that ride behind the update; with DP none but a noised count."""
     if request.privacy is None:
-        return ("train_loss",)
+        return () if request.statistics else ("train_loss",)
     return (WITHIN,) if request.privacy.count_within else ()
 
 

@@ -31,21 +31,30 @@ from lepton_server.rounds.gathered import Means
 from lepton_server.strategies.catalog import AVERAGE, make_strategy
 
 
-def train_baselines(settings: Settings, dataset: Dataset, sites: dict[str, Rows]) -> dict[str, Any]:
+def train_baselines(
+    settings: Settings, dataset: Dataset, sites: dict[str, Rows], pooled: Rows
+) -> dict[str, Any]:
     """Returns the headline on the test set of models trained without a federation.
 
     ``local`` maps each site to that of a model trained on its data alone, ``pooled`` is
     that of one trained on all data in one place, both with the run's own recipe and privacy;
     with privacy, ``pooled_without_privacy`` is trained with the task's recipe without it.
+
+    Args:
+        settings: the whole configuration.
+        dataset: the data set.
+        sites: rows of the training set that each site trains on.
+        pooled: those of all of them.
     """
+    everyone = dataset.train if len(pooled) == len(dataset.train) else dataset.train.take(pooled)
     settings = _in_one_place(settings)
     speak_for(run_id=0, node_id=1)  # Flower's strategies speak in messages
     jobs: dict[str, Callable[[], float]] = {
-        "pooled": partial(_reached, settings, dataset, dataset.train, "pooled")
+        "pooled": partial(_reached, settings, dataset, everyone, "pooled")
     }
     if settings.private:
         plain = _without_privacy(settings)
-        jobs["pooled_without_privacy"] = partial(_reached, plain, dataset, dataset.train, "pooled")
+        jobs["pooled_without_privacy"] = partial(_reached, plain, dataset, everyone, "pooled")
     for name, rows in sites.items():
         alone = dataset.train.take(rows)
         jobs[f"local/{name}"] = partial(_reached, settings, dataset, alone, name)

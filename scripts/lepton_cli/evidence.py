@@ -4,13 +4,14 @@ import heapq
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lepton_cli.hosted_evidence import hosted_evidence
+from lepton_cli.packs.extract import charged_to, of_run
 from lepton_cli.site_evidence import SiteEvidence, Totals, site_evidence
 from lepton_client.site import AUDIT_FILE, LEDGER_FILE
 from lepton_common.arrays import digest_of
@@ -75,7 +76,7 @@ def _apart(folder: RunFolder, server: "_Witness") -> Iterator[SiteEvidence]:
     for site, key in server.sites():
         yield _verified(folder.site(site), site, key, server)
     for path in (folder.path / "sites").glob(f"*/{AUDIT_FILE}"):
-        if not server.knows(path.parent.name):
+        if not server.knows(path.parent.name) and _answered(path, server.run):
             raise AuditError(f"{path}: the server's log does not know this site: it was cut.")
 
 
@@ -94,7 +95,18 @@ def _verified(folder: Path, site: str, key: str, server: "_Witness") -> SiteEvid
     records = list(read_records(path, expected_key=key))
     verify_heads(path, records, server.heads_of(site, ledger=False))
     ledger = _read_ledger(folder / LEDGER_FILE, key, server.heads_of(site, ledger=True))
-    return site_evidence(site, records, ledger)
+    ours, charged = of_run(records, server.run), charged_to(ledger, server.run)
+    found = site_evidence(
+        site,
+        [record for record in records if record.sequence in ours],
+        [entry for entry in ledger if entry.sequence in charged],
+    )
+    return replace(found, records=len(records))
+
+
+def _answered(path: Path, run: str) -> bool:
+    """Tells whether a site's log is of a run too; an evaluation asks the sites of another."""
+    return bool(of_run(list(read_records(path)), run))
 
 
 class _Witness:
@@ -103,17 +115,21 @@ class _Witness:
     The table is SQLite's own temporary file, in memory as far as its cache goes.
 
     Attributes:
+        run: name of the run.
         config: digest of the configuration that the run began with.
         rounds: what the log says of each finished round, by number.
         statistics: digest of the statistics that were released; None: none were.
+        evaluated: digest of the model whose figures they are; None: they are of records.
         records: how many there are.
         witnessed: heads of site logs that it names.
         head: its newest hash.
     """
 
     def __init__(self, path: Path) -> None:
+        self.run = ""
         self.config: str | None = None
         self.statistics: str | None = None
+        self.evaluated: str | None = None
         self.rounds: dict[int, dict[str, Any]] = {}
         self.records = self.witnessed = 0
         self.head = GENESIS
@@ -157,12 +173,12 @@ class _Witness:
     def _take(self, record: ChainRecord, path: Path) -> None:
         self.records, self.head, body = self.records + 1, record.hash, record.body
         if record.kind == "run" and self.config is None:
-            self.config = body["config"]
+            self.run, self.config = body["run"], body["config"]
         if record.kind == "round":
             # A round repeated after a crash is in the log twice; the last one counts.
             self.rounds[body["round"]] = body
         if record.kind == "statistics":
-            self.statistics = body["file"]
+            self.statistics, self.evaluated = body["file"], body.get("model_file")
         if record.kind == "introduced":
             for site, key in body["keys"].items():
                 self._table.execute("INSERT OR IGNORE INTO keys VALUES (?, ?)", (site, key))
@@ -216,3 +232,8 @@ def _check_statistics(folder: RunFolder, server: _Witness) -> None:
     found = digest_of(path.read_bytes()) if path.exists() else None
     if found != server.statistics:
         raise AuditError(f"{path} is not what the server's log says was told from the sites' sum.")
+    path = folder.evaluated
+    if server.evaluated and not (
+        path.exists() and digest_of(path.read_bytes()) == server.evaluated
+    ):
+        raise AuditError(f"{path} is not the model that the server's log says was evaluated.")

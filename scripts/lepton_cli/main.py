@@ -13,6 +13,7 @@ from lepton_cli.commands import (
     config,
     deployment,
     desk,
+    evaluate,
     evidence,
     federation,
     identities,
@@ -61,6 +62,7 @@ app = typer.Typer(
 )
 app.command("simulate", help=simulate.HELP, epilog=_EXIT_CODES)(simulate.command)
 app.command("stats", help=stats.HELP, epilog=_EXIT_CODES)(stats.command)
+app.command("evaluate", help=evaluate.HELP, epilog=_EXIT_CODES)(evaluate.command)
 app.command("config")(config.command)
 app.command("tasks", help=tasks.HELP)(tasks.command)
 app.command("runs")(reports.list_command)

@@ -6,6 +6,7 @@ import json
 import yaml
 
 from lepton_cli.exposure import exposure
+from lepton_cli.fairness import fairness
 from lepton_cli.judged import judge
 from lepton_cli.pictures import draw_all
 from lepton_cli.rendering import render
@@ -33,6 +34,7 @@ def write_report(run: Run) -> None:
     figures, judged = judge(run)
     facts = {
         "figures": figures,
+        "fairness": fairness(run),
         "run": run,
         "task": task,
         "notes": dataset.notes,

@@ -49,6 +49,7 @@ def found_host(settings: Settings, folder: RunFolder) -> None:
             prepare=data.prepare,
             unit=dataset.unit,
             rows=None,
+            held_back=data.held_back,
         ),
         parts=parts_of(settings),
         policy=settings.policy,

@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from lepton_client.data import SiteData
+from lepton_client.people import held_back
 from lepton_client.site import KEY_FILE, ROOT_FILE, ROSTER_FILE, SITE_FILE
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.partition import Parts, PartSettings
@@ -79,6 +81,12 @@ def split(settings: Settings) -> Parts:
         SettingsError: the partition does not fit the data set.
     """
     return parts_of(settings).split(dataset_of(settings))
+
+
+def kept_for_evaluation(settings: Settings) -> NDArray[np.bool_]:
+    """Returns which training rows the simulated sites hold back, bool, shape [n]."""
+    dataset = dataset_of(settings)
+    return held_back(dataset.train, dataset.unit, settings.data.held_back)
 
 
 class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
@@ -149,7 +157,8 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
         path = self._folder.site(self.name(index))
         if not path.exists():
             self._make(index, path)
-        return {"site": str(path)}
+        # A site is opened once, by its path, also where a later run asks the sites of this one.
+        return {"site": str(path.resolve())}
 
     def name(self, index: int) -> str:
         """Returns the name of a site, by its index from 0."""
@@ -182,6 +191,7 @@ class SimulatedSites(Mapping[int, Mapping[str, str | int | float | bool]]):
             prepare=self._settings.data.prepare,
             unit=self._dataset.unit,
             rows=ROWS,
+            held_back=self._settings.data.held_back,
         )
         return _yaml({"data": asdict(data), "policy": asdict(self._settings.policy)})
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import yaml
 from flwr.app import Context, RecordDict
 
@@ -17,7 +18,13 @@ from lepton_cli.grounds import open_grid
 from lepton_cli.report import write_report
 from lepton_cli.run import Run, new_folder, stamp
 from lepton_cli.simulated_host import found_host, host_nodes, resolve_vectorize
-from lepton_cli.simulated_sites import SimulatedSites, clear_unfinished, dataset_of, split
+from lepton_cli.simulated_sites import (
+    SimulatedSites,
+    clear_unfinished,
+    dataset_of,
+    kept_for_evaluation,
+    split,
+)
 from lepton_cli.statistics import draw_statistics
 from lepton_common.datasets.source import MADE_UP
 from lepton_common.durable import needs_room, write_atomic
@@ -40,7 +47,7 @@ def start(settings: Settings, observer: Observer | None = None) -> Run:
     """
     check_tracker(settings.tracker)
     settings = settled(settings)
-    return _execute(settings, create(settings), observer or Observer())
+    return execute(settings, create(settings), observer)
 
 
 def settled(settings: Settings) -> Settings:
@@ -70,7 +77,7 @@ def create(settings: Settings) -> RunFolder:
     else:
         found_host(settings, folder)
     # The configuration comes last: a folder without one, as a crash may leave it, is not a run.
-    _write_config(settings, folder)
+    write_config(settings, folder)
     return folder
 
 
@@ -84,11 +91,11 @@ def resume(run: Run, observer: Observer | None = None) -> Run:
     if run.status == "finished":
         raise RunNotResumable(f"The run {run.name} is finished; start a new one.")
     check_tracker(run.settings.tracker)
-    return _execute(run.settings, run.folder, observer or Observer())
+    return execute(run.settings, run.folder, observer)
 
 
 @contextmanager
-def _only_writer(folder: RunFolder) -> Iterator[None]:
+def only_writer(folder: RunFolder) -> Iterator[None]:
     """Keeps other processes off a run; the system lets go of the lock when this one dies."""
     lock = sqlite3.connect(folder.path / "run.lock", timeout=0.0, isolation_level=None)
     try:
@@ -103,8 +110,10 @@ def _only_writer(folder: RunFolder) -> Iterator[None]:
         lock.close()
 
 
-def _execute(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
-    with _only_writer(folder):
+def execute(settings: Settings, folder: RunFolder, observer: Observer | None = None) -> Run:
+    """Runs what is left of a run whose folder is there; as `start`."""
+    observer = observer or Observer()
+    with only_writer(folder):
         trackers = trackers_of(settings, folder, store=folder.path.parent)
         watched = Observers([observer, *trackers])
         try:
@@ -134,9 +143,9 @@ def _finish(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
         if settings.baselines and not (run.baselines or settings.statistics.asked):
-            sites = SimulatedSites(settings, folder)
-            rows = {sites.name(index): part for index, part in enumerate(sites.parts)}
-            result = train_baselines(settings, dataset_of(settings), rows)
+            sites, kept = SimulatedSites(settings, folder), ~kept_for_evaluation(settings)
+            rows = {sites.name(index): part[kept[part]] for index, part in enumerate(sites.parts)}
+            result = train_baselines(settings, dataset_of(settings), rows, np.flatnonzero(kept))
             write_atomic(folder.path / "baselines.json", json.dumps(result, indent=1).encode())
         run_apps(settings, folder, observer)
     except DiskFull:
@@ -149,7 +158,8 @@ def _finish(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     run = Run(folder)
     if settings.statistics.asked:
         _end(folder, "finished")
-        draw_statistics(run)
+        if settings.statistics.evaluates is None:
+            draw_statistics(run)
         return run
     finished = len(run.rounds) == settings.rounds
     _end(folder, "finished" if finished else "stopped")
@@ -189,7 +199,8 @@ def run_apps(settings: Settings, folder: RunFolder, observer: Observer) -> None:
         grid.close()
 
 
-def _write_config(settings: Settings, folder: RunFolder) -> None:
+def write_config(settings: Settings, folder: RunFolder) -> None:
+    """Writes a run's configuration, and on which machine it began."""
     write_atomic(folder.about, json.dumps(_about(settings), indent=1).encode())
     text = yaml.safe_dump(json.loads(to_json(settings)), sort_keys=False)
     write_atomic(folder.config, text.encode())

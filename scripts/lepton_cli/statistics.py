@@ -49,19 +49,19 @@ def print_answer(found: dict[str, Any], where: str) -> None:
     """
     console = Console(highlight=False)
     answered = found["sites"]["answered"]
-    title = f"{found['task']}: {_shown(found['people'], 0)} people at {answered} sites"
+    title = f"{found['task']}: {shown(found['people'], 0)} people at {answered} sites"
     table = Table(title=title)
     table.add_column("what", overflow="fold")
     for heading in ("mean", "variance", "25 %", "median", "75 %", "missing", "people", "share"):
         table.add_column(heading, justify="right")
     for row in found["labels"]:
-        share = _shown(row["share"])
-        table.add_row(f"label {row['label']}", *[""] * 6, _shown(row["count"], 0), share)
+        share = shown(row["share"])
+        table.add_row(f"label {row['label']}", *[""] * 6, shown(row["count"], 0), share)
     columns = found["features"]
     for row in columns[:_MOST_ROWS]:
-        quantiles = [_shown(row["quantiles"][share]) for share in _QUANTILES]
-        table.add_row(row["name"], _shown(row["mean"]), _shown(row["variance"]), *quantiles,
-                      _shown(row["missing"]), "", "")  # fmt: skip
+        quantiles = [shown(row["quantiles"][share]) for share in _QUANTILES]
+        table.add_row(row["name"], shown(row["mean"]), shown(row["variance"]), *quantiles,
+                      shown(row["missing"]), "", "")  # fmt: skip
     console.print(table)
     if len(columns) > _MOST_ROWS:
         console.print(f"{len(columns) - _MOST_ROWS} more features are in the JSON.")
@@ -71,17 +71,27 @@ def print_answer(found: dict[str, Any], where: str) -> None:
     )
     for site, error in found["sites"]["failed"].items():
         console.print(f"[bold red]{site}[/]: {error}")
+    console.print(cost_of(found, "all of it"))
+    console.print(where, soft_wrap=True)
+
+
+def cost_of(found: dict[str, Any], what: str) -> str:
+    """Returns in one sentence what an answer cost the people, or in red that it was not private."""
     cost = found["privacy"]
+    if cost["epsilon"] is None:
+        masked = cost["secagg"] != "none"
+        seen = "saw the sum alone" if masked else "read each site's own answer"
+        return f"[bold red]No differential privacy:[/] {what} is exact, and the server {seen}."
     how = (
         "the noise is shared inside secure aggregation"
         if cost["mode"] == "distributed"
         else "the server read each site's own noised answer"
     )
-    console.print(
-        f"Cost: epsilon [bold]{upper(cost['epsilon'], 3)}[/] at delta {cost['delta']:g} for each "
-        f"{found['unit']}, charged to each site's ledger; {how}."
+    return (
+        f"Cost: epsilon [bold]{upper(cost['epsilon'], 3)}[/] at delta "
+        f"{cost['delta']:g} for each {found['unit']} for {what}, charged to each site's ledger; "
+        f"{how}."
     )
-    console.print(where, soft_wrap=True)
 
 
 def draw_statistics(run: Run) -> list[Path]:
@@ -130,10 +140,12 @@ def _bars(axes: Axes, places: np.ndarray, heights: list[float], error: float, wi
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _shown(figure: dict[str, float] | None, digits: int = 3) -> str:
+def shown(figure: dict[str, float] | None, digits: int = 3, *, exact: bool = False) -> str:
     """Returns a figure and its error, or a dash where the noise drowns it."""
     if figure is None:
         return "-"
+    if exact or figure["error"] == 0:
+        return f"{figure['value']:,.{digits}f}"
     return f"{figure['value']:,.{digits}f} ± {figure['error']:,.{digits}f}"
 
 

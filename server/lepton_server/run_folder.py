@@ -99,6 +99,11 @@ class RunFolder:
         return self.path / "statistics.json"
 
     @property
+    def evaluated(self) -> Path:
+        """The model that sites were asked to evaluate; there only where they were."""
+        return self.path / "evaluated.safetensors"
+
+    @property
     def host(self) -> Path:
         """The folder of the host of simulated sites that are trained together; there or not."""
         return self.path / "host"

@@ -307,9 +307,13 @@ def test_groups_are_means_over_seeds():
     assert (first.runs, first.failed, first.epsilon) == (2, 1, 2.5)
     assert first.reached == pytest.approx(0.85)
     assert first.deviation == pytest.approx(0.0707, abs=1e-4)
-    assert (second.deviation, second.epsilon) == (None, None)
+    # Student's t of one degree of freedom is 12.706 at 97.5 %: a mean of two says little.
+    assert (first.low, first.high) == pytest.approx((0.85 - 12.706 * 0.05, 0.85 + 12.706 * 0.05),
+                                                    abs=1e-4)  # fmt: skip
+    assert (second.deviation, second.low, second.epsilon) == (None, None, None)
     cells = [list(column.cells) for column in table(results).columns]
     assert cells == [["a", "b"], ["0.8500 ± 0.0707", "0.5000"],
+                     ["0.2147 to 1.4853", "-"],
                      ["2.500", "[bold red]none[/]"], ["2", "1"],
                      ["[red]QuorumNotMet[/]", ""]]  # fmt: skip
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lepton_client.data import SiteData
 from lepton_client.door import Door
 from lepton_client.hosted.leaves import LEAVES, Leaves
 from lepton_client.hosted.ledger import HostLedger
+from lepton_client.people import held_back
 from lepton_client.site import AUDIT_FILE, ERROR_FILE, KEY_FILE, SiteFile
 from lepton_common.audit import AuditLog
 from lepton_common.datasets.catalog import load_dataset
@@ -53,7 +55,7 @@ class Member:
     Attributes:
         name: its name.
         public_size: its public size class.
-        rows: of the data set, int64; private.
+        rows: of the data set, those that may be trained on, int64; private.
     """
 
     name: str
@@ -133,7 +135,12 @@ class Host:
     def _member(self, place: int) -> Member:
         rows, units = self._parts[place], self.dataset.train.units
         count = len(rows if units is None else np.unique(units[rows]))
-        return Member(self._parts.name(place), public_size_class(count), rows)
+        kept = rows if self.file.data.held_back == 0 else rows[~self._held_back[rows]]
+        return Member(self._parts.name(place), public_size_class(count), kept)
+
+    @cached_property
+    def _held_back(self) -> NDArray[np.bool_]:
+        return held_back(self.dataset.train, self.file.data.unit, self.file.data.held_back)
 
 
 def read_host_file(path: Path) -> HostFile:

@@ -97,6 +97,10 @@ class AnomalyStatistics:
         scores, anomaly = self._logs(outputs, labels)
         return histograms(scores, anomaly, self.bins).ravel()
 
+    def count(self, vector: NDArray[Any]) -> float:
+        """Returns how many records a sum of statistics is of; see `Statistics`."""
+        return float(checked(vector, self.length).sum())
+
     def metrics(self, vector: NDArray[Any]) -> dict[str, float]:
         """Returns what a sum of statistics says, also a noised one; what is undefined is left out.
 

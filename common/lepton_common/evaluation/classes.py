@@ -117,6 +117,14 @@ class ClassStatistics:
             calibration[row] = np.bincount(place[rows], weights, minlength=CALIBRATION_BINS)
         return np.concatenate([confusion, [loss], *map(np.ravel, scores), calibration.ravel()])
 
+    def count(self, vector: NDArray[Any]) -> float:
+        """Returns how many records a sum of statistics is of; see `Statistics`."""
+        blocks = self._split(vector)
+        # Each record is once in the confusion matrix and once in the calibration.
+        cells = np.array([self.classes**2, CALIBRATION_BINS])
+        counts = np.array([blocks.confusion.sum(), blocks.calibration[0].sum()])
+        return float((counts / cells).sum() / (1 / cells).sum())
+
     def metrics(self, vector: NDArray[Any]) -> dict[str, float]:
         """Returns what a sum of statistics says, also a noised one; what is undefined is left out.
 

@@ -3,17 +3,14 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
+from lepton_common.evaluation.direction import lower_is_better
 from lepton_common.evaluation.inputs import require
-from lepton_common.evaluation.statistics import Statistics, all_metrics, lower_is_better
 
-if TYPE_CHECKING:
-    import torch
+_TENTHS_FROM = 20  # sites; of fewer a tenth is one or two
 
 
 @dataclass(frozen=True)
@@ -75,6 +72,8 @@ class OverSites:
         spread: distance of best and worst, 0 or more.
         mean: over sites, a small one counting as much as a large one.
         sd: standard deviation over these sites (of the population: they are all there are).
+        worst_tenth: mean over the worst tenth of the sites (as Li et al. 2020, Fair resource
+            allocation in federated learning, have it); None where there are fewer than 20.
     """
 
     worst_site: str
@@ -84,6 +83,7 @@ class OverSites:
     spread: float
     mean: float
     sd: float
+    worst_tenth: float | None
 
 
 def over_sites(metric: str, values: Mapping[str, float]) -> OverSites:
@@ -99,7 +99,8 @@ def over_sites(metric: str, values: Mapping[str, float]) -> OverSites:
     require(len(values) > 0, f"The spread of {metric} is of one site or more.")
     lowest, highest = min(values, key=values.__getitem__), max(values, key=values.__getitem__)
     worst, best = (highest, lowest) if lower_is_better(metric) else (lowest, highest)
-    each = np.array(list(values.values()))
+    each = np.sort(list(values.values()))
+    tenth = (each[::-1] if lower_is_better(metric) else each)[: len(each) // 10]
     return OverSites(
         worst_site=worst,
         worst=values[worst],
@@ -108,27 +109,5 @@ def over_sites(metric: str, values: Mapping[str, float]) -> OverSites:
         spread=abs(values[best] - values[worst]),
         mean=float(each.mean()),
         sd=float(each.std()),
+        worst_tenth=float(tenth.mean()) if len(each) >= _TENTHS_FROM else None,
     )
-
-
-def metrics_by_site(
-    statistics: Statistics,
-    outputs: "torch.Tensor | NDArray[Any]",
-    labels: "torch.Tensor | NDArray[Any]",
-    origins: NDArray[np.int64],
-    names: Sequence[str],
-) -> dict[str, dict[str, float]]:
-    """Returns all metrics of each natural site's part of a public test set, by the site's name.
-
-    Args:
-        statistics: kind of the problem.
-        outputs: of the model, shape [n, ...].
-        labels: shape [n, ...].
-        origins: index of each record's site, shape [n].
-        names: of the sites.
-    """
-    found = {}
-    for origin in np.unique(origins):
-        rows = np.flatnonzero(origins == origin)
-        found[names[origin]] = all_metrics(statistics, outputs[rows], labels[rows])
-    return found

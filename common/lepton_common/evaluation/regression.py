@@ -88,6 +88,10 @@ class RegressionStatistics:
         rows = [np.ones_like(place), place, place**2, scaled, scaled**2, np.minimum(relative, 1.0)]
         return np.array([row.sum() for row in rows])
 
+    def count(self, vector: NDArray[Any]) -> float:
+        """Returns how many records a sum of statistics is of; see `Statistics`."""
+        return float(checked(vector, self.length)[0])
+
     def metrics(self, vector: NDArray[Any]) -> dict[str, float]:
         """Returns what a sum of statistics says, also a noised one; what is undefined is left out.
 

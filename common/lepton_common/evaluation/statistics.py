@@ -27,11 +27,8 @@ __all__ = [
     "TokenStatistics",
     "all_metrics",
     "hazard_risks",
-    "lower_is_better",
     "reconstruction_errors",
 ]
-
-_LOWER = frozenset({"calibration_error", "log_loss", "mae", "mape", "perplexity", "rmse"})
 
 
 class Statistics(Protocol):
@@ -50,6 +47,9 @@ class Statistics(Protocol):
     ) -> Floats:
         """Returns the statistics of some records, float64, shape [length]."""
 
+    def count(self, vector: NDArray[Any]) -> float:
+        """Returns how many records a sum of statistics is of, also a noised one."""
+
     def metrics(self, vector: NDArray[Any]) -> dict[str, float]:
         """Returns finite metrics from a sum of statistics; what is undefined is left out."""
 
@@ -66,8 +66,3 @@ def all_metrics(
 ) -> dict[str, float]:
     """Returns every metric of records that are all at hand, such as a public test set, exactly."""
     return statistics.metrics(statistics.of(outputs, labels)) | statistics.exact(outputs, labels)
-
-
-def lower_is_better(metric: str) -> bool:
-    """Returns whether less of a metric is better."""
-    return metric in _LOWER

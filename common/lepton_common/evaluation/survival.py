@@ -128,6 +128,10 @@ class SurvivalStatistics:
         cells = np.ravel_multi_index((when, event, bins_of(risks, self.risk_bins)), shape)
         return np.bincount(cells, minlength=self.length).astype(np.float64)
 
+    def count(self, vector: NDArray[Any]) -> float:
+        """Returns how many records a sum of statistics is of; see `Statistics`."""
+        return float(checked(vector, self.length).sum())
+
     def metrics(self, vector: NDArray[Any]) -> dict[str, float]:
         """Returns ``c_index`` from a sum of statistics, also a noised one; nothing without pairs.
 

@@ -80,6 +80,10 @@ class TokenStatistics:
         capped = np.minimum(losses / self.loss_cap, 1.0)
         return np.array([len(losses), right.sum(), capped.sum()]) / self.positions
 
+    def count(self, vector: NDArray[Any]) -> float:
+        """Returns how many records a sum is of, if all positions have a label."""
+        return float(checked(vector, self.length)[0])
+
     def metrics(self, vector: NDArray[Any]) -> dict[str, float]:
         """Returns what a sum of statistics says, also a noised one: nothing without positions.
 

@@ -42,6 +42,7 @@ class Task:
         augmentation: how a record may vary and keep its label.
         until: ends of the intervals of ``hazard``.
         scale: lowest and highest value that a ``regression`` is scaled by, and their unit.
+        last: greatest time of interest of ``cox``, in the label's unit.
         counts: name of the figure that it is judged by; None: the objective's own.
     """
 
@@ -54,12 +55,18 @@ class Task:
     augmentation: Augmentation = field(default_factory=AsTheyAre)
     until: tuple[float, ...] = ()
     scale: tuple[float, float, str] = (-1.0, 1.0, "")
+    last: float = 1.0
     counts: str | None = None
 
     @property
     def objective(self) -> Objective:
         """What a model is trained for."""
         return Hazard(self.until) if self.until else OBJECTIVES[self.learns]
+
+    @property
+    def horizon(self) -> float:
+        """Greatest time of interest of a survival task, in the label's unit, and public."""
+        return self.until[-1] if self.until else self.last
 
     @property
     def headline(self) -> Headline:
@@ -137,7 +144,8 @@ TASKS: dict[str, Task] = {
              augmentation=OfImages(2)),
         Task("breast_cancer", "breast_cancer", _CLASSES, "0 malignant, 1 benign", domain="health"),
         Task("heart_disease", "heart_disease", _TWO, "heart disease present", domain="health"),
-        Task("tcga_brca", "tcga_brca", "cox", "days until death", domain="health"),
+        Task("tcga_brca", "tcga_brca", "cox", "days until death", domain="health",
+             last=_HALF_YEARS[-1]),
         Task("tcga_brca_hazard", "tcga_brca", "hazard", "days until death", domain="health",
              until=_HALF_YEARS),
         Task("adult", "adult", _TWO, "earns more than 50,000 dollars a year"),

@@ -10,6 +10,8 @@ from lepton_common.evaluation.statistics import (
     AnomalyStatistics,
     ClassStatistics,
     RegressionStatistics,
+    Statistics,
+    SurvivalStatistics,
     TokenStatistics,
     all_metrics,
     hazard_risks,
@@ -23,6 +25,7 @@ from lepton_common.tasks.objectives import (
     Objective,
     Reconstruction,
     Regression,
+    Shape,
 )
 
 if TYPE_CHECKING:
@@ -87,13 +90,11 @@ class _Numbers(Figures):
     def __init__(self, task: "Task", *, every: bool) -> None:
         super().__init__(task, every=every)
         low, high, _ = task.scale
-        self._middle, self._half = (low + high) / 2, (high - low) / 2
         self._statistics = RegressionStatistics(low, high)
         self._sum = np.zeros(self._statistics.length)
 
     def _take(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
-        made, wanted = (self._middle + self._half * t.double() for t in (outputs, labels))
-        self._sum += self._statistics.of(made, wanted)
+        self._sum += self._statistics.of(*judged(self._task, outputs, labels))
 
     def _figures(self) -> dict[str, float]:
         return self._statistics.metrics(self._sum)
@@ -120,7 +121,7 @@ class _Anomalies(Figures):
         self._held = _Held()
 
     def _take(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
-        self._held.add(self._task.losses(outputs, labels), labels[:, 0].long())
+        self._held.add(*judged(self._task, outputs, labels))
 
     def _figures(self) -> dict[str, float]:
         return all_metrics(AnomalyStatistics(), *self._held.joined())
@@ -132,9 +133,7 @@ class _Survival(Figures):
         self._held = _Held()
 
     def _take(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
-        relative = isinstance(self._task.objective, Cox)
-        risks = outputs[:, 0].double() if relative else torch.from_numpy(hazard_risks(outputs))
-        self._held.add(risks, labels)
+        self._held.add(*judged(self._task, outputs, labels))
 
     def _figures(self) -> dict[str, float]:
         risks, labels = (part.double().numpy() for part in self._held.joined())
@@ -170,3 +169,42 @@ def figures_of(task: "Task", *, every: bool) -> Figures:
     """Returns a collector of a task's figures; see `Figures`."""
     (kind,) = (found for of, found in _KINDS.items() if isinstance(task.objective, of))
     return kind(task, every=every)
+
+
+def judged(
+    task: "Task", outputs: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns a model's outputs and the labels in the form in which `statistics_of` takes them."""
+    objective = task.objective
+    if isinstance(objective, Regression):
+        low, high, _ = task.scale
+        middle, half = (low + high) / 2, (high - low) / 2
+        return middle + half * outputs.double(), middle + half * labels.double()
+    if isinstance(objective, Reconstruction):
+        return task.losses(outputs, labels), labels[:, 0].long()
+    if isinstance(objective, Cox):
+        return outputs[:, 0].double(), labels
+    if isinstance(objective, Hazard):
+        return torch.from_numpy(hazard_risks(outputs)), labels
+    return outputs, labels
+
+
+def statistics_of(task: "Task", classes: int, input_shape: Shape, bins: int) -> Statistics:
+    """Returns which sums over records a task's figures are told from.
+
+    Args:
+        task: what was learned.
+        classes: number of label values, or of tokens.
+        input_shape: shape of one record's features.
+        bins: of each histogram of scores; with noise, fewer are better.
+    """
+    objective = task.objective
+    if isinstance(objective, Regression):
+        return RegressionStatistics(*task.scale[:2])
+    if isinstance(objective, NextToken):
+        return TokenStatistics(classes, input_shape[0])
+    if isinstance(objective, Reconstruction):
+        return AnomalyStatistics(bins=bins)
+    if isinstance(objective, Cox | Hazard):
+        return SurvivalStatistics(task.horizon, min(200, 4 * bins), min(50, bins))
+    return ClassStatistics(max(2, classes), score_bins=bins)

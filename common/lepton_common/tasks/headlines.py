@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lepton_common.evaluation.direction import lower_is_better
+
 
 @dataclass(frozen=True)
 class Headline:
@@ -11,14 +13,17 @@ class Headline:
     Attributes:
         name: in metrics.
         title: in tables and pictures.
-        higher: whether more is better.
         top: the most that it can be; None: unbounded.
     """
 
     name: str
     title: str
-    higher: bool = True
     top: float | None = 1.0
+
+    @property
+    def higher(self) -> bool:
+        """Whether more is better."""
+        return not lower_is_better(self.name)
 
     def best(self, values: Sequence[float]) -> int:
         """Returns the place of the best value, the first of equals."""
@@ -34,8 +39,8 @@ HEADLINES: dict[str, Headline] = {
         Headline("roc_auc", "area under the ROC curve"),
         Headline("pr_auc", "area under the precision-recall curve"),
         Headline("c_index", "concordance index"),
-        Headline("perplexity", "perplexity", higher=False, top=None),
-        Headline("rmse", "root mean squared error", higher=False, top=None),
-        Headline("mae", "mean absolute error", higher=False, top=None),
+        Headline("perplexity", "perplexity", top=None),
+        Headline("rmse", "root mean squared error", top=None),
+        Headline("mae", "mean absolute error", top=None),
     )
 }

@@ -59,6 +59,7 @@ def show_command(
     """Print one run's tables, from its verified logs, and write its report anew."""
     from lepton_cli.apps.presentation import app_document, print_app_summary, write_app_report
     from lepton_cli.apps.record import AppRun
+    from lepton_cli.evaluation import print_evaluation
     from lepton_cli.report import write_report
     from lepton_cli.run import find_any
     from lepton_cli.statistics import print_statistics, read_statistics
@@ -76,6 +77,8 @@ def show_command(
     if found.settings.statistics.asked:
         if as_json:
             print(json.dumps(read_statistics(found)))
+        elif found.settings.statistics.evaluates is not None:
+            print_evaluation(found)
         else:
             print_statistics(found)
         return

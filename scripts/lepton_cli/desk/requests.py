@@ -26,6 +26,8 @@ from lepton_common.messages import TrainRequest
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.proposal import Proposal, read_proposal
 from lepton_common.settings import Settings
+from lepton_common.tasks.catalog import find_task
+from lepton_common.tasks.figures import statistics_of
 
 State = Literal["waits", "approved", "refused", "automatic", "beyond the policy"]
 _NO_DIGEST = "0" * 64
@@ -64,7 +66,7 @@ class Asked:
         if settings is not None:
             row |= {
                 "task": settings.task,
-                "model": "statistics" if settings.statistics.asked else settings.model,
+                "model": _asked_about(settings),
                 "rounds": settings.rounds,
                 "sites": settings.cohort,
                 "privacy": settings.privacy.mode,
@@ -90,6 +92,14 @@ class Cost:
     rounds: int
     taken: int
     budgets: list[Budget]
+
+
+def _asked_about(settings: Settings) -> str:
+    """Returns what a run is about, in a word or two."""
+    asked = settings.statistics
+    if not asked.asked:
+        return settings.model
+    return "statistics" if asked.evaluates is None else f"figures of {settings.model}"
 
 
 def all_asked(desk: Desk) -> list[Asked]:
@@ -204,12 +214,16 @@ def _plan(desk: Desk, settings: Settings, size: int) -> PrivacyPlan:
 def _size(desk: Desk, settings: Settings) -> int:
     """Returns the number of weights of the run's model on the site's data, built by the trainer.
 
-    Of statistics: the most values that their sum may have, which costs no less.
+    Of statistics: the most values that their sum may have, which costs no less; of an evaluation
+    those of its sum.
     """
     with trainer_of(desk) as trainer:
         if settings.statistics.asked:
-            found = trainer.describe()
+            found, bins = trainer.describe(), settings.statistics.bins
+            if settings.statistics.evaluates is not None:
+                task = find_task(settings.task)
+                return statistics_of(task, found.classes, tuple(found.input_shape), bins).length
             columns = math.prod(found.input_shape) + 1
-            return 1 + max(2, found.classes) + columns * (settings.statistics.bins + 3)
+            return 1 + max(2, found.classes) + columns * (bins + 3)
         wanted = Wanted(task=settings.task, model=settings.model, seed=settings.seed)
         return len(trainer.initial(wanted).vector)

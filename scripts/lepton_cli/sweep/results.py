@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from lepton_cli.run import Run
 from lepton_cli.summary import as_json_document, upper
 from lepton_common.durable import write_atomic
+from lepton_common.evaluation.confidence import over_seeds
 
 SEED = "seed"
 
@@ -85,6 +85,8 @@ class Group:
         headline: the figure that its task is judged by.
         reached: its mean over the finished ones; None without any.
         deviation: standard deviation over them, of the sample; None with fewer than two.
+        low: lower end of the 95 % interval of the mean by Student's t; likewise.
+        high: upper end.
         epsilon: largest that a site has spent in any of them; None without DP.
     """
 
@@ -94,6 +96,8 @@ class Group:
     headline: str
     reached: float | None
     deviation: float | None
+    low: float | None
+    high: float | None
     epsilon: float | None
 
 
@@ -119,13 +123,16 @@ def grouped(results: Sequence[Result]) -> list[Group]:
 def _group(knobs: dict[str, str], results: Sequence[Result]) -> Group:
     reached = [result.reached for result in results if result.reached is not None]
     spent = [result.epsilon for result in results if result.epsilon is not None]
+    over = over_seeds(reached) if reached else None
     return Group(
         knobs=knobs,
         runs=len(reached),
         failed=len(results) - len(reached),
         headline=max(result.headline for result in results),
-        reached=statistics.mean(reached) if reached else None,
-        deviation=statistics.stdev(reached) if len(reached) > 1 else None,
+        reached=over.mean if over else None,
+        deviation=over.sd if over else None,
+        low=over.low if over else None,
+        high=over.high if over else None,
         epsilon=max(spent, default=None),
     )
 
@@ -149,7 +156,8 @@ def table(results: Sequence[Result]) -> Table:
         shown.add_column(name)
     one = one_headline(results)
     heading = f"{one or 'reached'} (mean ± sd)" if seeds else one or "reached"
-    for text in (heading, "largest epsilon", "runs" if seeds else "seconds", "remarks"):
+    interval = ["95 % of the mean"] if seeds else []
+    for text in (heading, *interval, "largest epsilon", "runs" if seeds else "seconds", "remarks"):
         shown.add_column(text, justify="left" if text == "remarks" else "right", overflow="fold")
     for group in grouped(results):
         own = [result for result in results if group.knobs.items() <= result.knobs.items()]
@@ -168,11 +176,16 @@ def table(results: Sequence[Result]) -> Table:
         shown.add_row(
             *(group.knobs[name] for name in names),
             reached,
+            *([_between(group)] if seeds else []),
             f"[bold red]{epsilon}[/]" if red else epsilon,
             third,
             f"[red]{remarks}[/]" if remarks else "",
         )
     return shown
+
+
+def _between(group: Group) -> str:
+    return "-" if group.low is None else f"{group.low:.4f} to {group.high:.4f}"
 
 
 def one_headline(results: Sequence[Result]) -> str:

@@ -66,7 +66,7 @@ class SecureRound:
         self._node_of = {facts.name: node for node, facts in sites.items()}
         assert request.masked is not None, "a masked round describes its sum"
         self._form = request.masked
-        self._summed = summed_as(request, self._form, len(model))
+        self._summed = summed_as(request, self._form, request.values(len(model)))
         self._proposal = self._specification(self._summed.dimension)
 
     def gather(self) -> Conversation[Gathered]:

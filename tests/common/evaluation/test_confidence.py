@@ -5,8 +5,7 @@ import pytest
 from scipy import stats
 
 from lepton_common.errors import SettingsError
-from lepton_common.evaluation.confidence import metrics_by_site, over_seeds, over_sites
-from lepton_common.evaluation.statistics import ClassStatistics
+from lepton_common.evaluation.confidence import over_seeds, over_sites
 
 
 def test_the_interval_is_students():
@@ -55,10 +54,8 @@ def test_worst_and_best_go_by_what_is_better():
         over_sites("accuracy", {})
 
 
-def test_each_natural_site_is_judged_on_its_own_records():
-    logits, labels = np.array([2.0, -1.0, 3.0, -2.0]), np.array([1, 1, 1, 0])
-    origins = np.array([0, 0, 2, 2])
-    found = metrics_by_site(ClassStatistics(2), logits, labels, origins, ("a", "b", "c"))
-    assert {site: each["accuracy"] for site, each in found.items()} == {"a": 0.5, "c": 1.0}
-    assert "roc_auc" not in found["a"]
-    assert found["c"]["roc_auc"] == 1.0
+def test_the_worst_tenth_is_a_mean_of_the_worst_sites_where_there_are_many():
+    values = {f"site-{n}": n / 100 for n in range(30)}
+    assert over_sites("accuracy", values).worst_tenth == pytest.approx(0.01)
+    assert over_sites("log_loss", values).worst_tenth == pytest.approx(0.28)
+    assert over_sites("accuracy", dict(list(values.items())[:19])).worst_tenth is None
