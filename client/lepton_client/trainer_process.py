@@ -120,22 +120,24 @@ class TrainerProcess:
     def train(self, request: TrainRequest, received: Vector) -> Trained:
         """Trains without differential privacy; see `Trainer`."""
         call = Call(what="train", request=request)
-        answer, found = self._call(call, received, most=received.nbytes)
+        size = request.answered(len(received))
+        answer, found = self._call(call, received, most=4 * size)
         try:
             loss = float.fromhex(answer.loss)
         except ValueError:
             raise TrainerFailed("The trainer's loss is no number.") from None
-        return Trained(_update(found, received), loss, answer.records)
+        return Trained(_update(found, size), loss, answer.records)
 
     def train_privately(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Vector:
         """Trains under a plan; see `Trainer`."""
         call = Call(what="train_privately", request=request, plan=plan)
-        return _update(self._call(call, received, most=received.nbytes)[1], received)
+        size = request.answered(len(received))
+        return _update(self._call(call, received, most=4 * size)[1], size)
 
     def noised_sum(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Integers:
         """Sums under a plan; see `Trainer`."""
         call = Call(what="noised_sum", request=request, plan=plan)
-        most = 8 * (len(received) + 1)
+        most = 8 * (request.answered(len(received)) + 1)
         _, found = self._call(call, received, most=most)
         if found.nbytes not in (most, most - 8):
             raise TrainerFailed("The trainer's sum has not the length of the model.")
@@ -211,9 +213,9 @@ def _command(rules: TrainerRules, folder: Path, data: SiteData) -> list[str]:
     return cut_off(words, folder, keep)
 
 
-def _update(found: NDArray[np.uint8], received: Vector) -> Vector:
+def _update(found: NDArray[np.uint8], size: int) -> Vector:
     update = found.view(np.float32)
-    if update.shape != received.shape or not np.isfinite(update).all():
+    if len(update) != size or not np.isfinite(update).all():
         raise TrainerFailed("The trainer's update is not finite, or not of the model's length.")
     return update
 
