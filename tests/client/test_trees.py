@@ -1,4 +1,4 @@
-"""What a server may ask of a site's trees, what it is charged, and with which noise it leaves."""
+"""What a server may ask of a site for its trees, what it costs, with which noise it leaves."""
 
 from dataclasses import replace
 
@@ -102,7 +102,7 @@ def test_each_level_is_charged_and_leaves_with_its_event(make_site):
     assert receipt.steps == 1
     (released,) = [r for r in make_site().audit.records if r.kind == "release"]
     protections = {item["name"]: item["provenance"] for item in released.body["items"]}
-    assert protections["update"]["protection"] == "dp"
+    assert protections["update"] == {"dp": asked.privacy.plan("row", 16).event().record()}
 
 
 def test_what_a_model_holds_decides_nothing_about_a_persons_bound(make_site):
@@ -129,7 +129,7 @@ def test_a_site_of_too_small_a_public_size_counts_as_the_largest_of_that_size(ma
 
 
 def _many_cells(site, records):
-    name = "boosted_trees.1x5b256"
+    name = "boosted_trees.1x4b128"
     asked, vector = trees(name, privacy=OWN)
     model = resident_model(name, (4,), 1, torch.device("cpu"), channels_last=False)
     site.trainer.people()
@@ -146,7 +146,7 @@ def test_each_cell_leaves_with_the_noise_that_is_charged(make_site, pairs):
     plan = consent.check(asked, site.file)
     update = site.trainer.train_privately(asked, vector, plan).astype(float)
     noise = update - exact(plan)
-    assert len(noise) == 2 * 16 * 4 * 256
+    assert len(noise) == 2 * 8 * 4 * 128
     assert noise.std() == pytest.approx(4.0 * OWN.clipping_norm, rel=0.02)
     assert stats.kstest(noise / (4.0 * OWN.clipping_norm), "norm").pvalue > 1e-6
 
@@ -174,8 +174,8 @@ def test_no_histogram_of_a_site_leaves_under_secure_aggregation(make_site):
     assert total[:128] == pytest.approx(3.0 * own, abs=1e-5)
     released = [r.body for r in federation.open(1).audit.records if r.kind == "release"]
     left = [item for body in released for item in body["items"]]
-    masked = [item["provenance"]["protection"] for item in left if item["name"] == "masked"]
-    assert masked == ["secagg"]
+    masked = [item["provenance"] for item in left if item["name"] == "masked"]
+    assert masked == [{"secagg": server.spec.hash.hex()}]
     assert {item["name"] for item in left} == {"secagg", "masked", "receipt"}
 
 
@@ -185,7 +185,7 @@ def _with_model(content, vector):
 
 def test_a_host_of_many_sites_grows_none():
     asked, vector = trees()
-    message = ask(train_many_content(asked, [0], model_record(vector)))
+    message = ask(train_many_content(asked, model_record(vector), [0]))
     with pytest.raises(ConsentRefused, match="grows no trees"):
         work.train(message, None)
 

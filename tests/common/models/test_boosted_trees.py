@@ -1,4 +1,4 @@
-"""Trees as tensors: what a name says, how records come to leaves, and what odd weights do not do."""
+"""Trees as tensors: what a name says, how records come to leaves, what odd weights do not do."""
 
 import numpy as np
 import pytest

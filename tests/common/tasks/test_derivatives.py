@@ -1,4 +1,4 @@
-"""Derivatives that trees are grown from: against autograd, and within their bounds whatever comes."""
+"""Derivatives that trees are grown from: against autograd, and within their bounds always."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Trees grown by a whole federation: as on all records in one place, whatever crashes in between."""
+"""Trees grown by a whole federation: as on all records in one place, whatever crashes."""
 
 import numpy as np
 import pytest
@@ -46,14 +46,13 @@ def test_the_federations_trees_are_those_of_all_records_in_one_place(simulate, p
     assert found["leaves"] == pytest.approx(expected["leaves"], abs=1e-5)
     assert found["base"] == pytest.approx(expected["base"], abs=1e-5)
     reports = simulate.reports()
-    losses = [report["metrics"]["loss"] for report in reports]
+    losses = [report.metrics["loss"] for report in reports]
     assert losses[-1] < losses[0]
     if mode == "sa1":
-        assert reports[-1]["metrics"]["train_loss"] < reports[0]["metrics"]["train_loss"]
+        assert reports[-1].metrics["train_loss"] < reports[0].metrics["train_loss"]
 
 
-def test_a_run_that_broke_goes_on_to_the_same_trees(simulate, pooled):
-    layout, expected = pooled
+def test_a_run_that_broke_goes_on_to_the_same_trees(simulate):
     plain = {**TREES, "secagg.mode": "none"}
     asked = []
 
@@ -65,3 +64,17 @@ def test_a_run_that_broke_goes_on_to_the_same_trees(simulate, pooled):
         simulate("broken", plain, fails=fails)
     assert len(simulate.reports("broken")) == 1
     assert np.array_equal(simulate("broken", plain), simulate("whole", plain))
+
+
+def test_with_shared_noise_sites_are_charged_for_each_level_and_trees_still_learn(simulate):
+    shared = {
+        **TREES, "task": "wine_quality", "rounds": 2, "secagg.mode": "sa1",
+        "privacy.mode": "distributed", "privacy.epsilon": 20.0, "privacy.delta": 1e-5,
+        "train.local_epochs": None, "train.local_steps": 1, "federation.weights": "public_size",
+        "model": "boosted_trees.1x2b8",
+    }  # fmt: skip
+    simulate("noisy", shared)
+    first, second = simulate.reports("noisy")
+    assert second.metrics["rmse"] < first.metrics["rmse"]
+    assert "train_loss" not in second.metrics
+    assert all(0 < first.epsilon[site] < second.epsilon[site] <= 20.0 for site in second.epsilon)
