@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from lepton_client.training.resident import ResidentModel
+from lepton_client.training.statistics import person_shares
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Records
 from lepton_common.errors import EmptySite, GradientsUnavailable, ModelMismatch
@@ -86,15 +87,6 @@ def within(sums: Vector, most: float) -> Vector:
     """
     largest = float(np.abs(sums).max(initial=0.0))
     return sums if largest <= most else sums * np.float32(most / largest)
-
-
-def person_shares(records: Records) -> Sums:
-    """Returns for each record 1 over the number of its person's."""
-    if records.units is None:
-        return np.ones(len(records))
-    _, person, counts = np.unique(records.units, return_inverse=True, return_counts=True)
-    shares: Sums = 1.0 / counts[person]
-    return shares
 
 
 def _sampled(records: Records, rate: float, secret: SecretRandom) -> NDArray[np.bool_]:

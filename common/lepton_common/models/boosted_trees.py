@@ -47,8 +47,7 @@ class BoostedTrees(nn.Module):
         parts = [
             self.margins(self.binned(part), self.form.trees) for part in torch.split(records, _ROWS)
         ]
-        joined = torch.cat(parts) if parts else torch.zeros(0, device=records.device)
-        return joined.float().unsqueeze(1)
+        return torch.cat(parts).float().unsqueeze(1)
 
     def binned(self, records: torch.Tensor) -> torch.Tensor:
         """Returns the bin of each feature, int64, shape [n, F]; beyond [-1, 1] that of the end."""
