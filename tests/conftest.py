@@ -138,6 +138,14 @@ _SETTINGS = {
         "statistics": None,
     },
     "statistics": {"asked": False, "bins": 10, "features": None, "evaluates": None},
+    "trees": {
+        "depth": 3,
+        "bins": 32,
+        "learning_rate": 0.3,
+        "l2": 1.0,
+        "min_gain": 0.0,
+        "min_child_weight": 1.0,
+    },
 }
 _PRIVATE = {
     "privacy.mode": "record",

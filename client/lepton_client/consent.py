@@ -95,6 +95,8 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
         _check_statistics(request, site)
     if not isinstance(request.statistics, StatisticsQuery):
         _check_kind(request.model, policy)
+    if request.grows_trees:
+        _check_trees(request)
     if request.cohort < policy.min_cohort:
         raise ConsentRefused(
             f"A cohort of {request.cohort} is below this site's floor of {policy.min_cohort}."
@@ -156,6 +158,22 @@ def _check_statistics(request: TrainRequest, site: SiteFile) -> None:
         raise ConsentRefused("Statistics are summed as they are.")
     if query.bins > rules.max_bins:
         raise ConsentRefused(f"{query.bins} bins exceed this site's {rules.max_bins}.")
+
+
+def _check_trees(request: TrainRequest) -> None:
+    """Holds a request for a level of trees against what such a sum is.
+
+    Raises:
+        ConsentRefused: naming the first bound that is broken.
+    """
+    asked, form = request.privacy, request.masked
+    if asked is not None and (asked.mode == "site" or asked.steps_per_round != 1):
+        raise ConsentRefused("A level of trees is one sum over people.")
+    if form is not None and (
+        (form.coordinates, form.rotate, form.groups, form.weight_cap) != (1.0, False, 1, None)
+        or set(form.weights.values()) != {1}
+    ):
+        raise ConsentRefused("A level of trees is summed whole, and people count alike.")
 
 
 def _check_privacy(asked: PrivacyRequest, recipe: Recipe, policy: SitePolicy) -> None:

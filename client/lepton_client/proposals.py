@@ -35,6 +35,7 @@ from lepton_common.models.packaged import packaged
 from lepton_common.policy import SitePolicy
 from lepton_common.proposal import Proposal, read_proposal
 from lepton_common.settings import Settings
+from lepton_common.statistics import EvaluationQuery
 from lepton_common.strict import Digest, parse_json, record, to_json
 
 if TYPE_CHECKING:
@@ -109,7 +110,9 @@ class Proposals:
         least = math.ceil(settings.federation.quorum * settings.cohort)
         if request.round > settings.rounds or request.cohort < least:
             raise PolicyViolation("The round is beyond the proposed run, or for fewer sites.")
-        if size is not None and not keeps_privacy(request.privacy, settings, request.values(size)):
+        if size is not None and not keeps_privacy(
+            request.privacy, settings, _length(request, size)
+        ):
             raise PolicyViolation("What is asked is not what was proposed: the privacy plan.")
 
     def text(self, run: str) -> str | None:
@@ -254,6 +257,12 @@ def _beyond_study(
             yield ConsentRefused(f"The study {study.name} does not cover the run's {what}.")
 
 
+def _length(request: TrainRequest, size: int) -> int:
+    """Returns the values of an evaluation's sum, and else of the model, given what it said."""
+    query = request.statistics
+    return query.length if isinstance(query, EvaluationQuery) else size
+
+
 def _terms(request: TrainRequest, settings: Settings) -> dict[str, tuple[object, object]]:
     masked = request.masked
     form = masked_sum(settings, masked.weights) if masked else None
@@ -266,7 +275,7 @@ def _terms(request: TrainRequest, settings: Settings) -> dict[str, tuple[object,
         "secure aggregation": (masked is not None, settings.secure),
         "form of the sum": (masked, form),
         "privacy": (request.privacy is None, not settings.private),
-        "statistics": (request.statistics, statistics_query(settings, request.values(1))),
+        "statistics": (request.statistics, statistics_query(settings, _length(request, 1))),
     }
 
 

@@ -27,6 +27,7 @@ from lepton_client.training.private import (
 )
 from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_client.training.statistics import bounded_sum
+from lepton_client.training.trees import bounded_sums, plain_sums
 from lepton_common.arrays import Layout, Vector, read_parameters
 from lepton_common.datasets.records import Records
 from lepton_common.device import pick_device
@@ -97,7 +98,7 @@ class Trained:
     """What came of training without differential privacy; all of it is the site's secret.
 
     Attributes:
-        update: float32, shape [d].
+        update: float32, shape [d]; of trees the sums of a level.
         loss: mean over the last pass.
         records: how many there were.
     """
@@ -252,6 +253,10 @@ class LocalTrainer:
             total = plan.clipping_norm * self._bounded_sum(request, received, records)
             noise = SecretRandom().gaussian(len(total), plan.own_noise)
             return (total + noise).astype(np.float32)
+        if request.grows_trees:
+            total = self._level_sums(request, received, records, plan)
+            noise = SecretRandom().gaussian(len(total), plan.own_noise)
+            return ((total + noise) / plan.sample_rate).astype(np.float32)
         model = self._model(request, received, channels_last=False)
         engine = self.conformance(request)
         return train_private(model, task, records, received, request.recipe, plan, engine)
@@ -264,6 +269,9 @@ class LocalTrainer:
             return noised(total, plan, SecretRandom())
         if plan.unit == WHOLE_SITE:
             return self._train_whole(request, received, records, plan)
+        if request.grows_trees:
+            total = self._level_sums(request, received, records, plan)
+            return noised(total, plan, SecretRandom())
         model = self._model(request, received, channels_last=False)
         engine = self.conformance(request)
         return noisy_sum(model, task, records, received, request.recipe, plan, engine)
@@ -302,7 +310,18 @@ class LocalTrainer:
         model = self._built(request, channels_last=False)
         return figure_sum(request, received, model, records, self._source.dataset())
 
+    def _level_sums(
+        self, request: TrainRequest, received: Vector, records: Records, plan: PrivacyPlan
+    ) -> NDArray[np.float64]:
+        """Sums what people add to a level of trees, each at most a clipping norm long."""
+        model = self._model(request, received, channels_last=False)
+        return bounded_sums(model, find_task(request.task), records, received, plan, SecretRandom())
+
     def _train(self, request: TrainRequest, received: Vector, records: Records) -> Trained:
+        if request.grows_trees:
+            grown = self._model(request, received, channels_last=False)
+            sums, loss = plain_sums(grown, find_task(request.task), records, received)
+            return Trained(sums, loss, len(records))
         model = self._model(request, received, channels_last=True)
         if len(records) == 0:
             raise EmptySite("This site holds no record; check the data in its site file.")
@@ -345,7 +364,8 @@ class LocalTrainer:
             request.model,
             dataset.input_shape,
             find_task(request.task).outputs(dataset.classes, dataset.input_shape),
-            pick_device(request.recipe.device),
+            # Trees are looked up and not multiplied: no GPU is faster, and float64 is at hand.
+            pick_device("cpu" if request.grows_trees else request.recipe.device),
             channels_last=channels_last,
         )
 

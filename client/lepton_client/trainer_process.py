@@ -119,7 +119,7 @@ class TrainerProcess:
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:
         """Trains without differential privacy; see `Trainer`."""
-        call, size = Call(what="train", request=request), request.values(len(received))
+        call, size = Call(what="train", request=request), request.answered(len(received))
         answer, found = self._call(call, received, most=4 * size)
         try:
             loss = float.fromhex(answer.loss)
@@ -130,13 +130,13 @@ class TrainerProcess:
     def train_privately(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Vector:
         """Trains under a plan; see `Trainer`."""
         call = Call(what="train_privately", request=request, plan=plan)
-        size = request.values(len(received))
+        size = request.answered(len(received))
         return _update(self._call(call, received, most=4 * size)[1], size)
 
     def noised_sum(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Integers:
         """Sums under a plan; see `Trainer`."""
         call = Call(what="noised_sum", request=request, plan=plan)
-        most = 8 * (request.values(len(received)) + 1)
+        most = 8 * (request.answered(len(received)) + 1)
         _, found = self._call(call, received, most=most)
         if found.nbytes not in (most, most - 8):
             raise TrainerFailed("The trainer's sum has not the length of the model.")

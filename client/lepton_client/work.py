@@ -13,6 +13,7 @@ from lepton_client.drawing import check_group, draw_groups
 from lepton_client.ledger import Charge
 from lepton_client.participant import Participant
 from lepton_client.site import Site
+from lepton_client.training.trees import within
 from lepton_common.arrays import Vector
 from lepton_common.chain import GENESIS
 from lepton_common.errors import EncodingError, PrivateWorkFailed
@@ -29,7 +30,7 @@ from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, prot
 from lepton_common.secagg.ring import Integers
 from lepton_common.secagg.spec import RoundSpec
 from lepton_common.stages import DRAWING, SecAggStage, StageRequest, read_request, read_stage
-from lepton_common.summing import SummedForm
+from lepton_common.summing import SummedForm, most_of_a_cell
 
 
 def introduce(message: Message, site: Site) -> Message:
@@ -167,8 +168,12 @@ def _train(
     if plan is None:
         with site.training(request.run) as trainer:
             trained = trainer.train(request, received)
-        return _Result(trained.update, trained.loss, trained.records)
-    consent.check_model(received)
+        update = trained.update
+        if request.grows_trees:
+            update = within(update, most_of_a_cell(site.file.public_size))
+        return _Result(update, trained.loss, trained.records)
+    if not request.grows_trees:  # what a record adds to a level is bounded whatever the trees are
+        consent.check_model(received)
     consent.check_device(site.trainer.device(request), site.file.policy)
     site.ledger.refresh()
     site.ledger.check_head(request.ledger_heads.get(site.file.name))
@@ -178,7 +183,8 @@ def _train(
         # From here on a failure may tell whether people are in earlier data too.
         site.ledger.use_data(site.file.data.unit, trainer.people())
         charge = site.ledger.reserve(plan, request, site.file.policy, study)
-        if plan.unit != WHOLE_SITE and request.statistics is None:
+        by_gradients = request.statistics is None and not request.grows_trees
+        if plan.unit != WHOLE_SITE and by_gradients:
             site.note_engine(request.run, trainer.conformance(request))
         if plan.shared is None:
             update = trainer.train_privately(request, received, plan)

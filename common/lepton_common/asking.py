@@ -5,9 +5,11 @@ computes the same.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 
-from lepton_common.messages import MaskedSum, PrivacyRequest, Recipe
+from lepton_common.messages import MaskedSum, PrivacyRequest, Recipe, SiteFacts
+from lepton_common.models.tree_form import answer_size, form_of
 from lepton_common.privacy.plan import SharedNoise, calibrated_noise, planned_epsilon
 from lepton_common.secagg.spec import least_survivors
 from lepton_common.settings import Settings
@@ -23,7 +25,7 @@ def privacy_request(settings: Settings, size: int) -> PrivacyRequest | None:
 
     Args:
         settings: the whole configuration.
-        size: number of weights in the model.
+        size: number of weights in the model, or of values in the sum where statistics are asked.
 
     Raises:
         PlanError: no noise reaches the target.
@@ -88,8 +90,18 @@ def shared_noise(settings: Settings, size: int) -> SharedNoise | None:
     if not settings.shares_noise:
         return None
     n, f = settings.cohort, settings.colluders
-    values = size + (settings.privacy.clip_quantile is not None)
+    values = size if settings.statistics.asked else answer_size(settings.model, size)
+    values += settings.privacy.clip_quantile is not None
     return SharedNoise(n, least_survivors(n, f, settings.federation.quorum), f, values)
+
+
+def weights_of(cohort: Iterable[SiteFacts], settings: Settings) -> dict[str, int]:
+    """Returns the public weight of each site of a cohort, by its name.
+
+    Where trees are grown people count alike, wherever they are: sites send sums, and no means.
+    """
+    equal = settings.federation.weights == "equal" or form_of(settings.model) is not None
+    return {facts.name: 1 if equal else facts.public_size for facts in cohort}
 
 
 def masked_sum(settings: Settings, weights: dict[str, int]) -> MaskedSum:

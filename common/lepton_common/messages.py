@@ -17,6 +17,7 @@ from lepton_common.content import expect_records, read_text, read_vector, record
 from lepton_common.datasets.preparation import Preparation
 from lepton_common.device import DEVICE
 from lepton_common.errors import MalformedMessage, ModelMismatch, PlanError
+from lepton_common.models.tree_form import answer_size, form_of
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan, SharedNoise
 from lepton_common.statistics import EvaluationQuery, StatisticsQuery
 from lepton_common.strict import (
@@ -214,10 +215,16 @@ class TrainRequest:
     ledger_heads: dict[Name, Digest]
     statistics: StatisticsQuery | EvaluationQuery | None = None
 
-    def values(self, received: int) -> int:
-        """Returns how many numbers a site answers with, to a model of so many."""
-        query = self.statistics
-        return query.length if isinstance(query, EvaluationQuery) else received
+    @property
+    def grows_trees(self) -> bool:
+        """Whether a level of trees is asked for: sums over people in the place of an update."""
+        return self.statistics is None and form_of(self.model) is not None
+
+    def answered(self, values: int) -> int:
+        """Returns how many values a site answers with, given how many came with the request."""
+        if isinstance(self.statistics, EvaluationQuery):
+            return self.statistics.length
+        return answer_size(self.model, values) if self.grows_trees else values
 
 
 @record

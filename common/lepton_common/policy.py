@@ -3,6 +3,7 @@
 from typing import Literal
 
 from lepton_common.models.packaged import any_version
+from lepton_common.models.tree_form import any_form
 from lepton_common.statistics import Bins
 from lepton_common.strict import (
     Count,
@@ -62,7 +63,8 @@ class SitePolicy:
             is proven of rounding does not hold there.
         tasks: tasks the site serves; None: all in its catalog.
         models: models the site trains, by name, or by their whole list of layers; of a package
-            with the wheel's digest, or without: ``wheel.PACKAGE.MODEL``; None: all.
+            with the wheel's digest, or without: ``wheel.PACKAGE.MODEL``; trees with their numbers,
+            or as ``boosted_trees``; None: all.
         statistics: which statistics the site answers; None: none.
     """
 
@@ -88,4 +90,6 @@ class SitePolicy:
 
     def trains(self, model: str) -> bool:
         """Says whether a model is among those that the site trains."""
-        return self.models is None or bool({model, any_version(model)} & set(self.models))
+        return self.models is None or bool(
+            {model, any_version(model), any_form(model)} & set(self.models)
+        )

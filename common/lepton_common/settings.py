@@ -11,6 +11,7 @@ from lepton_common.datasets.preparation import PER_RECORD, Preparation
 from lepton_common.device import DEVICE
 from lepton_common.errors import SettingsError
 from lepton_common.models.catalog import model_fault
+from lepton_common.models.tree_form import MOST_BINS, MOST_DEPTH, form_of
 from lepton_common.names import unknown
 from lepton_common.policy import SitePolicy
 from lepton_common.secagg.ring import Ring
@@ -32,6 +33,7 @@ from lepton_common.strict import (
 )
 from lepton_common.tasks.augmentation import AsTheyAre
 from lepton_common.tasks.catalog import TASKS, task_names
+from lepton_common.tasks.derivatives import derivatives_of
 
 ROBUST = ("fedmedian", "fedtrimmedavg", "krum", "multikrum", "bulyan")
 LINEAR = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox")
@@ -297,7 +299,31 @@ class StatisticsSettings:
     evaluates: Name | None = None
 
 
+@record
+class TreeSettings:
+    """How boosted trees are grown, for model=boosted_trees; named as in XGBoost where it has them.
+
+    Attributes:
+        depth: levels of splits of a tree; a round grows one level.
+        bins: equal parts of each feature's public range, between which trees split.
+        learning_rate: what each tree's outputs are multiplied by.
+        l2: lambda, by which small leaves are held back.
+        min_gain: gamma, which a split must be worth more than.
+        min_child_weight: least sum of second derivatives on each side of a split.
+    """
+
+    depth: Annotated[int, Field(ge=1, le=MOST_DEPTH)]
+    bins: Annotated[int, Field(ge=2, le=MOST_BINS)]
+    learning_rate: Positive
+    l2: NotNegative
+    min_gain: NotNegative
+    min_child_weight: NotNegative
+
+
 _TRAINING = StatisticsSettings(asked=False, bins=10, features=None)
+_TREES = TreeSettings(
+    depth=3, bins=32, learning_rate=0.3, l2=1.0, min_gain=0.0, min_child_weight=1.0
+)
 
 
 @record
@@ -322,6 +348,7 @@ class Settings:
         policy: the `SitePolicy` of each simulated site.
         tracker: see `TrackerSettings`.
         statistics: see `StatisticsSettings`.
+        trees: see `TreeSettings`.
     """
 
     task: str
@@ -341,6 +368,7 @@ class Settings:
     policy: SitePolicy
     tracker: TrackerSettings
     statistics: StatisticsSettings = _TRAINING
+    trees: TreeSettings = _TREES
 
     @property
     def cohort(self) -> int:
@@ -617,6 +645,7 @@ def _contradictions(settings: Settings) -> list[str]:
         ),
     }
     rules |= _statistics_rules(settings)
+    rules |= _tree_rules(settings)
     return [fault for fault, holds in rules.items() if holds]
 
 
@@ -645,4 +674,40 @@ def _statistics_rules(settings: Settings) -> dict[str, bool]:
             and (settings.rounds, settings.train.local_steps, privacy.sample_rate) != (1, 1, 1)
         )
         or (asked and settings.engine.vectorize != "none"),
+    }
+
+
+def _tree_rules(settings: Settings) -> dict[str, bool]:
+    """Returns what does not go together where trees are grown."""
+    form, trees, strategy = form_of(settings.model), settings.trees, settings.strategy
+    if form is None or settings.statistics.asked:
+        return {}
+    task, by_step = TASKS.get(settings.task), settings.privacy.mode in ("record", "distributed")
+    model, rounds = f"model={settings.model}", settings.rounds
+    return {
+        f"{model} has room for {form.levels} rounds, one a level, not {rounds}: lower rounds.": (
+            rounds > form.levels
+        ),
+        f"{model} is of another form than trees.depth={trees.depth} and trees.bins={trees.bins}.": (
+            (form.depth, form.bins) != (trees.depth, trees.bins)
+        ),
+        f"No trees are grown for task={settings.task}: choose one of two classes and one output, "
+        "or of a number.": task is not None and derivatives_of(task.objective) is None,
+        f"model=boosted_trees is grown from sums, not averaged: drop strategy={strategy.name} and "
+        "strategy.average_decay.": strategy.name != "fedavg" or strategy.average_decay > 0,
+        "model=boosted_trees sums over people, who count alike: drop secagg.compression, "
+        "secagg.rotate, secagg.rounding, secagg.groups and federation.weights=masked_size.": (
+            (settings.secure and settings.secagg.shapes_sums)
+            or settings.federation.weights == "masked_size"
+        ),
+        "model=boosted_trees protects people, not sites: choose privacy=record or distributed.": (
+            settings.privacy.mode == "site"
+        ),
+        "model=boosted_trees is one private sum a round: set train.local_steps=1.": (
+            by_step and settings.train.local_steps not in (None, 1)
+        ),
+        "model=boosted_trees looks at records as they are: set data.prepare=public_ranges and "
+        "train.augmentations=1.": (
+            settings.data.prepare != "public_ranges" or settings.train.augmentations > 1
+        ),
     }

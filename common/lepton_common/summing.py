@@ -61,7 +61,7 @@ class NoisySum:
         mean = total * (plan.grid / (plan.denominator * weight))
         recipe, whole = self._request.recipe, asked.mode == "site"
         factor = recipe.update_scale if whole else -recipe.learning_rate
-        if self._request.statistics is not None:
+        if self._request.statistics is not None or self._request.grows_trees:
             factor = 1.0  # the sites' own mean, which is no step
         values = (factor * mean[: self._size]).astype(np.float32)
         if not asked.count_within:
@@ -132,9 +132,9 @@ class SummedForm:
 
 
 def summed_as(request: TrainRequest, form: MaskedSum, size: int) -> Summed:
-    """Returns what becomes of the sum that a round asks for."""
+    """Returns what becomes of the sum that a round asks for, given the weights in its model."""
     shared = request.privacy is not None and request.privacy.mode != "record"
-    return (NoisySum if shared else SummedForm)(request, form, size)
+    return (NoisySum if shared else SummedForm)(request, form, request.answered(size))
 
 
 def shared_noise(spec: RoundSpec) -> SharedNoise:
@@ -149,6 +149,15 @@ def shared_noise(spec: RoundSpec) -> SharedNoise:
 def run_id_of(run: str) -> bytes:
     """Returns the 16 bytes that name a run in SA1."""
     return hashlib.sha256(run.encode()).digest()[:16]
+
+
+def most_of_a_cell(public_size: int) -> float:
+    """Returns the most that one cell of a site's sums over people comes to, as all may know.
+
+    A size class is the nearest power of two, so a site has less than twice as many people; each
+    adds 1 at most.
+    """
+    return 2.0 * public_size
 
 
 def weight_share(weights: Mapping[str, int], site: str) -> float:

@@ -17,13 +17,16 @@ from lepton_cli.compose import compose_settings
 from lepton_client.training.conformance import conform
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import heights, train_private
-from lepton_client.training.resident import resident_model
+from lepton_client.training.resident import ResidentModel, resident_model
+from lepton_client.training.trees import bounded_sums, plain_sums
 from lepton_common.arrays import Vector, read_parameters
 from lepton_common.asking import privacy_request, recipe
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.device import pick_device
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.models.catalog import initial_model
+from lepton_common.models.tree_form import FAMILY, form_of
+from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import public_size_class
 from lepton_common.settings import ROBUST, Settings
 from lepton_common.tasks.catalog import find_task
@@ -94,6 +97,8 @@ def _without_privacy(settings: Settings) -> Settings:
         f"seed={settings.seed}",
         root,
     ]
+    if form_of(settings.model) is not None:
+        overrides.append(f"model={FAMILY}")
     if settings.data.prepare == "scattering":
         # The task's own model would take the images themselves.
         overrides += ["data.prepare=scattering", f"model={settings.model}"]
@@ -113,7 +118,9 @@ def _reached(settings: Settings, dataset: Dataset, records: Records, name: str) 
     strategy = make_strategy(settings, model.layout)
     for round_ in range(1, settings.rounds + 1):
         how = recipe(settings, round_)
-        if asked is None:
+        if form_of(settings.model) is not None:
+            update = _level(settings, dataset, model, records, vector)
+        elif asked is None:
             seed = int.from_bytes(f"{how.seed}{name}".encode()) % 2**53
             update, _ = train_plain(model, task, records, vector, how, seed)
         else:
@@ -127,3 +134,16 @@ def _reached(settings: Settings, dataset: Dataset, records: Records, name: str) 
     features = test.features.to(device, model.dtype)
     metrics = task.evaluate(model.module, features, test.labels.to(device))
     return metrics[task.headline.name]
+
+
+def _level(
+    settings: Settings, dataset: Dataset, model: ResidentModel, records: Records, vector: Vector
+) -> Vector:
+    """Returns the sums that a level of trees is grown from, as a site gives them."""
+    task, asked = find_task(settings.task), privacy_request(settings, len(vector))
+    if asked is None:
+        return plain_sums(model, task, records, vector)[0]
+    plan, secret = asked.plan(dataset.unit, public_size_class(records.unit_count)), SecretRandom()
+    sums = bounded_sums(model, task, records, vector, plan, secret)
+    noise = secret.gaussian(len(sums), plan.own_noise)
+    return ((sums + noise) / plan.sample_rate).astype(np.float32)

@@ -17,6 +17,7 @@ from lepton_common.errors import SettingsError
 from lepton_common.extensions import TASKS, extensions
 from lepton_common.models.layers import PREFIX
 from lepton_common.models.packaged import named_here
+from lepton_common.models.tree_form import FAMILY, TreeForm
 from lepton_common.names import did_you_mean, unknown
 from lepton_common.settings import Settings, parse_settings
 from lepton_common.strict import field_names
@@ -54,7 +55,17 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
         if values["model"] != "wheel":
             raise SettingsError("wheel is the model of a package, for model=wheel.")
         values["model"] = named_here(str(model))
+    if values["model"] == FAMILY:
+        values["model"] = _trees_named(values)
     return {str(name): value for name, value in values.items()}
+
+
+def _trees_named(values: Mapping[Any, Any]) -> str:
+    """Returns what a run calls its trees: as many as its rounds grow levels of."""
+    depth, bins, rounds = values["trees"]["depth"], values["trees"]["bins"], values["rounds"]
+    if not all(isinstance(number, int) and number > 0 for number in (depth, bins, rounds)):
+        return FAMILY  # which is refused with the number that is none
+    return TreeForm(-(-rounds // depth), depth, bins).name
 
 
 def _packaged(overrides: list[str]) -> tuple[str | None, list[str]]:

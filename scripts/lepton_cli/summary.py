@@ -13,6 +13,7 @@ from lepton_cli.evidence import Evidence
 from lepton_cli.exposure import Exposure, exposure
 from lepton_cli.run import Run
 from lepton_cli.site_evidence import Totals
+from lepton_common.models.tree_form import form_of
 from lepton_common.privacy.plan import WHOLE_SITE
 from lepton_common.settings import Settings, poisoned_tolerated
 
@@ -63,7 +64,7 @@ def statement(run: Run) -> str:
     )
     return (
         f"{guarantees or 'Nothing spent, 0'}-differential privacy at each site, "
-        f"add-or-remove-one, {_MECHANISMS[run.settings.privacy.mode]}, accounted over all charged "
+        f"add-or-remove-one, {_mechanism(run)}, accounted over all charged "
         f"rounds. {person}{_shared(run)}{_engines(totals)}{_persons(unit)}{_aggregation(run)}"
     )
 
@@ -74,6 +75,12 @@ _MECHANISMS = {
     "distributed": "record-level DP-SGD over the union of the sites, with shared Skellam noise",
     "site": "whole updates clipped, with shared Skellam noise",
 }
+
+
+def _mechanism(run: Run) -> str:
+    """Returns what was noised, and how."""
+    said = _MECHANISMS[run.settings.privacy.mode]
+    return said if form_of(run.settings.model) is None else said.replace("DP-SGD", "DP histograms")
 
 
 def _persons(unit: str) -> str:

@@ -1,6 +1,7 @@
 """The trainer's own process: the same answers as in this one, and no way out of it."""
 
 import sys
+from dataclasses import replace
 from io import BytesIO
 
 import numpy as np
@@ -16,6 +17,7 @@ from lepton_common.errors import (
     SettingsError,
     TrainerFailed,
 )
+from lepton_common.models.tree_form import TreeForm
 from lepton_common.strict import parse
 
 
@@ -67,6 +69,22 @@ def test_what_is_an_answer_is_taken(folder):
     trainer = answering(folder, STRANGER + "frame({'records': 3}, 62 * zero)")
     try:
         assert trainer.train(ASKED, WEIGHTS).records == 3
+    finally:
+        trainer.stop()
+
+
+def test_of_trees_a_level_of_sums_is_an_answer(folder):
+    form = TreeForm(trees=2, depth=2, bins=4)
+    asked, weights = replace(ASKED, model=form.name), np.zeros(form.weights(30), np.float32)
+    trainer = answering(folder, STRANGER + f"frame({{}}, {form.answer(30)} * zero)")
+    try:
+        assert len(trainer.train(asked, weights).update) == form.answer(30)
+    finally:
+        trainer.stop()
+    trainer = answering(folder, STRANGER + f"frame({{}}, {form.weights(30)} * zero)")
+    try:
+        with pytest.raises(TrainerFailed):
+            trainer.train(asked, weights)
     finally:
         trainer.stop()
 

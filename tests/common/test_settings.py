@@ -19,6 +19,7 @@ _BULYAN = {"strategy.name": "bulyan", "strategy.num_malicious_nodes": 2}
 _SHARED = {**_SA1, "privacy.mode": "distributed", "federation.weights": "public_size"}
 _PROCESSES, _RAY = {"engine.name": "processes"}, {"engine.name": "ray"}
 _SITE = {**_SA1, "privacy.mode": "site"}
+_TREES = {"task": "adult", "model": "boosted_trees.2x3b32"}
 
 
 def test_valid_settings_pass(make_settings):
@@ -78,6 +79,22 @@ def test_valid_settings_pass(make_settings):
         ({"data.prepare": "site_statistics"}, True, "data.prepare=site_statistics uses private"),
         ({"train.precision": "bfloat16"}, True, "train.precision=bfloat16 is not offered"),
         (_KRUM, False, "strategy=krum as set needs a cohort of at least 11, not 10."),
+        ({**_TREES, "rounds": 7}, False, "has room for 6 rounds, one a level, not 7"),
+        ({**_TREES, "trees.bins": 16}, False, "is of another form than trees.depth=3 and trees.b"),
+        ({**_TREES, "task": "digits"}, False, "No trees are grown for task=digits"),
+        ({**_TREES, "task": "tcga_brca"}, False, "No trees are grown for task=tcga_brca"),
+        ({**_TREES, "strategy.name": "fedadam"}, False, "not averaged: drop strategy=fedadam"),
+        ({**_TREES, "strategy.average_decay": 0.5}, False, "grown from sums, not averaged"),
+        ({**_TREES, **_SA1, "secagg.rotate": True}, False, "sums over people, who count alike"),
+        (
+            {**_TREES, **_SA1, "federation.weights": "masked_size"},
+            False,
+            "sums over people, who count alike",
+        ),
+        ({**_TREES, **_SITE}, True, "model=boosted_trees protects people, not sites"),
+        ({**_TREES, "train.local_steps": 2}, True, "is one private sum a round"),
+        ({**_TREES, "data.prepare": "scattering"}, False, "looks at records as they are"),
+        ({"model": "boosted_trees"}, False, "model=boosted_trees is built from trees.depth"),
         ({**_KRUM, "strategy.name": "multikrum"}, False, "needs a cohort of at least 11, not 10."),
         (_BULYAN, False, "strategy=bulyan as set needs a cohort of at least 11, not 10."),
         (

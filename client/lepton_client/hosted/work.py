@@ -79,6 +79,8 @@ def train(message: Message, host: Host) -> Message:
     request, places = read_train_many(message.content)
     if request.statistics is not None:
         raise ConsentRefused("A host trains its sites together, and answers no statistics.")
+    if request.grows_trees:
+        raise ConsentRefused("A host trains its sites together, and grows no trees.")
     received = read_model(message.content, request)
     members = {member.name: member for member in map(host.member, places)}
     failed: dict[str, str] = {}

@@ -20,7 +20,7 @@ def bounded_sum(records: Records, cells: Cells) -> NDArray[np.float64]:
     longest of them, and so each person moves the sum by a norm of 1 at most, like `Cells` says.
     """
     total = np.zeros(cells.size)
-    weights = _weights(records)
+    weights = person_shares(records)
     total[0] = weights.sum()
     for start in range(0, len(records), _ROWS):
         rows = slice(start, start + _ROWS)
@@ -30,8 +30,8 @@ def bounded_sum(records: Records, cells: Cells) -> NDArray[np.float64]:
     return total * cells.scale
 
 
-def _weights(records: Records) -> NDArray[np.float64]:
-    """Returns for each record 1 over the number of its person's."""
+def person_shares(records: Records) -> NDArray[np.float64]:
+    """Returns for each record 1 over the number of its person's, float64, shape [n]."""
     if records.units is None:
         return np.ones(len(records))
     _, person, counts = np.unique(records.units, return_inverse=True, return_counts=True)

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lepton_common.errors import SettingsError
-from lepton_common.models import packaged
+from lepton_common.models import packaged, tree_form
 from lepton_common.models.fitting import misfit
 from lepton_common.models.layers import PREFIX, build_layers, fault_in
 from lepton_common.names import look_up, unknown
@@ -57,6 +57,10 @@ def model_fault(name: str) -> str | None:
         return fault_in(name)
     if name == "layers":
         return "model=layers needs layers, such as layers=[linear64,relu]."
+    if name == tree_form.FAMILY:
+        return "model=boosted_trees is built from trees.depth, trees.bins and rounds, as numbers."
+    if name.startswith(tree_form.PREFIX):
+        return tree_form.fault_in(name)
     if name == "wheel":
         return "model=wheel needs the model of an installed package, such as wheel=kidney.unet."
     if name.startswith(packaged.PREFIX):
@@ -70,8 +74,8 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
     Batch normalisation, where a builder has it, is replaced; see `replacements`.
 
     Args:
-        name: a name in the catalog, a list of layers (see `layers`), or a model of a package (see
-            `packaged`).
+        name: a name in the catalog, a list of layers (see `layers`), boosted trees (see
+            `tree_form`), or a model of a package (see `packaged`).
         input_shape: shape of one record, channels first for images.
         outputs: what the task asks of the model: logits, or numbers.
 
@@ -84,6 +88,10 @@ def build_model(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
 
     if name.startswith(PREFIX):
         return build_layers(name, input_shape, outputs)
+    if name.startswith(tree_form.PREFIX):
+        from lepton_common.models.boosted_trees import boosted_trees
+
+        return boosted_trees(name, input_shape, outputs)
     if name.startswith(packaged.PREFIX):
         return replace_batch_norms(_built(name, input_shape, outputs))
     build = look_up(MODELS, name, "model")

@@ -113,16 +113,16 @@ class NoTrainer:
 
     def train(self, request: TrainRequest, received: Vector) -> Trained:
         """Returns an update of zeros; see `Trainer`."""
-        return Trained(np.zeros_like(received), 0.0, 1)
+        return Trained(np.zeros(request.answered(len(received)), np.float32), 0.0, 1)
 
     def train_privately(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Vector:
         """Returns an update of zeros; see `Trainer`."""
-        return np.zeros_like(received)
+        return np.zeros(request.answered(len(received)), np.float32)
 
     def noised_sum(self, request: TrainRequest, received: Vector, plan: PrivacyPlan) -> Integers:
         """Returns a sum of zeros; see `Trainer`."""
         counted = request.privacy is not None and request.privacy.count_within
-        return np.zeros(len(received) + counted, np.int64)
+        return np.zeros(request.answered(len(received)) + counted, np.int64)
 
 
 def stand_ins(folder: Path, names: Iterable[str], like: SiteFile) -> list[Site]:

@@ -8,12 +8,11 @@ from dataclasses import replace
 from flwr.serverapp import Grid
 
 from lepton_common.arrays import digest_of
-from lepton_common.asking import privacy_request
+from lepton_common.asking import privacy_request, weights_of
 from lepton_common.audit import AuditLog
 from lepton_common.errors import QuorumNotMet, RunNotResumable
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member, read_roster_files
-from lepton_common.messages import SiteFacts
 from lepton_common.settings import Settings
 from lepton_common.strict import to_json
 from lepton_server.progress import OBSERVER, Observer, RoundReport
@@ -83,7 +82,8 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
                 f"Round {round_}: {len(cohort)} of the {least} sites are there that a sum needs "
                 f"where {settings.colluders} may collude; resume when the others are back."
             )
-        weights = _weights(cohort, settings)
+        weights = weights_of(cohort.values(), settings)
+        strategy.check_room(cohort.values())
         ledgers = known.ledgers(present.hosts.names.values() if present.hosts else weights)
         request = train_request(
             settings, run, evaluator.layout.digest, state, privacy, weights, ledgers, scale.value
@@ -91,7 +91,7 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
         if settings.secure:
             gathered = gather_secure(grid, settings, cohort, request, state.model, journal)
         else:
-            mean = ExactMean(state.model.size, weights, strategy.needs_each)
+            mean = ExactMean(request.answered(state.model.size), weights, strategy.needs_each)
             if present.hosts:
                 gathered = present.hosts.gather(cohort, request, state.model, mean)
             else:
@@ -182,11 +182,6 @@ def members_of(folder: RunFolder) -> list[Member]:
 def proposal_of(folder: RunFolder) -> str | None:
     """Returns the run as its lead has signed it; None in a simulation."""
     return folder.proposal.read_text(encoding="utf-8") if folder.proposal.exists() else None
-
-
-def _weights(cohort: dict[int, SiteFacts], settings: Settings) -> dict[str, int]:
-    equal = settings.federation.weights == "equal"
-    return {facts.name: 1 if equal else facts.public_size for facts in cohort.values()}
 
 
 def check_quorum(failed: dict[str, str], came: int, quorum: float, round_: int) -> None:

@@ -21,6 +21,7 @@ from lepton_common.summing import (
     bind,
     bind_layout,
     bind_privacy,
+    most_of_a_cell,
     run_id_of,
     summed_as,
     weight_share,
@@ -66,7 +67,7 @@ class SecureRound:
         self._node_of = {facts.name: node for node, facts in sites.items()}
         assert request.masked is not None, "a masked round describes its sum"
         self._form = request.masked
-        self._summed = summed_as(request, self._form, request.values(len(model)))
+        self._summed = summed_as(request, self._form, len(model))
         self._proposal = self._specification(self._summed.dimension)
 
     def gather(self) -> Conversation[Gathered]:
@@ -137,7 +138,16 @@ class SecureRound:
     def _clip(self, sites: int) -> float:
         secagg, privacy = self._settings.secagg, self._request.privacy
         shared = privacy is not None and privacy.mode != "record"
-        return whole_clip(secagg.width, sites) if shared else secagg.clip
+        if shared:
+            return whole_clip(secagg.width, sites)
+        if not self._request.grows_trees:
+            return secagg.clip
+        # Sums over people, which public sizes bound; noise is beyond eight deviations never.
+        most = most_of_a_cell(max(facts.public_size for facts in self._facts.values()))
+        if privacy is None:
+            return most
+        noisy = privacy.clipping_norm * (most + 8 * privacy.noise_multiplier)
+        return noisy / privacy.sample_rate
 
     def _exchange(self, spec: RoundSpec, gathered: dict[str, Any]) -> Exchange:
         def content(asked: StageRequest) -> RecordDict:

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 from lepton_common.arrays import digest_of
 from lepton_common.asking import privacy_request, statistics_query
 from lepton_common.durable import write_atomic
-from lepton_common.errors import PlanError, QuorumNotMet
+from lepton_common.errors import QuorumNotMet
 from lepton_common.messages import PrivacyRequest, SiteFacts
 from lepton_common.privacy.plan import PrivacyPlan, SharedNoise
 from lepton_common.secagg.spec import least_survivors
@@ -27,9 +27,8 @@ from lepton_server.rounds.loop import check_quorum, members_of, open_audit, prop
 from lepton_server.rounds.plain_round import gather_plain
 from lepton_server.rounds.questions import Layouts, Question, question_of
 from lepton_server.rounds.request import train_request
+from lepton_server.rounds.room import check_room
 from lepton_server.run_folder import RunFolder
-
-_RING = 2.0**31  # beyond it a sum in whole numbers of 32 bits begins anew
 
 
 def run_statistics(grid: Grid, settings: Settings, folder: RunFolder) -> None:
@@ -104,12 +103,7 @@ def _plan(
         return privacy.plan("", 1)
     least = least_survivors(n, f, settings.federation.quorum)
     plan = privacy.plan("", 1, SharedNoise(n, least, f, cells.size))
-    most = 2 * sum(facts.public_size for facts in cohort.values())  # a class is rounded
-    if most * plan.clipping_norm / cells.blocks**0.5 > _RING * plan.grid:
-        raise PlanError(
-            f"A sum over up to {most:,} people does not fit into whole numbers of 32 bits beside "
-            "so little noise: lower privacy.epsilon, or ask fewer sites (federation.cohort)."
-        )
+    check_room(plan, cohort.values(), cells.blocks**-0.5)
     return plan
 
 

@@ -6,7 +6,7 @@ of all updates and never a single site's; the robust ones need each update, whic
 where no secure aggregation hides it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 
 from lepton_common.arrays import Layout, Vector
 from lepton_common.errors import QuorumNotMet
+from lepton_common.messages import SiteFacts
+from lepton_common.models.tree_form import form_of
 from lepton_common.names import look_up
 from lepton_common.settings import ROBUST, Settings, StrategySettings, least_updates
 from lepton_server.rounds.gathered import Mean
+from lepton_server.strategies.trees import TreeGrowth
 
 _KEY, AVERAGE = "vector", "average"
 # Of one update they return it as it is, by way of a dozen copies of it.
@@ -97,6 +100,9 @@ class Strategy:
             self._average = decay * before + (1 - decay) * following
         return following
 
+    def check_room(self, cohort: Iterable[SiteFacts]) -> None:
+        """Finds room in every sum: of updates, whose mean is all that counts, each is short."""
+
     def snapshot(self) -> _Arrays:
         """Returns a copy of the strategy's own state: moments, momentum and average, by name."""
         state: _Arrays = {AVERAGE: self._average.copy()} if self._average.size else {}
@@ -118,12 +124,15 @@ class Strategy:
         self._average = state.get(AVERAGE, self._average)
 
 
-def make_strategy(settings: Settings, layout: Layout) -> Strategy:
-    """Returns the strategy that the settings name.
+def make_strategy(settings: Settings, layout: Layout) -> Strategy | TreeGrowth:
+    """Returns the strategy that the settings name, or what grows the trees that they name.
 
     Raises:
         UnknownName: no such strategy.
+        SettingsError, PlanError: see `TreeGrowth`.
     """
+    if form_of(settings.model) is not None:
+        return TreeGrowth(settings, layout)
     chosen = settings.strategy
     inner = look_up(STRATEGIES, chosen.name, "strategy")(chosen)
     return Strategy(
