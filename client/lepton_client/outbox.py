@@ -9,7 +9,6 @@ torn file does not open.
 
 import logging
 import os
-import struct
 import time
 from pathlib import Path
 from typing import IO
@@ -25,7 +24,7 @@ from lepton_common.identity.keys import SigningKey
 
 OUTBOX_FILE = "outbox"
 _NONCE_BYTES = 12
-_LENGTH = struct.Struct(">Q")
+_LENGTH_BYTES = 8
 _TIMED_OUT = 408  # nginx's, of a body that came too slowly
 _LOG = logging.getLogger("lepton.agent")
 
@@ -94,8 +93,7 @@ class Outbox:
                 announcement, places = self._open(file, 0), []
                 while file.peek(1):
                     places.append(file.tell())
-                    (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-                    file.seek(length, os.SEEK_CUR)
+                    file.seek(_length(file), os.SEEK_CUR)
             numbers: dict[str, int] = {}
             parcel = Parcel(announcement, lambda name: self._piece(places, numbers[name]))
             numbers |= {name: number for number, name in enumerate(parcel.names)}
@@ -103,7 +101,7 @@ class Outbox:
                 raise MalformedMessage("The file is torn.")
         except FileNotFoundError:
             return None
-        except (OSError, MalformedMessage, struct.error):
+        except (OSError, MalformedMessage):
             _LOG.warning("An answer that was kept does not open, and is given up.")
             self._path.unlink(missing_ok=True)
             return None
@@ -116,15 +114,22 @@ class Outbox:
 
     def _seal(self, file: IO[bytes], number: int, data: bytes) -> None:
         nonce = os.urandom(_NONCE_BYTES)
-        sealed = nonce + self._cipher.encrypt(nonce, data, _LENGTH.pack(number))
-        file.write(_LENGTH.pack(len(sealed)))
+        sealed = nonce + self._cipher.encrypt(nonce, data, _bytes(number))
+        file.write(_bytes(len(sealed)))
         file.write(sealed)
 
     def _open(self, file: IO[bytes], number: int) -> bytes:
-        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-        sealed = file.read(length)
+        sealed = file.read(_length(file))
         try:
             nonce, data = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
-            return self._cipher.decrypt(nonce, data, _LENGTH.pack(number))
+            return self._cipher.decrypt(nonce, data, _bytes(number))
         except (InvalidTag, ValueError):
             raise MalformedMessage("A piece of the kept answer does not open.") from None
+
+
+def _bytes(number: int) -> bytes:
+    return number.to_bytes(_LENGTH_BYTES, "big")
+
+
+def _length(file: IO[bytes]) -> int:
+    return int.from_bytes(file.read(_LENGTH_BYTES), "big")

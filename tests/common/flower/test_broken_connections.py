@@ -40,7 +40,7 @@ def connect(tmp_path, monkeypatch):
     form = (Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
     (tmp_path / "node.pem").write_bytes(key.private_bytes(*form))
     monkeypatch.setattr(fleet, "_FIRST_WAIT_S", 0.001)
-    monkeypatch.setattr(fleet, "_PATIENCE_S", 0.05)
+    monkeypatch.setattr(fleet, "_PATIENCE_S", 0.5)
     tls = ssl.create_default_context()
 
     def made(superlink, **more):
