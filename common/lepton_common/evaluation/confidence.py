@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 from lepton_common.evaluation.inputs import require
 from lepton_common.evaluation.statistics import Statistics, all_metrics, lower_is_better
@@ -59,7 +59,7 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
     if len(values) == 1:
         return OverSeeds(1, mean, None, None, None, level)
     sd = float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    reach = float(special.stdtrit(len(values) - 1, (1 + level) / 2)) * sd / math.sqrt(len(values))
     return OverSeeds(len(values), mean, sd, mean - reach, mean + reach, level)
 
 
