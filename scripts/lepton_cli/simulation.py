@@ -13,9 +13,7 @@ import yaml
 from flwr.app import Context, RecordDict
 
 from lepton_cli.about import machine_facts
-from lepton_cli.baselines import train_baselines
 from lepton_cli.grounds import open_grid
-from lepton_cli.report import write_report
 from lepton_cli.run import Run, new_folder, stamp
 from lepton_cli.simulated_host import found_host, host_nodes, resolve_vectorize
 from lepton_cli.simulated_sites import (
@@ -25,7 +23,6 @@ from lepton_cli.simulated_sites import (
     kept_for_evaluation,
     split,
 )
-from lepton_cli.statistics import draw_statistics
 from lepton_common.datasets.source import MADE_UP
 from lepton_common.durable import needs_room, write_atomic
 from lepton_common.errors import DiskFull, Interrupted, LeptonError, RunNotResumable
@@ -143,6 +140,8 @@ def _finish(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     logging.getLogger("flwr").setLevel(logging.WARNING)
     try:
         if settings.baselines and not (run.baselines or settings.statistics.asked):
+            from lepton_cli.baselines import train_baselines
+
             sites, kept = SimulatedSites(settings, folder), ~kept_for_evaluation(settings)
             rows = {sites.name(index): part[kept[part]] for index, part in enumerate(sites.parts)}
             result = train_baselines(settings, dataset_of(settings), rows, np.flatnonzero(kept))
@@ -156,7 +155,10 @@ def _finish(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
         error.add_note(f"What failed at a site is in {logs}/errors.log.")
         raise
     run = Run(folder)
+    # What draws is imported when there is something to draw: the first round need not wait for it.
     if settings.statistics.asked:
+        from lepton_cli.statistics import draw_statistics
+
         _end(folder, "finished")
         if settings.statistics.evaluates is None:
             draw_statistics(run)
@@ -164,6 +166,8 @@ def _finish(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
     finished = len(run.rounds) == settings.rounds
     _end(folder, "finished" if finished else "stopped")
     if run.rounds:
+        from lepton_cli.report import write_report
+
         write_report(run)
     if not finished:
         raise Interrupted(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from toy_site import MODEL, RECIPE, VECTOR, synthetic
 
+from lepton_client.training.optimizers import Sgd
 from lepton_client.training.plain import train_plain
 from lepton_client.training.resident import resident_model
 from lepton_common.arrays import read_parameters
@@ -24,8 +25,8 @@ def train(recipe, seed=1, records=None):
 @pytest.mark.parametrize(("epochs", "steps", "expected"), [(2, None, 10), (None, 7, 7)])
 def test_it_takes_as_many_steps_as_asked(monkeypatch, epochs, steps, expected):
     taken = []
-    step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (taken.append(1), step(self))[1])
+    step = Sgd.step
+    monkeypatch.setattr(Sgd, "step", lambda self: (taken.append(1), step(self))[1])
     train(replace(RECIPE, local_epochs=epochs, local_steps=steps))
     assert len(taken) == expected
 

@@ -19,6 +19,7 @@ from toy_site import MODEL, PRIVACY, RECIPE, VECTOR, synthetic
 from lepton_client.training.bookkeeping import ClippedGradients
 from lepton_client.training.conformance import OPACUS, OURS, Conformance, conform
 from lepton_client.training.opacus_gradients import OpacusGradients
+from lepton_client.training.optimizers import Sgd
 from lepton_client.training.private import Engine, clipped_sum, train_private
 from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Layout, read_parameters
@@ -279,8 +280,8 @@ def test_the_noise_in_an_update_has_the_plans_standard_deviation():
 
 def test_exactly_the_charged_number_of_steps_is_taken(monkeypatch):
     taken = []
-    step = torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: (taken.append(1), step(self))[1])
+    step = Sgd.step
+    monkeypatch.setattr(Sgd, "step", lambda self: (taken.append(1), step(self))[1])
     plan = replace(PLAN, steps_per_round=3, sample_rate=1e-9)
     train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, plan, ENGINE)
     assert len(taken) == plan.event().steps == 3

@@ -1,4 +1,4 @@
-"""The optimisers of `resident.new_optimizer` for many sites at once, on stacked parameters."""
+"""The optimisers of `optimizers.new_optimizer` for many sites at once, on stacked parameters."""
 
 from collections.abc import Sequence
 from typing import Protocol

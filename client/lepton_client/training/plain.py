@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import torch
 
-from lepton_client.training.resident import ResidentModel, new_optimizer
+from lepton_client.training.optimizers import new_optimizer
+from lepton_client.training.resident import ResidentModel
 from lepton_common.arrays import Vector, trained
 from lepton_common.datasets.records import Records
 from lepton_common.messages import Recipe
@@ -28,7 +29,7 @@ def train_plain(
     total, steps = torch.zeros((), device=model.device), 0
     for rows in _batches(len(records), recipe, seed):
         batch = rows.to(model.device)
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.clear()
         with autocast:
             loss = task.losses(model.module(features[batch]), labels[batch]).mean()
         torch.autograd.backward(loss)
@@ -37,7 +38,7 @@ def train_plain(
         optimizer.step()
         total += loss.detach()
         steps += 1
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.clear()
     return model.update_since(start), float(total) / steps
 
 

@@ -17,8 +17,9 @@ from lepton_client.training.bookkeeping import ClippedGradients, most_rows
 from lepton_client.training.conformance import Conformance
 from lepton_client.training.likeness import FINE, SMALLEST
 from lepton_client.training.opacus_gradients import OpacusGradients
+from lepton_client.training.optimizers import new_optimizer
 from lepton_client.training.plain import pull_towards
-from lepton_client.training.resident import ResidentModel, new_optimizer
+from lepton_client.training.resident import ResidentModel
 from lepton_client.training.views import Views
 from lepton_common.arrays import Vector, trained
 from lepton_common.datasets.records import Records, Rows

@@ -9,7 +9,6 @@ from torch import nn
 
 from lepton_common.arrays import Layout, Vector, image_order, trained, write_parameters
 from lepton_common.errors import UpdateInvalid
-from lepton_common.messages import Recipe
 from lepton_common.models.catalog import build_model
 from lepton_common.pages import give_back_freed_memory, keep_freed_memory
 
@@ -121,11 +120,3 @@ def _keep_image_order(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Flatten):
             layer.register_forward_pre_hook(watch)
-
-
-def new_optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Returns a fresh optimiser over a model's trained parameters."""
-    rate, decay = recipe.learning_rate, recipe.weight_decay
-    if recipe.optimizer == "adam":
-        return torch.optim.Adam(trained(module), lr=rate, weight_decay=decay)
-    return torch.optim.SGD(trained(module), lr=rate, momentum=recipe.momentum, weight_decay=decay)

@@ -3,8 +3,6 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn import datasets as bundled
-from sklearn.model_selection import train_test_split
 
 from lepton_common.datasets.preparation import PER_RECORD, check_offered
 from lepton_common.datasets.records import Dataset, Records, marks_of
@@ -22,6 +20,8 @@ CANCER_RANGES = """
 
 def digits(root: str | None, prepare: str) -> Dataset:
     """UCI handwritten digits, 8x8: 1,437 training and 360 test images, split once for all."""
+    from sklearn import datasets as bundled
+
     del root
     check_offered("digits", prepare, PER_RECORD)
     data = bundled.load_digits()
@@ -34,6 +34,8 @@ def digits(root: str | None, prepare: str) -> Dataset:
 
 def breast_cancer(root: str | None, prepare: str) -> Dataset:
     """Wisconsin diagnostic breast cancer: 455 training and 114 test rows of 30 measurements."""
+    from sklearn import datasets as bundled
+
     del root
     check_offered("breast_cancer", prepare, {"public_ranges"})
     data = bundled.load_breast_cancer()
@@ -52,6 +54,8 @@ def _split(
     marks: NDArray[np.uint8] | None = None,
     names: tuple[str, ...] = (),
 ) -> Dataset:
+    from sklearn.model_selection import train_test_split
+
     train, test = train_test_split(
         np.arange(len(labels)), test_size=0.2, random_state=0, stratify=labels
     )

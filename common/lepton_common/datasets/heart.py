@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.model_selection import train_test_split
 
 from lepton_common.datasets.preparation import check_offered
 from lepton_common.datasets.records import Dataset, Records
@@ -100,6 +99,8 @@ def _read(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
 
 
 def _flamby_split(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    from sklearn.model_selection import train_test_split
+
     stratify = labels if np.bincount(labels, minlength=2).min() > 2 else None
     train, test = train_test_split(
         np.arange(len(labels)),

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sklearn.model_selection import train_test_split
 
 from lepton_common.datasets.preparation import check_offered
 from lepton_common.datasets.records import Dataset, Records
@@ -33,6 +32,8 @@ def sms_spam(root: str | None, prepare: str) -> Dataset:
     side of the split. (Almeida, Gomez Hidalgo and Yamakami, DocEng 2011; CC BY 4.0.)
     Made up: one message in four is spam, and holds words that no other does; 1.0 can be reached.
     """
+    from sklearn.model_selection import train_test_split
+
     check_offered("sms_spam", prepare, {"public_ranges"})
     if root == MADE_UP:
         messages = _made_up()

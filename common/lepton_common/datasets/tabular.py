@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sklearn.model_selection import train_test_split
 
 from lepton_common.datasets.records import Dataset, Records
 from lepton_common.datasets.schema import Schema
@@ -65,6 +64,8 @@ def split_once(records: Records) -> tuple[Records, Records]:
     Args:
         records: of which each is a privacy unit of its own.
     """
+    from sklearn.model_selection import train_test_split
+
     strata = np.zeros(len(records), np.int64) if records.origins is None else records.origins
     if not records.labels.dtype.is_floating_point:
         classes = records.labels.numpy()

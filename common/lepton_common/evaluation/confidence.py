@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from lepton_common.evaluation.direction import lower_is_better
 from lepton_common.evaluation.inputs import require
@@ -56,7 +56,7 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> OverSeeds:
     if len(values) == 1:
         return OverSeeds(1, mean, None, None, None, level)
     sd = float(np.std(values, ddof=1))
-    reach = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * sd / math.sqrt(len(values))
+    reach = float(special.stdtrit(len(values) - 1, (1 + level) / 2)) * sd / math.sqrt(len(values))
     return OverSeeds(len(values), mean, sd, mean - reach, mean + reach, level)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 from scipy.special import digamma, expit
 
 from lepton_common.evaluation.inputs import Floats, Whole
@@ -98,6 +97,8 @@ def monotone(counts: Floats) -> Floats:
     """
     if counts.min(initial=0.0) >= 0:
         return counts
+    from scipy.optimize import isotonic_regression
+
     total = max(float(counts.sum()), 0.0)
     running: NDArray[Any] = isotonic_regression(np.cumsum(counts)).x
     out: Floats = np.diff(np.clip(running, 0.0, total), prepend=0.0)

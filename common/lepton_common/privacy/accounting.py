@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any
 
-import dp_accounting
 import numpy as np
-from dp_accounting import pld, rdp
-from scipy import optimize, special
+from scipy import special
 
 from lepton_common.errors import PlanError
 from lepton_common.privacy.events import (
@@ -173,7 +171,9 @@ def _loss_epsilon(events: Sequence[Event], delta: float, grid: float, about: flo
 
 
 def _loss(event: Event, grid: float) -> Any:  # noqa: ANN401
-    distribution = pld.privacy_loss_distribution
+    import dp_accounting
+
+    distribution = dp_accounting.pld.privacy_loss_distribution
     match event:
         case SampledGaussian(sample_rate=1.0):
             return distribution.from_gaussian_mechanism(
@@ -203,6 +203,8 @@ def _loss(event: Event, grid: float) -> Any:  # noqa: ANN401
 
 def _renyi_epsilon(events: Sequence[Event], delta: float) -> float:
     """Returns epsilon by Rényi divergences (Canonne, Kamath and Steinke 2020, Proposition 12)."""
+    from dp_accounting import rdp
+
     rows = [event.steps * _divergence(event) for event in events]
     total = np.sum(rows, axis=0)
     found, best = rdp.compute_epsilon(ORDERS, total, delta)
@@ -302,6 +304,7 @@ def _prv_epsilon(events: Sequence[SampledGaussian], delta: float) -> float | Non
 
 def _gaussian_epsilon(mu: float, delta: float) -> float:
     """Inverts the exact Gaussian curve (Balle and Wang 2018, Theorem 8) for sensitivity ``mu``."""
+    from scipy import optimize
 
     def excess(eps: float) -> float:
         # Φ(μ/2 - ε/μ) - e^ε Φ(-μ/2 - ε/μ) - δ, its second term in logarithms against overflow.

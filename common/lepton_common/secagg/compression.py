@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import hadamard
 
 from lepton_common.arrays import Vector
 from lepton_common.secagg.encoding import tagged_hash
@@ -71,6 +70,8 @@ def _block(size: int) -> int:
 
 @lru_cache(maxsize=8)
 def _hadamard(size: int) -> NDArray[np.float32]:
+    from scipy.linalg import hadamard
+
     matrix: NDArray[np.float32] = (hadamard(size) / np.sqrt(size)).astype(np.float32)
     return matrix
 

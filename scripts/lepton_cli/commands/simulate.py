@@ -73,9 +73,10 @@ def command(
     from lepton_cli.run import find_run
     from lepton_cli.simulation import resume, start
     from lepton_cli.summary import as_json_document, print_summary
-    from lepton_cli.sweep.run import run_sweep
 
     if multirun:
+        from lepton_cli.sweep.run import run_sweep
+
         return run_sweep(words, as_json=as_json)
     run = None
     if any(word.startswith(_RESUME) for word in words):

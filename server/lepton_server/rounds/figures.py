@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import isotonic_regression
 
 from lepton_common.statistics import MOMENTS_NORM, Cells
 
@@ -167,6 +166,8 @@ def cumulative(counts: Values, total: float) -> Values:
     Isotonic regression of the noisy sums (Hay et al. 2010, Boosting the accuracy of differentially
     private histograms): to cut counts at 0 would add half of the noise of each empty bin.
     """
+    from scipy.optimize import isotonic_regression
+
     ends = np.cumsum(counts)
     ends -= (ends[-1] - total) * np.arange(1, len(counts) + 1) / len(counts)
     rising: Values = np.clip(isotonic_regression(ends).x, 0.0, total)
