@@ -34,6 +34,7 @@ def test_one_command_asks_prints_draws_and_verifies(lepton):
         assert row["epsilon"] == pytest.approx(5.0, rel=1e-3)
         assert row["epsilon"] <= 5.0
     assert "mean radius" in lepton("report", str(folder)).out
+    assert "1/1" in lepton("runs").out
     path = run.folder.statistics
     path.write_text(path.read_text().replace('"epsilon"', '"cost"'))
     altered = lepton("audit", "verify", str(folder))

@@ -40,12 +40,13 @@ def list_command(
             table.add_row(run.name, run.status, app, "[bold red]outside[/]", rounds, "-")
             continue
         privacy = run.settings.privacy
+        done = len(run.rounds) or int(run.folder.statistics.exists())
         table.add_row(
             run.name,
             run.status,
             run.settings.task,
             f"epsilon {privacy.epsilon:g}" if privacy.epsilon else "[bold red]none[/]",
-            f"{len(run.rounds)}/{run.settings.rounds}",
+            f"{done}/{run.settings.rounds}",
             f"{run.headline.name} {run.reached:.3f}" if run.metrics else "-",
         )
     Console(highlight=False).print(table)
