@@ -34,9 +34,8 @@ def print_evaluation(run: Run) -> None:
         console.print(f"{left} more figures are in {run.folder.statistics}.")
     if private:
         console.print(
-            "± is how far the noise moves a figure alone, to which chance adds what "
-            "it adds to so few people; - is drowned. A person counts once, by the mean of their "
-            "records."
+            "± is how far the noise alone moves a figure, and chance adds what it adds to so few "
+            "people; - is drowned by the noise. A person counts once, by the mean of their records."
         )
     for site, error in found["sites"]["failed"].items():
         console.print(f"[bold red]{site}[/]: {error}")

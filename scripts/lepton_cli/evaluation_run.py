@@ -16,7 +16,7 @@ from lepton_server.run_folder import RunFolder
 # What an evaluation may choose for itself; all else is as the run left it at its sites.
 _FREE = ("privacy", "secagg", "engine", "federation", "statistics.bins", "train.device")
 _KEPT = ("task", "model", "sites", "seed", "runs", "data", "policy")
-_FIRST = ("rounds=1", "train.local_steps=1", "train.local_epochs=null", "statistics.bins=50")
+_FIRST = ("rounds=1", "train.local_steps=1", "train.local_epochs=null", "statistics.bins=20")
 _WITH = ("privacy.spare_rounds=0", "privacy.epsilon=1.0")
 # Sums of people, of whom a site has 65,536 at most; the fewer, the finer are those of losses.
 _WITHOUT = ("federation=all_sites", "secagg.width=32", "secagg.clip=65536")

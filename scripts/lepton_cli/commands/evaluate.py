@@ -16,7 +16,7 @@ are the run's own, epsilon is 1; to be chosen are
 
   [cyan]privacy[/], [cyan]secagg[/], [cyan]engine[/], [cyan]federation[/], [cyan]train.device[/],
 
-  [cyan]statistics.bins[/] (50: of each histogram of scores; the fewer, the less noise)
+  [cyan]statistics.bins[/] (20: of each histogram of scores; the fewer, the less noise)
 
 [bold]Examples[/]
 
