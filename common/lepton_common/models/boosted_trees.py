@@ -51,7 +51,7 @@ class BoostedTrees(nn.Module):
 
     def binned(self, records: torch.Tensor) -> torch.Tensor:
         """Returns the bin of each feature, int64, shape [n, F]; beyond [-1, 1] that of the end."""
-        values = torch.nan_to_num(records.detach().flatten(1).double()).clamp(-1.0, 1.0)
+        values = torch.nan_to_num(_fine(records.detach().flatten(1))).clamp(-1.0, 1.0)
         bins = ((values + 1.0) * (self.form.bins / 2)).long()
         return bins.clamp(max=self.form.bins - 1)
 
@@ -80,12 +80,17 @@ class BoostedTrees(nn.Module):
     def margins(self, binned: torch.Tensor, trees: int) -> torch.Tensor:
         """Returns the output of the first so many trees for each record, float64, shape [n]."""
         at = self.nodes(binned, slice(0, trees), self.form.depth)
-        of_trees = self.leaves.detach()[:trees].double().T.gather(0, at)
-        total = self.base.detach().double().expand(len(binned)).clone()
+        of_trees = _fine(self.leaves.detach()[:trees]).T.gather(0, at)
+        total = _fine(self.base.detach()).expand(len(binned)).clone()
         # One after the other: a sum along a row may be split up by how many rows there are.
         for tree in range(trees):
             total += of_trees[:, tree]
         return total
+
+
+def _fine(values: torch.Tensor) -> torch.Tensor:
+    """Returns values in float64; as they are on Apple's GPUs, which have none."""
+    return values if values.device.type == "mps" else values.double()
 
 
 def boosted_trees(name: str, input_shape: tuple[int, ...], outputs: int) -> BoostedTrees:
