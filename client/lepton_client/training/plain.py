@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from lepton_client.training.resident import ResidentModel, new_optimizer
 from lepton_common.arrays import Vector, trained
 from lepton_common.datasets.records import Records
+from lepton_common.errors import SettingsError
 from lepton_common.messages import Recipe
+from lepton_common.tasks.augmentation import mix
 from lepton_common.tasks.catalog import Task
+
+_MIXING = 1
 
 
 def train_plain(
@@ -18,8 +23,12 @@ def train_plain(
 
     Raises:
         UpdateInvalid: training diverged to values that are not finite.
+        SettingsError: records or labels of this kind cannot be mixed.
     """
+    if recipe.mixup and not task.mixes:
+        raise SettingsError(f"Mixup has no meaning for '{task.name}'; set train.mixup=0.")
     start = model.load(received)
+    mixing = np.random.default_rng([_MIXING, seed])  # of its own, so that batches stay as they are
     optimizer = new_optimizer(model.module, recipe)
     features, labels = records.features.to(model.device), records.labels.to(model.device)
     autocast = torch.autocast(
@@ -30,7 +39,11 @@ def train_plain(
         batch = rows.to(model.device)
         optimizer.zero_grad(set_to_none=True)
         with autocast:
-            loss = task.losses(model.module(features[batch]), labels[batch]).mean()
+            if recipe.mixup:
+                loss = _mixed_losses(model, task, features[batch], labels[batch], recipe, mixing)
+            else:
+                loss = task.losses(model.module(features[batch]), labels[batch])
+            loss = loss.mean()
         torch.autograd.backward(loss)
         if recipe.proximal_mu:
             pull_towards(start, model, recipe.proximal_mu)
@@ -39,6 +52,19 @@ def train_plain(
         steps += 1
     optimizer.zero_grad(set_to_none=True)
     return model.update_since(start), float(total) / steps
+
+
+def _mixed_losses(
+    model: ResidentModel,
+    task: Task,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    mixing: np.random.Generator,
+) -> torch.Tensor:
+    mixed = mix(features, recipe.mixup, mixing)
+    outputs = model.module(mixed.features)
+    return task.objective.mixed_losses(outputs, labels, labels[mixed.partners], mixed.shares)
 
 
 def pull_towards(start: torch.Tensor, model: ResidentModel, strength: float) -> None:
