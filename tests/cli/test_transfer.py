@@ -11,7 +11,7 @@ from lepton_cli.compose import compose_settings
 from lepton_cli.run import Run
 from lepton_cli.simulation import resume, start
 from lepton_common.datasets.source import MADE_UP
-from lepton_common.errors import BaseMissing, SettingsError
+from lepton_common.errors import SettingsError
 
 PRIVATE = ["privacy=record", "privacy.epsilon=1", "privacy.sample_rate=0.5",
            "privacy.clipping_norm=1", "train.learning_rate=1", "train.local_steps=4"]  # fmt: skip
@@ -81,7 +81,7 @@ def test_a_run_from_a_model_goes_on_where_it_stopped(run):
 
 def test_what_cannot_be_begun_from_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("LEPTON_CACHE", str(tmp_path))
-    with pytest.raises(BaseMissing, match="neither a safetensors file nor a run"):
+    with pytest.raises(SettingsError, match="neither a safetensors file nor a run"):
         compose_settings([f"start={tmp_path / 'nothing'}"])
     with pytest.raises(SettingsError, match="Unknown learn 'heads'; did you mean 'head'"):
         compose_settings(["start=x", "learn=heads"])
