@@ -55,6 +55,7 @@ _SETTINGS = {
         "schedule": "constant",
         "warmup_rounds": 0,
         "augmentations": 1,
+        "mixup": 0.0,
         "momentum": 0.0,
         "weight_decay": 0.0,
         "batch_size": 64,

@@ -7,7 +7,7 @@ import numpy as np
 from lepton_client.site import SiteFile
 from lepton_common.arrays import Vector
 from lepton_common.datasets.preparation import PER_RECORD
-from lepton_common.errors import ConsentRefused, PolicyViolation, RosterMismatch
+from lepton_common.errors import ConsentRefused, PolicyViolation, RecordsMixed, RosterMismatch
 from lepton_common.identity.roster import Roster
 from lepton_common.messages import PrivacyRequest, Recipe, TrainRequest
 from lepton_common.models.catalog import model_fault
@@ -61,6 +61,7 @@ def check(
 
     Raises:
         ConsentRefused: naming the first bound that the request breaks.
+        RecordsMixed: see `check_request`.
     """
     check_request(request, site, masked=spec is not None)
     if request.privacy is None:
@@ -82,6 +83,7 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
 
     Raises:
         ConsentRefused: naming the first bound that the request breaks.
+        RecordsMixed: records would be mixed before each one's part is bounded.
     """
     policy = site.policy
     served = task_names() if policy.tasks is None else policy.tasks
@@ -114,6 +116,11 @@ def check_request(request: TrainRequest, site: SiteFile, *, masked: bool) -> Non
         return
     if site.data.prepare not in PER_RECORD:
         raise ConsentRefused("This site's data is prepared by statistics that no plan charges for.")
+    if request.recipe.mixup and asked.mode != "site":
+        raise RecordsMixed(
+            "A mixture of two people's records would be clipped as one, so that nobody's part is "
+            "bounded: only privacy of whole sites allows train.mixup."
+        )
     _check_privacy(asked, request.recipe, policy)
 
 

@@ -19,6 +19,7 @@ from lepton_common.audit import AuditLog
 from lepton_common.durable import write_atomic
 from lepton_common.errors import (
     ApprovalPending,
+    BaseMissing,
     ConsentRefused,
     LeptonError,
     ModelNotApproved,
@@ -31,6 +32,7 @@ from lepton_common.identity.roster import Roster
 from lepton_common.identity.signed import Signed
 from lepton_common.identity.study import Study, read_study
 from lepton_common.messages import TrainRequest
+from lepton_common.models.bases import BASES, based, check_kept, without_base
 from lepton_common.models.packaged import packaged
 from lepton_common.policy import SitePolicy
 from lepton_common.proposal import Proposal, read_proposal
@@ -185,7 +187,13 @@ class Proposals:
             yield error
             return
         yield from _beyond_policy(settings, file.policy)
-        if model := packaged(settings.model):
+        base = based(settings.model)
+        if base is not None and base.frozen:
+            try:
+                check_kept(base, self._folder / BASES)
+            except BaseMissing as error:
+                yield error
+        if model := packaged(without_base(settings.model)):
             try:
                 approved_version(self._folder, model)
             except (ModelNotApproved, PackageAltered) as error:

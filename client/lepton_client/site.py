@@ -35,6 +35,7 @@ from lepton_common.errors import RosterInvalid, SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator, Roster, read_roster_files, take_roster
 from lepton_common.identity.study import Study, read_studies, take_study
+from lepton_common.models.bases import BASES
 from lepton_common.policy import SitePolicy
 from lepton_common.strict import Name, Size, parse, record, to_json
 from lepton_common.yaml_text import load_yaml
@@ -96,7 +97,7 @@ class Site:
         self._trains_for: str | None = None
 
     def refresh(self) -> None:
-        """Reads the site file again where the operator has changed it, or what is approved.
+        """Reads the site file again where the operator has changed it, or the models that are here.
 
         Raises:
             SettingsError: it has faults, or another name; nothing is answered until it is mended.
@@ -116,7 +117,8 @@ class Site:
         self.note_policy()
 
     def _stamped(self) -> list[tuple[int, int, int] | None]:
-        return [_stamp(self.folder / SITE_FILE), _stamp(approvals_file(self.folder))]
+        names = (self.folder / SITE_FILE, approvals_file(self.folder), self.folder / BASES)
+        return [_stamp(path) for path in names]
 
     def _obey(self, file: SiteFile) -> None:
         self.file = file

@@ -33,6 +33,7 @@ from lepton_common.datasets.records import Records
 from lepton_common.device import pick_device
 from lepton_common.errors import DataInvalid, EmptySite, ModelMismatch, UpdateInvalid
 from lepton_common.messages import TrainRequest
+from lepton_common.models.bases import based
 from lepton_common.models.catalog import initial_model
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
@@ -209,7 +210,11 @@ class LocalTrainer:
         """Builds the model; see `Trainer`."""
         dataset = self._source.dataset()
         outputs = find_task(wanted.task).outputs(dataset.classes, dataset.input_shape)
-        model = initial_model(wanted.model, dataset.input_shape, outputs, wanted.seed)
+        base, name = based(wanted.model), wanted.model
+        # Where nothing is frozen the base is at the server alone, and any weights will do here.
+        if base is not None and not base.frozen:
+            name = base.model
+        model = initial_model(name, dataset.input_shape, outputs, wanted.seed)
         return Initial(Layout.of(model).digest, read_parameters(model).numpy())
 
     def people(self) -> frozenset[bytes]:

@@ -33,6 +33,7 @@ from lepton_common import errors
 from lepton_common.arrays import Vector
 from lepton_common.errors import ConnectorMissing, DataError, LeptonError, TrainerFailed
 from lepton_common.messages import TrainRequest
+from lepton_common.models.bases import BASES, look_in
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.secagg.ring import Integers
 
@@ -209,6 +210,8 @@ def _command(rules: TrainerRules, folder: Path, data: SiteData) -> list[str]:
     keep = data.kept(folder)
     if approvals_file(folder).exists():  # the agent starts another trainer when that changes
         keep.append(MODELS)
+    if (folder / BASES).is_dir():  # likewise
+        keep.append(BASES)
     return cut_off(words, folder, keep)
 
 
@@ -241,6 +244,7 @@ def serve(inward: IO[bytes], outward: IO[bytes]) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     secret = bytes.fromhex(setup.secret)
     build_approved_only(Path(setup.folder))
+    look_in(Path(setup.folder) / BASES)
     trainer = LocalTrainer(setup.name, setup.data, Path(setup.folder), secret)
     while True:
         try:

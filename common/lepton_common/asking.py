@@ -152,4 +152,5 @@ def recipe(settings: Settings, round_: int, update_scale: float = 1.0) -> Recipe
         proximal_mu=strategy.proximal_mu if strategy.name == "fedprox" else 0.0,
         update_scale=update_scale,
         seed=int.from_bytes(seed[:7]),
+        mixup=train.mixup,
     )

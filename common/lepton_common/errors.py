@@ -8,6 +8,9 @@ LeptonError                     exit code 1
 │   ├── AppInvalid
 │   ├── TrackerMissing
 │   ├── ConnectorMissing
+│   ├── BaseMissing
+│   ├── BaseUnreadable
+│   ├── BaseMisfit
 │   └── FileUnusable
 ├── DataError                   3   what it should be trained on
 │   ├── DataMissing
@@ -32,6 +35,7 @@ LeptonError                     exit code 1
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
 │   ├── LossNotApart
+│   ├── RecordsMixed
 │   ├── DoorRefused
 │   ├── ModelNotApproved
 │   ├── IsolationUnavailable
@@ -158,6 +162,18 @@ class ConnectorMissing(SettingsError):
     """A connector whose package, or whose database's driver, is not installed."""
 
 
+class BaseMissing(SettingsError):
+    """The trained model that another begins from is not on this machine."""
+
+
+class BaseUnreadable(SettingsError):
+    """The file of a trained model is no safetensors file of good numbers, or another one."""
+
+
+class BaseMisfit(SettingsError):
+    """The tensors of a trained model do not fit the one that is to begin from it."""
+
+
 class FileUnusable(SettingsError):
     """A file or folder that a command was given is not there, or may not be read or written."""
 
@@ -272,6 +288,10 @@ class BuffersNotAllowed(PrivacyError):
 
 class LossNotApart(PrivacyError):
     """The task's loss compares records with one another, so that clipping bounds nobody's part."""
+
+
+class RecordsMixed(PrivacyError):
+    """Records would be mixed with one another before private steps, which bound each one's part."""
 
 
 class DoorRefused(PrivacyError):

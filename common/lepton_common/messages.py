@@ -79,7 +79,7 @@ class Recipe:
     """How to train locally in this round; see `lepton_common.settings.TrainSettings`.
 
     Attributes:
-        seed: of the batch order without privacy; with privacy nothing uses it.
+        seed: of the batch order and of mixtures without privacy; with privacy nothing uses it.
         proximal_mu: strength of FedProx' term (Li et al. 2020), 0 for none.
         update_scale: what a whole update is divided by before it is clipped; the server
             multiplies the mean by it again. Only the mode ``site`` uses it.
@@ -98,6 +98,7 @@ class Recipe:
     proximal_mu: NotNegative
     update_scale: Norm
     seed: Natural
+    mixup: NotNegative = 0.0
 
     def __post_init__(self) -> None:
         """Refuses training of no length, or of two.

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from lepton_common.models.bases import without_base
 from lepton_common.models.packaged import any_version
 from lepton_common.models.tree_form import any_form
 from lepton_common.statistics import Bins
@@ -64,7 +65,8 @@ class SitePolicy:
         tasks: tasks the site serves; None: all in its catalog.
         models: models the site trains, by name, or by their whole list of layers; of a package
             with the wheel's digest, or without: ``wheel.PACKAGE.MODEL``; trees with their numbers,
-            or as ``boosted_trees``; None: all.
+            or as ``boosted_trees``; of a model that begins from a base (see `models.bases`) its own
+            name, or the whole one; None: all.
         statistics: which statistics the site answers; None: none.
     """
 
@@ -90,6 +92,7 @@ class SitePolicy:
 
     def trains(self, model: str) -> bool:
         """Says whether a model is among those that the site trains."""
-        return self.models is None or bool(
-            {model, any_version(model), any_form(model)} & set(self.models)
-        )
+        # A base is weights, as each round's model is: who allows a model has allowed any.
+        own = without_base(model)
+        names = {model, own, any_version(own), any_form(own)}
+        return self.models is None or bool(names & set(self.models))

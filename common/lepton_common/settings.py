@@ -90,6 +90,8 @@ class TrainSettings:
         local_steps: steps a round, or None; exactly one of the two is set. Privacy needs steps.
         augmentations: views of each image whose gradients are averaged before clipping, with
             privacy by steps; 1: the image alone.
+        mixup: alpha of the Beta distribution of the shares by which each record is mixed with
+            another of its batch, at its own site, without privacy or with that of sites; 0: none.
         precision: ``float32``, or ``bfloat16`` for matrix products.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``, at each site.
     """
@@ -106,6 +108,7 @@ class TrainSettings:
     augmentations: Count
     precision: Literal["float32", "bfloat16"]
     device: str
+    mixup: NotNegative = 0.0
 
     def learning_rate_at(self, round_: int, rounds: int) -> float:
         """Returns the learning rate of a round, counted from 1."""
@@ -629,6 +632,12 @@ def _contradictions(settings: Settings) -> list[str]:
             not by_step
             or data.prepare != "public_ranges"
             or (task is not None and task.augmentation == AsTheyAre())
+        ),
+        f"train.mixup makes one record of two people's, so privacy={mode} would bound nobody's "
+        "part: set it to 0, or choose privacy=site or none.": train.mixup > 0 and by_step,
+        f"train.mixup has no meaning for task={settings.task}, whose records are tokens or whose "
+        "labels cannot be mixed: set it to 0.": (
+            train.mixup > 0 and task is not None and not task.mixes
         ),
         "tracker.folder is for tracker=tensorboard: drop it, or choose that.": (
             tracker.name != "tensorboard" and tracker.folder is not None

@@ -13,8 +13,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lepton_cli.groups import groups
+from lepton_cli.starting import begin_from
 from lepton_common.errors import SettingsError
 from lepton_common.extensions import TASKS, extensions
+from lepton_common.models.bases import ALL
 from lepton_common.models.layers import PREFIX
 from lepton_common.models.packaged import named_here
 from lepton_common.models.tree_form import FAMILY, TreeForm
@@ -57,6 +59,11 @@ def compose_values(overrides: list[str]) -> dict[str, Any]:
         values["model"] = named_here(str(model))
     if values["model"] == FAMILY:
         values["model"] = _trees_named(values)
+    start, learn = values.pop("start", None), values.pop("learn", None)
+    if start is not None:
+        values["model"] = begin_from(str(start), str(learn), str(values["model"]), values["runs"])
+    elif learn != ALL:
+        raise SettingsError(f"learn={learn} is for a model that begins from another: set start.")
     return {str(name): value for name, value in values.items()}
 
 
@@ -159,6 +166,8 @@ def _name_faults(override: str) -> list[str]:
     names = [
         "layers",
         "wheel",
+        "start",
+        "learn",
         *(known for known in field_names(Settings) if known not in groups()),
     ]
     if name in names and not hasattr(Settings.__annotations__.get(name), "__pydantic_fields__"):

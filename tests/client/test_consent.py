@@ -16,8 +16,11 @@ from toy_site import (
 
 from lepton_client import consent
 from lepton_client.app import app
+from lepton_client.training.views import Views
 from lepton_common.datasets.preparation import PER_RECORD
-from lepton_common.errors import ConsentRefused
+from lepton_common.errors import ConsentRefused, RecordsMixed
+from lepton_common.privacy.noise import SecretRandom
+from lepton_common.tasks.catalog import find_task
 
 STRICT = replace(
     PERMISSIVE,
@@ -53,6 +56,29 @@ def test_a_request_outside_the_policy_is_refused(make_site, changes, reason):
     asked = request(**{"privacy": PRIVACY, **changes})
     with pytest.raises(ConsentRefused, match=reason):
         consent.check(asked, make_site(STRICT).file)
+
+
+@pytest.mark.parametrize("mode", ["record", "distributed"])
+def test_mixed_records_are_refused_with_privacy_by_record(make_site, mode):
+    mixed = replace(RECIPE, mixup=0.2)
+    asked = request(privacy=replace(PRIVACY, mode=mode), recipe=mixed)
+    with pytest.raises(RecordsMixed, match="nobody's part"):
+        consent.check(asked, make_site(STRICT).file)
+    consent.check_request(
+        request(privacy=replace(PRIVACY, mode="site"), recipe=mixed),
+        make_site(PERMISSIVE).file,
+        masked=False,
+    )
+
+
+def test_the_refusal_leaves_under_its_name_and_is_not_left_to_consent_alone(make_site):
+    site = make_site(PERMISSIVE)
+    mixed = replace(RECIPE, mixup=0.2)
+    reply = app(train_message(privacy=PRIVACY, recipe=mixed), context(site.folder))
+    assert reply.error.reason == "RecordsMixed"
+    assert not any(r.kind == "charge" for r in site.ledger._file.contents.records)
+    with pytest.raises(RecordsMixed, match="no clipping"):
+        Views(find_task("digits"), mixed, SecretRandom())
 
 
 def test_unit_and_denominator_come_from_the_site_and_not_from_the_request(make_site):

@@ -11,6 +11,7 @@ from lepton_client.training.optimizers import Sgd
 from lepton_client.training.plain import train_plain
 from lepton_client.training.resident import resident_model
 from lepton_common.arrays import read_parameters
+from lepton_common.errors import SettingsError
 from lepton_common.models.catalog import initial_model
 from lepton_common.tasks.catalog import Task
 
@@ -60,6 +61,35 @@ def test_adam_and_weight_decay_do_what_they_say():
     plain, _ = train(replace(RECIPE, batch_size=1000))
     decayed, _ = train(replace(RECIPE, batch_size=1000, weight_decay=0.5))
     np.testing.assert_allclose(decayed - plain, -0.1 * 0.5 * VECTOR, rtol=1e-3, atol=1e-6)
+
+
+def test_mixed_records_are_trained_on_as_a_hand_would():
+    records, recipe = synthetic(), replace(RECIPE, batch_size=1000, mixup=0.5)
+    update, loss = train(recipe, seed=3, records=records)
+    order = torch.randperm(len(records), generator=torch.Generator().manual_seed(3))
+    features, labels = records.features[order], records.labels[order]
+    generator = np.random.default_rng([1, 3])
+    shares = torch.from_numpy(generator.beta(0.5, 0.5, len(records)).astype(np.float32))
+    partners = torch.from_numpy(generator.permutation(len(records)))
+    module = initial_model("mlp", (4,), 3, seed=0)
+    own = shares[:, None]
+    logits = module(own * features + (1 - own) * features[partners]).log_softmax(1)
+    soft = torch.zeros(len(records), 3).scatter_add(1, labels[:, None], own)
+    soft = soft.scatter_add(1, labels[partners][:, None], 1 - own)
+    mean = -(soft * logits).sum(1).mean()
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(mean, module.parameters())])
+    np.testing.assert_allclose(update, -0.1 * gradient.numpy(), rtol=1e-4, atol=1e-6)
+    assert loss == pytest.approx(mean.item(), rel=1e-5)
+    assert np.array_equal(update, train(recipe, seed=3, records=records)[0])
+
+
+def test_without_mixup_nothing_is_drawn_for_it_and_tokens_are_not_mixed(monkeypatch):
+    monkeypatch.setattr("lepton_client.training.plain.mix", None)
+    train(RECIPE)
+    text, mixed = replace(TASK, form="text"), replace(RECIPE, mixup=0.2)
+    model = resident_model("mlp", (4,), 3, torch.device("cpu"), channels_last=True)
+    with pytest.raises(SettingsError, match="Mixup has no meaning"):
+        train_plain(model, text, synthetic(), VECTOR, mixed, 1)
 
 
 def test_bfloat16_stays_close_to_float32():

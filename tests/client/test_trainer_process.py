@@ -6,8 +6,10 @@ from io import BytesIO
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save
 from trainer_folder import ASKED, DATA, RULES, SECRET, WEIGHTS, fill
 
 from lepton_client.rules import TrainerRules
@@ -17,6 +19,7 @@ from lepton_common.errors import (
     SettingsError,
     TrainerFailed,
 )
+from lepton_common.models.bases import BASES, keep_base
 from lepton_common.models.tree_form import TreeForm
 from lepton_common.strict import parse
 
@@ -135,3 +138,13 @@ def test_a_changed_site_file_is_obeyed_at_once(make_site):
     path.write_text(before.replace("name: site-1", "name: site-2"))
     with pytest.raises(SettingsError, match="keeps its name"):
         site.refresh()
+
+
+def test_a_trained_model_that_was_put_here_is_seen_at_the_next_message(make_site):
+    site = make_site()
+    before = site.trainer
+    site.refresh()
+    assert site.trainer is before
+    keep_base(save({"0.weight": torch.zeros(2)}), site.folder / BASES)
+    site.refresh()
+    assert site.trainer is not before

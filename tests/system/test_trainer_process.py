@@ -10,7 +10,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from model_wheel import FILES, kidney
+from safetensors.torch import save
 from toy_site import PRIVACY, request
 from trainer_folder import ASKED, DATA, RULES, SECRET, WEIGHTS, fill
 
@@ -19,7 +21,9 @@ from lepton_client.isolation import cut_off
 from lepton_client.rules import TrainerRules
 from lepton_client.trainer import LocalTrainer, Wanted
 from lepton_client.trainer_process import TrainerProcess
+from lepton_common.arrays import Layout
 from lepton_common.errors import (
+    BaseMissing,
     DataMissing,
     EmptySite,
     IsolationUnavailable,
@@ -27,6 +31,8 @@ from lepton_common.errors import (
     PackageAltered,
     TrainerFailed,
 )
+from lepton_common.models.bases import BASES, Based, keep_base
+from lepton_common.models.catalog import build_model
 from lepton_common.models.wheel import read_model_wheel
 from lepton_common.privacy.plan import SharedNoise
 
@@ -68,6 +74,20 @@ def test_it_trains_as_one_in_this_process(local, remote):
     np.testing.assert_allclose(got.update, expected.update, rtol=1e-5, atol=1e-8)
     assert got.loss == pytest.approx(expected.loss)
     assert got.records == expected.records == 60
+
+
+def test_it_finds_trained_models_in_the_sites_folder_and_nowhere_else(folder, remote, monkeypatch):
+    values = {"0.weight": torch.full((6, 30), 0.5), "0.bias": torch.zeros(6)}
+    monkeypatch.setenv("LEPTON_CACHE", str(folder))  # where this process looks
+    base = Based(keep_base(save(values), folder / BASES).stem, "head", "layers.linear6-tanh")
+    remote.stop()
+    wanted = Wanted(task="breast_cancer", model=base.name, seed=1)
+    built = remote.initial(wanted)
+    assert built.layout == Layout.of(build_model(base.name, (30,), 2)).digest
+    assert len(built.vector) == 6 * 2 + 2
+    (folder / BASES / f"{base.sha256}.safetensors").unlink()
+    with pytest.raises(BaseMissing):
+        remote.initial(wanted)
 
 
 def test_it_knows_the_same_people_and_engine(local, remote):

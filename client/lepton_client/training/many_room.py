@@ -83,6 +83,8 @@ def why_not_plain(recipe: Recipe, data: Records) -> str | None:
     """Returns a sentence why plain training goes one site at a time; None where it need not."""
     if recipe.precision != "float32":
         return f"Training in {recipe.precision} goes one site at a time; only float32 is stacked."
+    if recipe.mixup:
+        return "Mixed records go one site at a time; only records as they are are stacked."
     return _why_not_labels(data)
 
 
@@ -90,6 +92,8 @@ def why_not_private(
     device: torch.device, recipe: Recipe, data: Records, plans: Sequence[PrivacyPlan]
 ) -> str | None:
     """Returns a sentence why private training goes one site at a time; None where it need not."""
+    if recipe.mixup:
+        return "Mixed records are never private, whether one site at a time or many."
     if data.units is not None:
         return "People with several records go one site at a time; only single records are stacked."
     if recipe.augmentations > 1:

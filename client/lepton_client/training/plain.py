@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from lepton_client.training.optimizers import new_optimizer
 from lepton_client.training.resident import ResidentModel
 from lepton_common.arrays import Vector, trained
 from lepton_common.datasets.records import Records
+from lepton_common.errors import SettingsError
 from lepton_common.messages import Recipe
+from lepton_common.tasks.augmentation import mix
 from lepton_common.tasks.catalog import Task
+
+_MIXING = 1
 
 
 def train_plain(
@@ -19,8 +24,12 @@ def train_plain(
 
     Raises:
         UpdateInvalid: training diverged to values that are not finite.
+        SettingsError: records or labels of this kind cannot be mixed.
     """
+    if recipe.mixup and not task.mixes:
+        raise SettingsError(f"Mixup has no meaning for '{task.name}'; set train.mixup=0.")
     start = model.load(received)
+    mixing = np.random.default_rng([_MIXING, seed])  # of its own, so that batches stay as they are
     optimizer = new_optimizer(model.module, recipe)
     features, labels = records.features.to(model.device), records.labels.to(model.device)
     autocast = torch.autocast(
@@ -31,7 +40,11 @@ def train_plain(
         batch = rows.to(model.device)
         optimizer.clear()
         with autocast:
-            loss = task.losses(model.module(features[batch]), labels[batch]).mean()
+            if recipe.mixup:
+                loss = _mixed_losses(model, task, features[batch], labels[batch], recipe, mixing)
+            else:
+                loss = task.losses(model.module(features[batch]), labels[batch])
+            loss = loss.mean()
         torch.autograd.backward(loss)
         if recipe.proximal_mu:
             pull_towards(start, model, recipe.proximal_mu)
@@ -40,6 +53,19 @@ def train_plain(
         steps += 1
     optimizer.clear()
     return model.update_since(start), float(total) / steps
+
+
+def _mixed_losses(
+    model: ResidentModel,
+    task: Task,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    recipe: Recipe,
+    mixing: np.random.Generator,
+) -> torch.Tensor:
+    mixed = mix(features, recipe.mixup, mixing)
+    outputs = model.module(mixed.features)
+    return task.objective.mixed_losses(outputs, labels, labels[mixed.partners], mixed.shares)
 
 
 def pull_towards(start: torch.Tensor, model: ResidentModel, strength: float) -> None:

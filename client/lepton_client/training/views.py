@@ -6,6 +6,7 @@ for it, and costs no privacy, because the views are functions of one record and 
 
 import torch
 
+from lepton_common.errors import RecordsMixed
 from lepton_common.messages import Recipe
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.tasks.catalog import Task
@@ -19,7 +20,16 @@ class Views:
     """
 
     def __init__(self, task: Task, recipe: Recipe, secret: SecretRandom) -> None:
-        """Takes what suits the task."""
+        """Takes what suits the task.
+
+        Raises:
+            RecordsMixed: the recipe mixes records, of which no one's part is bounded then.
+        """
+        if recipe.mixup:
+            raise RecordsMixed(
+                "Mixup makes one record of two people's, so that no clipping bounds what one of "
+                "them changes; train without it, or with privacy of whole sites."
+            )
         self.count = recipe.augmentations
         self._augmentation = task.augmentation
         # Not PyTorch's generator, which reads 32 bits of its seed: few enough to try them all.

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lepton_common.datasets.preparation import check_offered
 from lepton_common.datasets.records import Dataset, Records
-from lepton_common.datasets.source import Source
+from lepton_common.datasets.source import MADE_UP, Source
 from lepton_common.errors import DataInvalid
 
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
@@ -39,6 +39,12 @@ _FEATURES = (
     "exercise angina", "ST depression", "chest pain 2", "chest pain 3", "chest pain 4", "ECG 1",
     "ECG 2",
 )  # fmt: skip
+_RULE_WEIGHTS = {
+    "sex": 1.0, "highest heart rate": -3.0, "exercise angina": 1.5, "ST depression": 3.0,
+    "chest pain 4": 1.5, "ECG 2": 0.5,
+}  # fmt: skip
+_MADE_UP_PATIENTS = (200, 160, 60, 120)
+_MADE_UP_NOTE = "Made-up patients: what is reached on them says nothing about heart disease."
 _FLAMBY_NOTE = (
     "Normalised as in FLamby, with each hospital's own mean and standard deviation, and the "
     "pooled test rows with those of all training rows: private statistics, not accounted for."
@@ -52,12 +58,14 @@ def heart_disease(root: str | None, prepare: str) -> Dataset:
         root: see `Source.fetch`.
         prepare: ``site_statistics`` for FLamby's normalisation, ``public_ranges`` for fixed
             clinical ranges that reveal nothing.
+
+    Made up: values drawn evenly from those ranges, at each hospital around another age, and labels
+    by chance: the logistic regression of `made_up_chances`, over values scaled by those ranges.
     """
     check_offered("heart_disease", prepare, {"public_ranges", "site_statistics"})
-    paths = _SOURCE.fetch(root)
+    hospitals = _made_up() if root == MADE_UP else _published(_SOURCE.fetch(root))
     train, test, train_labels, test_labels = [], [], [], []
-    for hospital in HOSPITALS:
-        features, labels = _read(paths[f"processed.{hospital}.data"])
+    for features, labels in hospitals:
         train_rows, test_rows = _flamby_split(labels)
         train.append(features[train_rows])
         test.append(features[test_rows])
@@ -69,6 +77,8 @@ def heart_disease(root: str | None, prepare: str) -> Dataset:
         scaled_test = _standardise(pooled_test, pooled_train)
     else:
         scaled_train, scaled_test = _by_public_ranges(pooled_train), _by_public_ranges(pooled_test)
+    notes = [_MADE_UP_NOTE] if root == MADE_UP else []
+    notes += [_FLAMBY_NOTE] if prepare == "site_statistics" else []
     return Dataset(
         name="heart_disease",
         train=_records(scaled_train, train_labels),
@@ -78,11 +88,45 @@ def heart_disease(root: str | None, prepare: str) -> Dataset:
         unit="patient",
         sites=HOSPITALS,
         features=_FEATURES,
-        notes=(_FLAMBY_NOTE,) if prepare == "site_statistics" else (),
+        notes=tuple(notes),
     )
 
 
-def _read(path: Path) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+_Rows = tuple[NDArray[np.float64], NDArray[np.int64]]
+
+
+def _published(paths: dict[str, Path]) -> list[_Rows]:
+    return [_read(paths[f"processed.{hospital}.data"]) for hospital in HOSPITALS]
+
+
+def made_up_chances(scaled: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns the chance of disease of made-up patients, shape [n], by the rule of their labels.
+
+    Args:
+        scaled: their values by public ranges, shape [n, 13].
+    """
+    weights = np.array([_RULE_WEIGHTS.get(name, 0.0) for name in _FEATURES])
+    chances: NDArray[np.float64] = 1 / (1 + np.exp(-(scaled @ weights)))
+    return chances
+
+
+def _made_up() -> list[_Rows]:
+    """Returns made-up patients of each hospital, in the units of the published ones."""
+    rng = np.random.default_rng(24)
+    found = []
+    for number, count in enumerate(_MADE_UP_PATIENTS):
+        plain = rng.uniform(_LOW[:8], _HIGH[:8], (count, 8))
+        plain[:, 0] = rng.uniform(30 + 8 * number, 50 + 8 * number, count)
+        plain[:, :7] = np.rint(plain[:, :7])  # all but the depression are whole numbers
+        pain, ecg = rng.integers(1, 5, count), rng.integers(0, 3, count)
+        dummies = [pain == level for level in (2, 3, 4)] + [ecg == level for level in (1, 2)]
+        features = np.column_stack([plain, *dummies]).astype(np.float64)
+        ill = rng.random(count) < made_up_chances(_by_public_ranges(features))
+        found.append((features, ill.astype(np.int64)))
+    return found
+
+
+def _read(path: Path) -> _Rows:
     try:
         lines = path.read_text(encoding="ascii").splitlines()
         rows = np.array([line.replace("?", "nan").split(",") for line in lines], np.float64)

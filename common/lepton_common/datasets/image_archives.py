@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lepton_common.datasets.images import byte_images
-from lepton_common.datasets.made_up_images import made_up_images
+from lepton_common.datasets.made_up_images import made_up_parts
 from lepton_common.datasets.preparation import PER_RECORD, check_offered
 from lepton_common.datasets.records import Dataset
 from lepton_common.datasets.source import MADE_UP, Source
@@ -27,7 +27,6 @@ _CIFAR10_SUBSET = Source(
 _ONE_HOSPITAL = (
     "The files name no patients, of whom some have several images: each image counts as a unit."
 )
-_MADE_UP_TRAIN, _MADE_UP_TEST = 400, 200
 
 
 def pneumoniamnist(root: str | None, prepare: str) -> Dataset:
@@ -39,7 +38,7 @@ def pneumoniamnist(root: str | None, prepare: str) -> Dataset:
     """
     check_offered("pneumoniamnist", prepare, PER_RECORD)
     if root == MADE_UP:
-        parts = _made_up(np.array([0, 1, 1, 1]), 2, (1, 28, 28), seed=11)
+        parts = made_up_parts(np.array([0, 1, 1, 1]), (1, 28, 28), seed=11)
     else:
         path = _PNEUMONIA.fetch(root)["pneumoniamnist-28.npz"]
         arrays = read_npz(path, ("train_images", "train_labels", "test_images", "test_labels"))
@@ -58,7 +57,7 @@ def cifar10_subset(root: str | None, prepare: str) -> Dataset:
     """
     check_offered("cifar10_subset", prepare, PER_RECORD)
     if root == MADE_UP:
-        parts = _made_up(np.arange(10), 10, (3, 32, 32), seed=12)
+        parts = made_up_parts(np.arange(10), (3, 32, 32), seed=12)
     else:
         path = _CIFAR10_SUBSET.fetch(root)["cifar10-20k-5k.npz"]
         arrays = read_npz(path, ("x_train", "y_train", "x_test", "y_test"))
@@ -89,15 +88,6 @@ def read_npz(path: Path, names: tuple[str, ...]) -> dict[str, NDArray[np.uint8]]
 
 
 _Part = tuple[NDArray[np.uint8], NDArray[np.uint8]]
-
-
-def _made_up(
-    cycle: NDArray[np.int64], classes: int, shape: tuple[int, int, int], seed: int
-) -> dict[str, _Part]:
-    labels = np.resize(cycle, _MADE_UP_TRAIN + _MADE_UP_TEST)
-    images = made_up_images(labels, classes, shape, seed)
-    shares = {"train": slice(_MADE_UP_TRAIN), "test": slice(_MADE_UP_TRAIN, None)}
-    return {part: (images[rows], labels[rows].astype(np.uint8)) for part, rows in shares.items()}
 
 
 def _dataset(

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _CONTRAST, _NOISE = 45.0, 35.0
+_TRAIN, _TEST = 400, 200
 
 
 def class_patterns(classes: int, shape: tuple[int, int, int], seed: int) -> NDArray[np.float64]:
@@ -42,3 +43,19 @@ def made_up_images(
     patterns = class_patterns(classes, shape, seed)
     noise = np.random.default_rng([seed, 1]).normal(0.0, _NOISE, (len(labels), *shape))
     return np.clip(128.0 + _CONTRAST * patterns[labels] + noise, 0, 255).astype(np.uint8)
+
+
+def made_up_parts(
+    cycle: NDArray[np.int64], shape: tuple[int, int, int], seed: int
+) -> dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """Returns 400 images for training and 200 for tests, each with their labels, both uint8.
+
+    Args:
+        cycle: the labels, again and again, int64; of all classes, from 0.
+        shape: channels, height and width.
+        seed: see `made_up_images`.
+    """
+    labels = np.resize(cycle, _TRAIN + _TEST)
+    images = made_up_images(labels, int(cycle.max()) + 1, shape, seed)
+    shares = {"train": slice(_TRAIN), "test": slice(_TRAIN, None)}
+    return {part: (images[rows], labels[rows].astype(np.uint8)) for part, rows in shares.items()}

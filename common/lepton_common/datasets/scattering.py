@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from lepton_common.datasets.source import cache_folder
+from lepton_common.cache import cache_folder
 from lepton_common.durable import write_atomic
 
 SCALES, ANGLES, GROUPS = 2, 8, 27

@@ -2,13 +2,13 @@
 
 import hashlib
 import http.client
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from lepton_common.cache import cache_folder
 from lepton_common.durable import write_atomic
 from lepton_common.errors import ChecksumMismatch, DataMissing
 
@@ -83,8 +83,3 @@ class Source:
         self._check(name, data, self.address + name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, data)
-
-
-def cache_folder() -> Path:
-    """Returns the user's cache for downloaded data: ``LEPTON_CACHE`` or ``~/.cache/lepton``."""
-    return Path(os.environ.get("LEPTON_CACHE") or Path.home() / ".cache" / "lepton")

@@ -5,7 +5,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from lepton_common.errors import SettingsError
-from lepton_common.models import packaged, tree_form
+from lepton_common.models import bases, packaged, tree_form
 from lepton_common.models.fitting import misfit
 from lepton_common.models.layers import PREFIX, build_layers, fault_in
 from lepton_common.names import look_up, unknown
@@ -53,6 +53,11 @@ def model_fault(name: str) -> str | None:
     Of a model from a package this says only whether it is named rightly: whether it is here, and
     may be used, is known where it is built.
     """
+    if name.startswith(bases.PREFIX):
+        own = bases.without_base(name)
+        if own.startswith(tree_form.PREFIX):
+            return "Boosted trees begin from nothing: drop start."
+        return bases.fault_in(name) or model_fault(own)
     if name.startswith(PREFIX):
         return fault_in(name)
     if name == "layers":
@@ -71,19 +76,28 @@ def model_fault(name: str) -> str | None:
 def build_model(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
     """Returns an uninitialised-by-us model: PyTorch's own initialisation, global generator.
 
-    Batch normalisation, where a builder has it, is replaced; see `replacements`.
+    Batch normalisation, where a builder has it, is replaced; see `replacements`. Of a base there
+    is only what stays frozen.
 
     Args:
         name: a name in the catalog, a list of layers (see `layers`), boosted trees (see
-            `tree_form`), or a model of a package (see `packaged`).
+            `tree_form`), a model of a package (see `packaged`), or any but trees that begins from
+            a base (see `bases`).
         input_shape: shape of one record, channels first for images.
         outputs: what the task asks of the model: logits, or numbers.
 
     Raises:
         UnknownName: no such model.
         SettingsError: the model is for other records than these, or the layers do not fit, or
-            the model of a package is none or not here.
+            the model of a package is none or not here, or the base is not here or does not fit.
     """
+    if base := bases.based(name):
+        return bases.begin(_plain(base.model, input_shape, outputs), base, initial=False)
+    return _plain(name, input_shape, outputs)
+
+
+def _plain(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
+    """Returns a model without a base."""
     from lepton_common.models.replacements import replace_batch_norms
 
     if name.startswith(PREFIX):
@@ -110,9 +124,14 @@ def _built(name: str, input_shape: Shape, outputs: int) -> "nn.Module":
 
 
 def initial_model(name: str, input_shape: Shape, outputs: int, seed: int) -> "nn.Module":
-    """Returns a model whose weights depend on ``seed`` alone; the global generator is restored."""
+    """Returns the model that a run begins with; the global generator is restored.
+
+    Its weights depend on ``seed`` alone, and on the base where there is one.
+    """
     import torch
 
+    base = bases.based(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build_model(name, input_shape, outputs)
+        module = _plain(base.model if base else name, input_shape, outputs)
+    return bases.begin(module, base, initial=True) if base else module

@@ -3,11 +3,12 @@
 Each view is a function of one record and of random numbers, so that private training may average
 the gradients of several (augmentation multiplicity, De et al. 2022) at no cost. Random numbers
 come from whoever trains: secret ones with privacy, seeded ones for tests and without it.
+`mix` alone makes a record of two, and is for training without privacy by record.
 """
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -183,6 +184,37 @@ class OfTexts(Augmentation):
     def _varied(self, records: "torch.Tensor", generator: Draws) -> "torch.Tensor":
         drawn = _fractions(generator, records.numel()).view_as(records).to(records.device)
         return records.masked_fill(drawn < self.dropout, 0.0)
+
+
+class Mixed(NamedTuple):
+    """Records, each mixed with another one.
+
+    Attributes:
+        features: as they were given, mixed.
+        partners: row number of the other one, int64, shape [n].
+        shares: how much of a record is its own, from 0 to 1, float32, shape [n].
+    """
+
+    features: "torch.Tensor"
+    partners: "torch.Tensor"
+    shares: "torch.Tensor"
+
+
+def mix(records: "torch.Tensor", alpha: float, generator: np.random.Generator) -> Mixed:
+    """Mixes each record of a batch with another of it, or itself (mixup, Zhang et al. 2018).
+
+    Args:
+        records: float32, shape [n, ...].
+        alpha: shares are drawn from Beta(alpha, alpha): the smaller, the less is mixed.
+        generator: of the pairs, and of the shares.
+    """
+    import torch
+
+    drawn = generator.beta(alpha, alpha, len(records)).astype(np.float32)
+    partners = torch.from_numpy(generator.permutation(len(records))).to(records.device)
+    shares = torch.from_numpy(drawn).to(records.device)
+    own = shares.view(-1, *[1] * (records.dim() - 1))
+    return Mixed(own * records + (1 - own) * records[partners], partners, shares)
 
 
 def _numbers(generator: Draws, below: int, count: int) -> "torch.Tensor":

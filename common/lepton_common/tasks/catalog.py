@@ -77,6 +77,11 @@ class Task:
         """Returns how many numbers the model gives for a record."""
         return self.objective.outputs(classes, input_shape)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a mixture of two records means anything: tokens and survival times have none."""
+        return self.form != "text" and self.objective.mixable
+
     def losses(self, outputs: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """Returns the loss of each record, shape [n]; on the others it depends in `Cox` alone."""
         return self.objective.losses(outputs, labels)

@@ -21,10 +21,12 @@ class Objective(ABC):
     Attributes:
         headline: the figure that tables, curves and the choice of the best round go by.
         apart: whether a record's loss depends on that record alone.
+        mixable: whether a label may be partly that of another record.
     """
 
     headline: ClassVar[str]
     apart: ClassVar[bool] = True
+    mixable: ClassVar[bool] = False
 
     @abstractmethod
     def outputs(self, classes: int, input_shape: Shape) -> int:
@@ -33,6 +35,25 @@ class Objective(ABC):
     @abstractmethod
     def losses(self, outputs: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """Returns the loss of each record, shape [n]."""
+
+    def mixed_losses(
+        self,
+        outputs: "torch.Tensor",
+        labels: "torch.Tensor",
+        others: "torch.Tensor",
+        shares: "torch.Tensor",
+    ) -> "torch.Tensor":
+        """Returns the loss of records whose labels are partly others', shape [n]; if `mixable`.
+
+        Of a likelihood, which is linear in the label, that is a share of each one's.
+
+        Args:
+            outputs: of the model.
+            labels: of the records.
+            others: those that they are mixed with.
+            shares: of the records' own labels, from 0 to 1, shape [n].
+        """
+        return shares * self.losses(outputs, labels) + (1 - shares) * self.losses(outputs, others)
 
     @abstractmethod
     def made_up_labels(
@@ -45,6 +66,7 @@ class CrossEntropy(Objective):
     """One of several classes; a logit for each. Labels: int64, shape [n]."""
 
     headline = "accuracy"
+    mixable = True
 
     def outputs(self, classes: int, input_shape: Shape) -> int:
         """Returns the number of classes."""
@@ -85,6 +107,7 @@ class Regression(Objective):
     """A number. Labels: float32, shape [n], scaled by a public range to [-1, 1]."""
 
     headline = "rmse"
+    mixable = True
 
     def outputs(self, classes: int, input_shape: Shape) -> int:
         """Returns 1."""
@@ -93,6 +116,16 @@ class Regression(Objective):
     def losses(self, outputs: "torch.Tensor", labels: "torch.Tensor") -> "torch.Tensor":
         """Returns half the squared error of each record, in scaled units."""
         return (outputs.squeeze(1) - labels.to(outputs.dtype)).square() / 2
+
+    def mixed_losses(
+        self,
+        outputs: "torch.Tensor",
+        labels: "torch.Tensor",
+        others: "torch.Tensor",
+        shares: "torch.Tensor",
+    ) -> "torch.Tensor":
+        """Returns half the squared distance from the mixed number."""
+        return self.losses(outputs, shares * labels + (1 - shares) * others)
 
     def made_up_labels(
         self, count: int, classes: int, input_shape: Shape, generator: "torch.Generator"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lepton_cli.bench.simulation.jobs import Job
 from lepton_cli.bench.simulation.sides import Side
-from lepton_common.datasets.source import cache_folder
+from lepton_common.cache import cache_folder
 from lepton_common.errors import RunError
 
 _INSTALL_S = 3600.0

@@ -1,4 +1,4 @@
-"""``lepton model sign`` and ``lepton site model``: a lead's own models, reviewed at each site."""
+"""``lepton model`` and ``lepton site model``: a lead's own models, and trained ones, at sites."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,17 @@ if TYPE_CHECKING:
     from lepton_cli.desk.reviewed import Reviewed
 
 _WHEEL = Annotated[Path, typer.Argument(help="The wheel; its signature lies beside it, as .sig.")]
-_SITE_HELP = """Models that came as a signed wheel: review, approve, remove.
+_SITE_HELP = """Models that came as a signed wheel: review, approve, remove; and trained ones: base.
 
   lepton site model review my-site kidney-1.1-py3-none-any.whl
   lepton site model approve my-site kidney-1.1-py3-none-any.whl
 
-A model is code: it runs in the trainer, beside the records. Read all of it.
+A wheel is code: it runs in the trainer, beside the records. Read all of it.
 """
-app = typer.Typer(help="Models of your own, as signed wheels.", no_args_is_help=True)
+app = typer.Typer(
+    help="Models of your own, and trained ones.",
+    no_args_is_help=True,
+)
 site_app = typer.Typer(help=_SITE_HELP, no_args_is_help=True)
 
 
@@ -57,6 +60,39 @@ def sign(
     out = signature_of(wheel)
     write_atomic(out, endorse(key, endorsed).encode())
     print(f"Signed {found.package} {found.version} ({found.sha256}): {out}")
+
+
+@app.command("base")
+def base(
+    model: Annotated[str, typer.Argument(help="A safetensors file, or a finished run.")],
+    runs: Annotated[str, typer.Option(help="Folder of the runs.")] = "runs",
+) -> None:
+    """Keep a trained model on this machine, for runs that begin from it; tells its file."""
+    from lepton_cli.starting import base_of
+    from lepton_common.models.bases import keep_base
+
+    print(keep_base(base_of(model, runs)))
+
+
+@site_app.command("base")
+def site_base(
+    folder: FOLDER, file: Annotated[Path, typer.Argument(help="A safetensors file.")]
+) -> None:
+    """Put a trained model where runs find it that train a part of it; data, and no code.
+
+    It counts from the next message on. Compare its digest with what the lead tells you: a run's
+    model says it, as from.SHA256.
+    """
+    from lepton_cli.desk.folder import Desk
+    from lepton_common.errors import BaseMissing
+    from lepton_common.models.bases import BASES, keep_base
+
+    try:
+        data = file.read_bytes()
+    except OSError:
+        raise BaseMissing(f"There is no file {file} that can be read.") from None
+    kept = keep_base(data, Desk(folder).folder / BASES)
+    print(f"Runs of from.{kept.stem} may begin from it now, if the policy allows their model.")
 
 
 @site_app.command("review")

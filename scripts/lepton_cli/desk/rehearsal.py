@@ -47,6 +47,7 @@ from lepton_common.messages import (
     hello_content,
     read_facts,
 )
+from lepton_common.models.bases import BASES
 from lepton_common.settings import Settings
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.rounds.checkpoint import Checkpoint
@@ -122,6 +123,8 @@ def _copy(desk: Desk, place: Path, run: str, passphrase: str | None) -> Site:
     if approvals_file(desk.folder).exists():  # what they say; the code is the trainer's alone
         approvals_file(folder).parent.mkdir()
         shutil.copy(approvals_file(desk.folder), approvals_file(folder))
+    if (desk.folder / BASES).is_dir():
+        (folder / BASES).symlink_to(desk.folder / BASES)
     if (desk.folder / STUDIES).is_dir():
         shutil.copytree(desk.folder / STUDIES, folder / STUDIES)
     (folder / FOLDER).mkdir()

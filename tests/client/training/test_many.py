@@ -226,6 +226,9 @@ def test_what_goes_one_site_at_a_time_says_why():
     assert "bfloat16" in why_not_together(model, half, data, 20, None)
     assert "views" in why_not_together(model, views, data, 20, "record")
     assert why_not_together(model, views, data, 20, None) is None
+    mixed = replace(RECIPE, mixup=0.2)
+    assert "Mixed records go one site" in why_not_together(model, mixed, data, 20, None)
+    assert "never private" in why_not_together(model, mixed, data, 20, "record")
     assert "People" in why_not_together(model, RECIPE, people, 20, "record")
     assert "distributed" in why_not_together(model, RECIPE, data, 20, "distributed")
     for recipe, given, plan in (

@@ -5,7 +5,9 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from lepton_common.datasets.catalog import load_dataset
-from lepton_common.datasets.heart import HOSPITALS, _read
+from lepton_common.datasets.heart import HOSPITALS, _read, made_up_chances
+from lepton_common.datasets.records import check
+from lepton_common.datasets.source import MADE_UP
 from lepton_common.errors import ChecksumMismatch, DataInvalid
 
 
@@ -92,3 +94,29 @@ def test_another_file_in_the_place_of_the_published_one_is_refused(tmp_path):
         (tmp_path / "heart-disease" / f"processed.{name}.data").write_text("1,2\n")
     with pytest.raises(ChecksumMismatch):
         load_dataset("heart_disease", str(tmp_path), "public_ranges")
+
+
+def test_made_up_patients_are_of_four_hospitals_and_told_apart_as_well_as_their_rule_can():
+    data = load_dataset("heart_disease", MADE_UP, "public_ranges")
+    assert (data.unit, data.sites, data.input_shape) == ("patient", HOSPITALS, (13,))
+    assert np.bincount(data.train.origins).tolist() == [132, 105, 39, 79]
+    features = np.concatenate([part.features.double().numpy() for part in (data.train, data.test)])
+    labels = np.concatenate([check(part, data).labels.numpy() for part in (data.train, data.test)])
+    chances = made_up_chances(features)
+    assert np.mean((chances > 0.5) == labels) == pytest.approx(
+        np.maximum(chances, 1 - chances).mean(), abs=0.03
+    )
+    assert labels.mean() == pytest.approx(chances.mean(), abs=0.03)
+    ages = [data.train.features[data.train.origins == site, 0].mean() for site in range(4)]
+    assert ages == sorted(ages)  # so that hospitals differ, as real ones do
+    assert set(data.train.features[:, 8:].unique().tolist()) == {-1.0, 1.0}
+    assert "Made-up" in data.notes[0]
+    again = load_dataset.__wrapped__("heart_disease", MADE_UP, "public_ranges")
+    assert (again.train.features == data.train.features).all()
+
+
+def test_made_up_patients_are_prepared_as_flamby_does_too():
+    data = load_dataset("heart_disease", MADE_UP, "site_statistics")
+    first = data.train.features[data.train.origins == 0]
+    assert first.mean(0).abs().max() < 1e-6
+    assert len(data.notes) == 2

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lepton_common.datasets.image_archives import cifar10_subset, pneumoniamnist, read_npz
+from lepton_common.datasets.images import cifar10, fashion_mnist, mnist
 from lepton_common.datasets.made_up_images import class_patterns
 from lepton_common.datasets.records import check
 from lepton_common.datasets.source import MADE_UP
@@ -16,6 +17,9 @@ from lepton_common.errors import ChecksumMismatch, DataInvalid, DataMissing, Set
     [
         (pneumoniamnist, 11, (1, 28, 28), [100, 300]),
         (cifar10_subset, 12, (3, 32, 32), [40] * 10),
+        (mnist, 21, (1, 28, 28), [40] * 10),
+        (fashion_mnist, 22, (1, 28, 28), [40] * 10),
+        (cifar10, 23, (3, 32, 32), [40] * 10),
     ],
 )
 def test_who_knows_how_they_are_made_names_every_made_up_image(loader, seed, shape, counts):

@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from lepton_common.datasets.source import Source, cache_folder
+from lepton_common.cache import cache_folder
+from lepton_common.datasets.source import Source
 from lepton_common.errors import ChecksumMismatch, DataMissing
 
 _DATA = b"published"

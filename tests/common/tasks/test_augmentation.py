@@ -12,6 +12,7 @@ from lepton_common.tasks.augmentation import (
     OfSounds,
     OfTexts,
     Seeded,
+    mix,
 )
 
 _CASES = [
@@ -110,3 +111,23 @@ def test_tokens_are_dropped_and_never_changed():
     views = OfTexts(dropout=0.3).views(tokens, 200, Seeded(0))
     assert ((views == 0) | (views == tokens)).all()
     assert float((views == 0).float().mean()) == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_mixture_is_what_a_hand_computes():
+    records = _batch((3, 2), 5)
+    mixed = mix(records, 0.4, np.random.default_rng(3))
+    again = np.random.default_rng(3)
+    shares, partners = again.beta(0.4, 0.4, 5).astype(np.float32), again.permutation(5)
+    assert partners.tolist() == mixed.partners.tolist()
+    assert mixed.shares.tolist() == shares.tolist()
+    for row in range(5):
+        expected = shares[row] * records[row] + (1 - shares[row]) * records[partners[row]]
+        torch.testing.assert_close(mixed.features[row], expected)
+    other = mix(records, 0.4, np.random.default_rng(4))
+    assert not torch.equal(other.features, mixed.features)
+
+
+def test_the_smaller_alpha_the_less_is_mixed():
+    shares = [mix(_batch((1,), 2000), alpha, np.random.default_rng(1)).shares for alpha in (0.1, 1)]
+    # The variance of Beta(a, a) is 1 / (8 a + 4).
+    assert [float(each.var()) for each in shares] == pytest.approx([1 / 4.8, 1 / 12], rel=0.05)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lepton_common.datasets.records import Dataset, Records, check
-from lepton_common.tasks.catalog import Task
+from lepton_common.tasks.catalog import TASKS, Task
 from lepton_common.tasks.objectives import OBJECTIVES, Hazard
 
 ALL = {**OBJECTIVES, "hazard": Hazard((1.0, 2.0, 4.0))}
@@ -150,3 +150,34 @@ def test_a_headline_that_is_not_accuracy_is_told_in_every_round(generator):
 def test_a_figure_that_records_do_not_define_is_left_out():
     task = Task("x", "x", "binary", "", counts="roc_auc")
     assert "roc_auc" not in task.evaluate(nn.Identity(), torch.ones(9, 1), torch.ones(9).long())
+
+
+def test_mixed_labels_of_classes_are_soft_ones():
+    outputs, shares = torch.randn(4, 3), torch.tensor([0.0, 0.25, 0.7, 1.0])
+    labels, others = torch.tensor([0, 1, 2, 1]), torch.tensor([2, 1, 0, 0])
+    soft = torch.zeros(4, 3)
+    for row in range(4):
+        soft[row, labels[row]] += shares[row]
+        soft[row, others[row]] += 1 - shares[row]
+    expected = -(soft * outputs.log_softmax(1)).sum(1)
+    found = OBJECTIVES["cross_entropy"].mixed_losses(outputs, labels, others, shares)
+    torch.testing.assert_close(found, expected)
+
+
+def test_mixed_labels_of_two_classes_are_chances_and_those_of_numbers_are_numbers():
+    outputs, shares = torch.randn(3, 1), torch.tensor([0.2, 0.5, 0.9])
+    labels, others = torch.tensor([0, 1, 1]), torch.tensor([1, 1, 0])
+    chance = torch.sigmoid(outputs.squeeze(1))
+    soft = torch.tensor([0.8, 1.0, 0.9])
+    expected = -(soft * chance.log() + (1 - soft) * (1 - chance).log())
+    found = OBJECTIVES["binary"].mixed_losses(outputs, labels, others, shares)
+    torch.testing.assert_close(found, expected)
+    numbers = torch.tensor([-0.5, 0.2, 1.0]), torch.tensor([0.5, 0.2, -1.0])
+    found = OBJECTIVES["regression"].mixed_losses(outputs, *numbers, shares)
+    mixed = torch.tensor([0.3, 0.2, 0.8])
+    torch.testing.assert_close(found, (outputs.squeeze(1) - mixed).square() / 2)
+
+
+def test_what_cannot_be_mixed_is_known_by_task():
+    cannot = {name for name, task in TASKS.items() if not task.mixes}
+    assert cannot == {"sms_spam", "shakespeare", "tcga_brca", "tcga_brca_hazard", "machine_anomaly"}
