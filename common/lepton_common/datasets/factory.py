@@ -55,9 +55,9 @@ _AI4I_NOTES = (
     "A simulation of milling machines by its authors, not measured; failures follow their rules.",
 )
 
-# Ranges by the European law of wine where it knows a bound (volatile and citric acid, sulphur
-# dioxide, sulphates, sugar of wines that are medium dry), else by what is usual for a table wine;
-# beyond them values count as the bound.
+# Ranges by the European law of wine where it knows a bound (volatile and citric acid, all sulphur
+# dioxide, sulphates, the sugar of medium dry wines), rounded outwards, else by what is usual for a
+# wine; beyond them values count as the bound.
 WINE_QUALITY = Schema(
     "wine_quality",
     (
