@@ -55,22 +55,24 @@ _AI4I_NOTES = (
     "A simulation of milling machines by its authors, not measured; failures follow their rules.",
 )
 
-# Ranges by the law of wine and its chemistry, rounded; beyond them values count as the bound.
+# Ranges by the European law of wine where it knows a bound (volatile and citric acid, all sulphur
+# dioxide, sulphates, the sugar of medium dry wines), rounded outwards, else by what is usual for a
+# wine; beyond them values count as the bound.
 WINE_QUALITY = Schema(
     "wine_quality",
     (
         Column("colour", "category", categories=("red", "white")),
-        Column("fixed acidity", "number", 3, 16, unit="g/l"),
-        Column("volatile acidity", "number", 0, 1.6, unit="g/l"),
+        Column("fixed acidity", "number", 4, 12, unit="g/l"),
+        Column("volatile acidity", "number", 0, 1.2, unit="g/l"),
         Column("citric acid", "number", 0, 1, unit="g/l"),
-        Column("residual sugar", "number", 0, 45, unit="g/l"),
-        Column("chlorides", "number", 0, 0.6, unit="g/l"),
-        Column("free sulfur dioxide", "number", 0, 150, unit="mg/l"),
-        Column("total sulfur dioxide", "number", 0, 400, unit="mg/l"),
-        Column("density", "number", 0.985, 1.005, unit="kg/l"),
-        Column("pH", "number", 2.7, 4.1),
-        Column("sulphates", "number", 0, 2, unit="g/l"),
-        Column("alcohol", "number", 8, 15, unit="% vol"),
+        Column("residual sugar", "number", 0, 18, unit="g/l"),
+        Column("chlorides", "number", 0, 0.2, unit="g/l"),
+        Column("free sulfur dioxide", "number", 0, 100, unit="mg/l"),
+        Column("total sulfur dioxide", "number", 0, 250, unit="mg/l"),
+        Column("density", "number", 0.987, 1.003, unit="kg/l"),
+        Column("pH", "number", 2.8, 3.8),
+        Column("sulphates", "number", 0, 1.2, unit="g/l"),
+        Column("alcohol", "number", 8, 14, unit="% vol"),
         Column("quality", "integer", 0, 10),
     ),
     label="quality",

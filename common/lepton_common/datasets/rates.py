@@ -6,6 +6,7 @@ privacy unit, is a whole month of a series. The test is the last part in time, d
 
 import gzip
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ _LOW = np.array([0.4, 1.0, 0.5, 0.4, 0.1, 0.005, 0.3, 0.4])
 _HIGH = np.array([1.2, 2.2, 1.2, 1.4, 0.25, 0.015, 1.0, 1.0])
 _MONTH = 30
 _TEST_SHARE = 0.2
+_MAGNIFIED = 30.0  # a sixtieth of the range is much for one day, and becomes 1
 
 _MADE_UP_DAYS = 1240
 _STORES = tuple(f"store-{number:02}" for number in range(1, 11))
@@ -44,6 +46,8 @@ NOISE = 0.1
 def exchange_rate(root: str | None, prepare: str) -> Dataset:
     """The next day's rate from thirty days before, for eight countries.
 
+    A record is the 29 changes from day to day, magnified, and the last day's rate: the next day's
+    is nearly the same, and thirty rates that are nearly the same would hide which of them it is.
     With `MADE_UP`, each day is 0.9 of the day before, scaled, plus `NOISE`.
 
     Args:
@@ -52,7 +56,8 @@ def exchange_rate(root: str | None, prepare: str) -> Dataset:
     """
     check_offered("exchange_rate", prepare, {"public_ranges"})
     rates = _made_up_rates() if root == MADE_UP else _read(_SOURCE.fetch(root)[_FILE])
-    return _forecast("exchange_rate", scaled(rates, _LOW, _HIGH), _MONTH, COUNTRIES)
+    levels = _forecast("exchange_rate", scaled(rates, _LOW, _HIGH), _MONTH, COUNTRIES)
+    return replace(levels, train=_as_changes(levels.train), test=_as_changes(levels.test))
 
 
 def demand(root: str | None, prepare: str) -> Dataset:
@@ -92,6 +97,13 @@ def _records(series: Values, width: int, stride: int) -> Records:
         together[:, -1, 0].contiguous(),
         origins=np.repeat(np.arange(len(cut)), [len(part) for part in cut]),
     )
+
+
+def _as_changes(records: Records) -> Records:
+    """Returns records with the change to each day in place of the day before; the last stays."""
+    levels = records.features
+    changes = (_MAGNIFIED * levels.diff(dim=1)).clamp(-1, 1)
+    return replace(records, features=torch.cat([changes, levels[:, -1:]], 1))
 
 
 def _read(path: Path) -> Values:

@@ -11,7 +11,7 @@ Kind = Literal["number", "integer", "category", "flag"]
 Missing = Literal["refuse", "drop", "low", "middle", "indicator"]
 Outside = Literal["clip", "refuse"]
 Duplicates = Literal["keep", "drop"]
-Encoding = Literal["one_hot", "dummies"]
+Encoding = Literal["one_hot", "dummies", "zero_one"]
 
 BLANKS = ("", "?", "NA", "N/A", "NaN", "nan", "null", "None")
 """Texts that stand for a missing value."""
@@ -33,7 +33,8 @@ class Column:
             further feature that says so (of a category: none of them, and that feature).
         outside: what a value outside the range, or an unknown category, means: clipped to the
             range, or none of the categories; or the table is refused. A class is never guessed so.
-        encoding: ``one_hot``, 0 or 1 for each category; or ``dummies``, -1 or 1, without the first.
+        encoding: of categories ``one_hot``, 0 or 1 for each, or ``dummies``, -1 or 1, without the
+            first; of a flag ``zero_one``, 0 or 1 in place of -1 or 1, which suits many rare ones.
     """
 
     name: str
@@ -62,6 +63,9 @@ class Column:
             )
         if len(set(self.categories)) != len(self.categories):
             raise SettingsError(f"The column '{self.name}' names a category twice.")
+        kinds = {"dummies": "category", "zero_one": "flag"}
+        if kinds.get(self.encoding, self.kind) != self.kind:
+            raise SettingsError(f"The column '{self.name}' is not of a kind to be {self.encoding}.")
         if self.kind == "category" and self.missing in ("low", "middle"):
             raise SettingsError(f"The column '{self.name}' has no {self.missing} category.")
 

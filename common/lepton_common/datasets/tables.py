@@ -174,6 +174,8 @@ def _features(read: Read, column: Column) -> NDArray[np.float32]:
         low, high = column.range
         scaled = np.clip(2.0 * (read.values - low) / (high - low) - 1.0, -1.0, 1.0)
         scaled[absent] = -1.0 if column.missing == "low" else 0.0
+        if column.encoding == "zero_one":
+            scaled = (scaled + 1.0) / 2.0
         made = scaled.astype(np.float32)[:, None]
     if column.missing == "indicator":
         made = np.concatenate([made, absent.astype(np.float32)[:, None]], axis=1)

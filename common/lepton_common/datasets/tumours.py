@@ -71,7 +71,7 @@ TCGA_BRCA = Schema(
     "tcga_brca",
     (
         Column("age_at_index", "integer", 18, 90, unit="years"),
-        *(Column(name, "flag") for name in _FLAGS),
+        *(Column(name, "flag", encoding="zero_one") for name in _FLAGS),
         Column("T", "number", 0, 10_957, unit="days"),
         Column("E", "flag"),
         Column("region", "category", categories=REGIONS),
@@ -90,8 +90,7 @@ _NOTES = (
     "Death was observed for 151 of the 1,088 patients; of the others it is known only "
     "that they lived until then. The 222 test patients give a C-index that varies by some "
     "hundredths.",
-    "FLamby leaves ages in years; here they are scaled by a public range, and yes and no to 1 and "
-    "-1.",
+    "FLamby leaves ages in years; here they are scaled by a public range. Yes and no are 1 and 0.",
 )
 
 

@@ -130,7 +130,7 @@ def test_patients_are_split_as_flamby_splits_them(real):
     assert data.input_shape == (39,)
     ages = (data.train.features[:, 0] + 1) / 2 * (90 - 18) + 18
     assert torch.allclose(ages, ages.round(), atol=1e-4)
-    assert set(data.train.features[:, 1:].unique().tolist()) == {-1.0, 1.0}
+    assert set(data.train.features[:, 1:].unique().tolist()) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("name", LOADERS)

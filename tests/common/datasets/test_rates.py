@@ -40,9 +40,13 @@ def test_published_rates_are_cut_without_a_day_twice_and_tested_on_the_last_fift
     for site in range(8):
         features = data.train.features[data.train.origins == site][..., 0]
         labels = data.train.labels[data.train.origins == site]
-        days = torch.cat([features, labels[:, None]], 1).flatten().numpy()
-        expected = 2 * (published[: len(days), site] - low[site]) / (high - low)[site] - 1
-        np.testing.assert_allclose(days, expected, atol=1e-6)
+        days = 2 * (published[: 31 * 195, site] - low[site]) / (high - low)[site] - 1
+        months = days.reshape(195, 31)
+        np.testing.assert_allclose(features[:, -1], months[:, 29], atol=1e-6)
+        np.testing.assert_allclose(labels, months[:, 30], atol=1e-6)
+        changes = np.clip(30 * np.diff(months[:, :30], axis=1), -1, 1)
+        np.testing.assert_allclose(features[:, :-1], changes, atol=1e-4)
+        assert (np.abs(changes) == 1).mean() < 0.1
         last = data.test.labels[data.test.origins == site][-1]
         expected = 2 * (published[-1, site] - low[site]) / (high - low)[site] - 1
         assert float(last) == pytest.approx(expected, abs=1e-6)

@@ -45,6 +45,14 @@ def test_categories_are_one_hot_by_the_list_however_they_are_written():
     assert one(dummies, [1, 2, 3]) == [[-1, -1], [1, -1], [-1, 1]]
 
 
+def test_yes_and_no_are_one_and_minus_one_or_nought_where_the_schema_says_so():
+    values = ["yes", "no", None]
+    assert one(Column("smokes", "flag", missing="low"), values) == [[1], [-1], [-1]]
+    rare = Column("smokes", "flag", missing="low", encoding="zero_one")
+    assert one(rare, values) == [[1], [0], [0]]
+    assert one(Column("smokes", "flag", missing="middle", encoding="zero_one"), values)[2] == [0.5]
+
+
 def test_most_values_of_another_coding_are_a_fault():
     column = Column("sex", "category", categories=("male", "female"))
     with pytest.raises(TableInvalid, match="coded in another way"):
@@ -131,6 +139,8 @@ def test_any_column_is_prepared_within_bounds_or_refused(values):
         lambda: Column("age", "category", categories=("a",)),
         lambda: Column("age", "category", categories=("a", "a")),
         lambda: Column("age", "category", categories=("a", "b"), missing="low"),
+        lambda: Column("age", "category", categories=("a", "b"), encoding="zero_one"),
+        lambda: Column("ill", "flag", encoding="dummies"),
         lambda: Schema("one", (AGE, AGE), "age"),
         lambda: Schema("one", (AGE,), "ill"),
         lambda: Schema("one", (AGE,), "age", "number"),
