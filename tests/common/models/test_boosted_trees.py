@@ -135,3 +135,8 @@ def test_a_policy_names_trees_by_their_numbers_or_all_of_them():
     assert trains(FORM.name)
     assert not trains("boosted_trees.4x2b8")
     assert not trains("mlp")
+
+
+def test_trees_begin_from_no_other_model():
+    assert model_fault(FORM.name) is None
+    assert "from nothing" in model_fault(f"from.{'0' * 64}.all.{FORM.name}")
