@@ -1,4 +1,4 @@
-"""Linear models on features that nothing was learnt for, which need few weights and so little noise.
+"""Linear models on features that nothing was learnt for: few weights, so little noise.
 
 What a private run of few records, or of few people, can learn; as scattering is for images.
 """

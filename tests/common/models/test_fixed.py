@@ -1,6 +1,8 @@
 """Linear models on fixed features: words that a text holds, and what sums up a series."""
 
+import pytest
 import torch
+from torch.nn import functional
 
 from lepton_common.models.catalog import build_model
 from lepton_common.models.fixed import Movements, WordsHeld
@@ -37,3 +39,24 @@ def test_a_series_of_one_step_or_of_rest_has_finite_gradients():
         outputs.sum().backward()
         assert bool(outputs.isfinite().all())
         assert bool(series.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("name", ["word_bag", "movements"])
+def test_few_weights_learn_what_the_features_tell(name):
+    # A word among others, or how much a series moves: neither has a place of its own.
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.randint(0, 2, (256,), generator=generator)
+    if name == "word_bag":
+        records = torch.randint(10, 40, (256, 8), generator=generator).float()
+        records[torch.arange(256), torch.randint(0, 8, (256,), generator=generator)] = 5.0 + labels
+    else:
+        records = torch.randn(256, 20, 3, generator=generator) * (1 + labels.view(-1, 1, 1))
+    torch.manual_seed(0)
+    model = build_model(name, tuple(records.shape[1:]), 2)
+    optimizer = torch.optim.Adam(model.parameters(), 0.1)
+    for _ in range(40):
+        optimizer.zero_grad()
+        functional.cross_entropy(model(records[:128]), labels[:128]).backward()
+        optimizer.step()
+    right = (model(records[128:]).argmax(1) == labels[128:]).float().mean()
+    assert float(right) > 0.9
