@@ -42,6 +42,8 @@ MODELS: dict[str, Builder] = {
     "cnn_rnn": _of("series", "cnn_rnn"),
     "transformer": _of("transformer", "transformer"),
     "transformer_lora": _of("transformer", "transformer_lora"),
+    "word_bag": _of("fixed", "word_bag"),
+    "movements": _of("fixed", "movements"),
     "autoencoder": _of("autoencoder", "autoencoder"),
     "audio_cnn": _of("audio", "audio_cnn"),
 }

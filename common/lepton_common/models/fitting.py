@@ -44,6 +44,8 @@ READS: dict[str, Reads] = {
     "cnn_rnn": WINDOWS,
     "transformer": TOKENS,
     "transformer_lora": TOKENS,
+    "word_bag": TOKENS,
+    "movements": SERIES,
     "audio_cnn": SOUNDS,
 }
 """By model; those that are not here read any records."""

@@ -29,6 +29,8 @@ _IMAGE_MODELS = sorted(name for name, reads in READS.items() if reads == IMAGES)
         ("cnn1d", (128, 9), 6, 32 * 46 + 64 * 161 + 65 * 6),
         ("cnn_rnn", (128, 9), 6, 32 * 46 + 32 * 161 + 3 * 64 * (32 + 64 + 2) + 65 * 6),
         ("transformer_lora", (40,), 2, 2 * 2 * 2 * 4 * 32 + 33 * 2),
+        ("word_bag", (40,), 1, 4097),
+        ("movements", (128, 9), 6, 37 * 6),
         ("autoencoder", (40,), 40, 41 * 40 + 41 * 13 + 14 * 40 + 41 * 40),
         ("audio_cnn", (8000,), 10, 160 + 32 * 145 + 32 * 289 + 10 * (32 * 17 + 1)),
     ],

@@ -31,6 +31,8 @@ def test_a_family_gives_its_outputs_for_every_record(name):
         ("char_lstm", (80, 1), "texts of shape", "model=gru"),
         ("transformer", (1, 8, 8), "texts of shape", "model=cnn_small"),
         ("transformer_lora", (), "texts of shape", "model=mlp or model=logistic"),
+        ("word_bag", (48, 1), "texts of shape", "model=gru, model=mlp or model=logistic"),
+        ("movements", (128,), "series", "model=mlp or model=logistic"),
         ("audio_cnn", (1023,), "at least 1024", "model=mlp or model=logistic"),
         ("audio_cnn", (2, 8000), "sounds", "model=gru"),
     ],
