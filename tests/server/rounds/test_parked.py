@@ -60,7 +60,7 @@ def test_small_vectors_and_those_for_which_there_is_no_room_stay(tmp_path, monke
 
 @pytest.mark.parametrize("changes", [{"secagg.mode": "none"}, {}], ids=["plain", "secure"])
 def test_a_run_that_parks_its_model_ends_in_the_same_one(simulate, changes, monkeypatch):
-    changes = {**changes, "rounds": 2}
+    changes = {**changes, "rounds": 1}
     expected = simulate("in-memory", changes)
     seen = []
     monkeypatch.setattr(parked, "LARGE", 1)
