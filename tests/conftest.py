@@ -198,7 +198,7 @@ def setting_values():
 @pytest.fixture
 def make_settings(setting_values):
     """Returns checked settings, with some replaced by dotted name."""
-    from lepton_common.settings import parse_settings
+    from lepton_common.settings_rules import parse_settings
 
     def build(changes=None, *, private=False):
         return parse_settings(setting_values(changes, private=private))

@@ -7,7 +7,8 @@ from lepton_common.errors import ProposalInvalid, SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Roster
 from lepton_common.identity.signed import Signed, sign, signers
-from lepton_common.settings import Settings, parse_settings
+from lepton_common.settings import Settings
+from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import Digest, Name, parse_json, record, to_json
 
 

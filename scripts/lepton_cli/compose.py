@@ -21,7 +21,8 @@ from lepton_common.models.layers import PREFIX
 from lepton_common.models.packaged import named_here
 from lepton_common.models.tree_form import FAMILY, TreeForm
 from lepton_common.names import did_you_mean, unknown
-from lepton_common.settings import Settings, parse_settings
+from lepton_common.settings import Settings
+from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import field_names
 from lepton_common.tasks.packaged import packaged_task
 

@@ -9,7 +9,8 @@ from lepton_cli.run import Run, new_folder, stamp
 from lepton_cli.simulation import execute, only_writer, write_config
 from lepton_common.durable import link_atomic
 from lepton_common.errors import RunNotFound, SettingsError
-from lepton_common.settings import Settings, parse_settings
+from lepton_common.settings import Settings
+from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import to_json
 from lepton_server.run_folder import RunFolder
 

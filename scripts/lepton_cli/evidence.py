@@ -20,7 +20,7 @@ from lepton_common.chain import GENESIS, ChainRecord, verify_heads
 from lepton_common.errors import AuditError, LedgerInvalid
 from lepton_common.hosting import HOST
 from lepton_common.privacy.ledger_file import read_ledger
-from lepton_common.settings import parse_settings
+from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import to_json
 from lepton_server.run_folder import RunFolder
 

@@ -17,7 +17,8 @@ from lepton_cli.evidence import Evidence, gather_evidence
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.errors import OutsideTheDoor, RunNotFound, RunNotResumable
 from lepton_common.models.catalog import build_model
-from lepton_common.settings import Settings, parse_settings
+from lepton_common.settings import Settings
+from lepton_common.settings_rules import parse_settings
 from lepton_common.tasks.catalog import find_task
 from lepton_common.tasks.headlines import Headline
 from lepton_server.progress import RoundReport

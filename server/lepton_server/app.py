@@ -6,7 +6,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from lepton_common.settings import parse_settings
+from lepton_common.settings_rules import parse_settings
 from lepton_server.rounds.loop import run_rounds
 from lepton_server.rounds.statistics import run_statistics
 from lepton_server.run_folder import RunFolder

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lepton_cli.live import LiveObserver
 from lepton_cli.pace import Pace, records_of
-from lepton_common.settings import parse_settings
+from lepton_common.settings_rules import parse_settings
 from lepton_server.progress import Observer, Observers, RoundReport
 
 

@@ -182,7 +182,7 @@ def test_settings_that_do_not_fit_are_named(words, said):
 
 
 def test_a_coordinator_takes_no_place_of_a_strangers_choice(setting_values):
-    from lepton_common.settings import parse_settings
+    from lepton_common.settings_rules import parse_settings
 
     def submitted(**changes):
         values = {f"tracker.{name}": value for name, value in changes.items()}

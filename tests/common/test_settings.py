@@ -9,7 +9,8 @@ import pytest
 
 from lepton_common.errors import SettingsError
 from lepton_common.messages import HelloRequest
-from lepton_common.settings import LINEAR, ROBUST, parse_settings
+from lepton_common.settings import LINEAR, ROBUST
+from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import to_json
 
 _SA1 = {"secagg.mode": "sa1"}

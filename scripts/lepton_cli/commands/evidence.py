@@ -95,7 +95,7 @@ def _coordinators(
     from lepton_cli.packs.make import make_coordinator_pack
     from lepton_cli.run import find_run
     from lepton_common.identity.keys import SigningKey
-    from lepton_common.settings import parse_settings
+    from lepton_common.settings_rules import parse_settings
     from lepton_server.gateway.runs import Runs
     from lepton_server.gateway.server import KEY_FILE
 

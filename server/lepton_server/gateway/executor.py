@@ -23,7 +23,7 @@ from lepton_common.durable import is_full
 from lepton_common.errors import LeptonError, RunError, RunNotFound, SettingsError
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.pages import give_back_freed_memory, keep_freed_pieces
-from lepton_common.settings import parse_settings
+from lepton_common.settings_rules import parse_settings
 from lepton_server.app import app
 from lepton_server.gateway.nodes import read_nodes
 from lepton_server.gateway.runs import Runs, Submitted

@@ -12,7 +12,7 @@ from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Person, read_roster_files
 from lepton_common.proposal import make_proposal
-from lepton_common.settings import parse_settings
+from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import to_json
 from lepton_server.gateway import executor
 from lepton_server.gateway.control import Control

@@ -17,7 +17,7 @@ from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member, Person, sign_roster
 from lepton_common.identity.signed import Signed, sign
 from lepton_common.identity.study import Study
-from lepton_common.settings import parse_settings
+from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import to_json
 from lepton_server.gateway.executor import waker
 from lepton_server.gateway.sites import Mail, Mailbox
