@@ -60,11 +60,15 @@ def local(folder):
     return LocalTrainer("a", DATA, folder, SECRET)
 
 
-@pytest.fixture(scope="module")
-def remote(folder):
+def started(folder):
     isolation = "process" if confined() else "namespace"
     rules = TrainerRules(**{**vars(RULES), "isolation": isolation})
-    trainer = TrainerProcess("a", DATA, folder, SECRET, rules)
+    return TrainerProcess("a", DATA, folder, SECRET, rules)
+
+
+@pytest.fixture(scope="module")
+def remote(folder):
+    trainer = started(folder)
     yield trainer
     trainer.stop()
 
@@ -76,18 +80,20 @@ def test_it_trains_as_one_in_this_process(local, remote):
     assert got.records == expected.records == 60
 
 
-def test_it_finds_trained_models_in_the_sites_folder_and_nowhere_else(folder, remote, monkeypatch):
+def test_it_finds_trained_models_in_the_sites_folder_and_nowhere_else(folder, monkeypatch):
     values = {"0.weight": torch.full((6, 30), 0.5), "0.bias": torch.zeros(6)}
     monkeypatch.setenv("LEPTON_CACHE", str(folder))  # where this process looks
     base = Based(keep_base(save(values), folder / BASES).stem, "head", "layers.linear6-tanh")
-    remote.stop()
-    wanted = Wanted(task="breast_cancer", model=base.name, seed=1)
-    built = remote.initial(wanted)
-    assert built.layout == Layout.of(build_model(base.name, (30,), 2)).digest
-    assert len(built.vector) == 6 * 2 + 2
-    (folder / BASES / f"{base.sha256}.safetensors").unlink()
-    with pytest.raises(BaseMissing):
-        remote.initial(wanted)
+    trainer, wanted = started(folder), Wanted(task="breast_cancer", model=base.name, seed=1)
+    try:
+        built = trainer.initial(wanted)
+        assert built.layout == Layout.of(build_model(base.name, (30,), 2)).digest
+        assert len(built.vector) == 6 * 2 + 2
+        (folder / BASES / f"{base.sha256}.safetensors").unlink()
+        with pytest.raises(BaseMissing):
+            trainer.initial(wanted)
+    finally:
+        trainer.stop()
 
 
 def test_it_knows_the_same_people_and_engine(local, remote):
