@@ -230,8 +230,9 @@ class _Sites:
     def check_weights(self, sites: Rows, weights: Sequence[torch.Tensor]) -> None:
         """Notes where `private.check_weights` would refuse to go on."""
         for values in weights:
-            # What is no number is not below any.
-            fits = torch.linalg.vector_norm(values.flatten(1), torch.inf, 1) <= LARGEST_WEIGHT
+            # What is no number is not below any. PyTorch's own norm takes ten times as long.
+            flat = values.flatten(1)
+            fits = torch.maximum(flat.amax(1), -flat.amin(1)) <= LARGEST_WEIGHT
             self.diverged[sites] |= ~fits.cpu().numpy()
 
     def finish(self, sites: Rows, parameters: Sequence[torch.Tensor]) -> None:

@@ -145,7 +145,7 @@ def _begin(address: str | None, workers: int, cpus: int) -> "RayBackend":
             host, _, port = str(address).rpartition(":")
             socket.create_connection((host, int(port)), timeout=_LOOK_S).close()
         return RayBackend(config)
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray says that a node is late by a bare one
         if address is None:
             raise RayUnreachable(f"Ray cannot be started on this machine: {error}") from error
         raise RayUnreachable(

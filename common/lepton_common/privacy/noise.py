@@ -12,7 +12,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-_EXPONENT_OF_ONE = np.uint64(1023 << 52)
+_EXPONENTS = {1: np.uint64(1023 << 52), 2: np.uint64(1024 << 52)}
 
 
 class SecretRandom:
@@ -28,10 +28,7 @@ class SecretRandom:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Returns ``count`` uniform values strictly inside (0, 1): odd multiples of 2**-53."""
-        bits = self.words(count) >> np.uint64(12)
-        # Read as the fractions of numbers from 1 to 2 (IEEE 754), they need no conversion.
-        bits |= _EXPONENT_OF_ONE
-        values = bits.view(np.float64)
+        values = self._read_from(1, count)
         values -= 1.0
         values += 2.0**-53
         return values
@@ -43,8 +40,9 @@ class SecretRandom:
         beyond which lies less than 1e-15 of the distribution.
         """
         # PyTorch's error function runs on several values at once; NumPy and SciPy have none such.
-        drawn = torch.from_numpy(self.uniform(count))
-        drawn.mul_(2.0).sub_(1.0).erfinv_().mul_(math.sqrt(2.0) * standard_deviation)
+        drawn = torch.from_numpy(self._read_from(2, count))
+        drawn.sub_(3.0).add_(2.0**-52)  # 2u - 1 of uniform u, which no step rounds
+        drawn.erfinv_().mul_(math.sqrt(2.0) * standard_deviation)
         out: NDArray[np.float64] = drawn.numpy()
         return out
 
@@ -55,3 +53,10 @@ class SecretRandom:
         of 1 keeps all.
         """
         return np.flatnonzero(self.uniform(population) < rate)
+
+    def _read_from(self, power: int, count: int) -> NDArray[np.float64]:
+        """Returns uniform words read as numbers from ``power``, 1 or 2, to twice that: 52 bits."""
+        bits = self.words(count) >> np.uint64(12)
+        # As the fractions of such numbers (IEEE 754) they need no conversion.
+        bits |= _EXPONENTS[power]
+        return bits.view(np.float64)

@@ -3,10 +3,11 @@
 import importlib.util
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from lepton_common.errors import RayMissing
+from lepton_common.errors import RayMissing, RayUnreachable
 from lepton_common.flower.ray_backend import RayActors
 
 # In a process of its own: importing Ray warns.
@@ -41,3 +42,21 @@ def test_flowers_backend_is_as_it_is_used():
         [sys.executable, "-c", _LOOK], capture_output=True, text=True, timeout=120, check=False
     )
     assert ended.stdout.strip() == "good", ended.stderr
+
+
+@pytest.mark.parametrize("kind", [Exception, RuntimeError, OSError])
+def test_ray_that_does_not_start_is_named(monkeypatch, kind):
+    def late(config):
+        raise kind("The current node timed out during startup.")
+
+    for name in ("RAY_USAGE_STATS_ENABLED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
+        monkeypatch.setenv(name, "0")  # which it sets, so that it is undone here
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: name == "ray" or found(name, *rest)
+    )
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
+    backend = "flwr.server.superlink.fleet.vce.backend.raybackend"
+    monkeypatch.setitem(sys.modules, backend, SimpleNamespace(RayBackend=late))
+    with pytest.raises(RayUnreachable, match="cannot be started on this machine: The current node"):
+        RayActors(lambda: None, address=None, workers=1, cpus=1)

@@ -151,3 +151,17 @@ def test_an_empty_population_gives_an_empty_sample(source):
 
 def test_a_sample_may_be_empty(source):
     assert any(len(source.poisson_sample(2, 0.1)) == 0 for _ in range(100))
+
+
+def test_noise_is_the_inverse_of_the_uniform_values_bit_for_bit(monkeypatch):
+    given = np.concatenate(
+        [np.array([0, 1 << 12, (1 << 63) - 1, 1 << 63, (1 << 64) - 1], np.uint64),
+         np.random.default_rng(0).integers(0, 1 << 64, 20_000, np.uint64)]
+    )  # fmt: skip
+    secret = SecretRandom()
+    monkeypatch.setattr(secret, "words", lambda count: given[:count])
+    uniform = torch.from_numpy(secret.uniform(len(given)))
+    assert 0.0 < float(uniform.min()) < float(uniform.max()) < 1.0
+    expected = uniform.mul(2.0).sub(1.0).erfinv().mul(np.sqrt(2.0) * 0.7)
+    assert np.array_equal(secret.gaussian(len(given), 0.7), expected.numpy())
+    assert np.isfinite(expected.numpy()).all()
