@@ -5,6 +5,7 @@ import io
 import json
 import shutil
 from dataclasses import replace
+from datetime import date
 
 import pytest
 import yaml
@@ -200,8 +201,10 @@ def test_who_is_not_in_the_roster_cannot_join(do, lepton, hospitals):
     assert "does not name hospital-a with the key" in said
 
 
-def test_an_expired_roster_is_refused(do, lepton, hospitals):
-    do("federation propose hosp --until 2026-01-01")
+def test_an_expired_roster_is_refused(do, lepton, hospitals, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("lepton_cli.drafting.today", lambda: date(2025, 12, 31))
+        do("federation propose hosp --until 2026-01-01")
     for key in ("alice", "bob"):
         do(f"federation sign hosp --key {key}.pem --yes")
     do("federation publish hosp")

@@ -1,7 +1,5 @@
 """``lepton federation``: the roster and the studies, which k of n partners sign."""
 
-import re
-from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,9 +12,7 @@ from lepton_cli.commands.identities import MODULE, PASSPHRASE, TOKEN
 
 if TYPE_CHECKING:
     from lepton_cli.federation import Draft, FederationFolder
-    from lepton_common.identity.joining import Entry
     from lepton_common.identity.roster import Roster
-    from lepton_common.identity.signed import Partners
 
 _HELP = """Who belongs to a federation, signed by k of its n partners.
 
@@ -79,12 +75,13 @@ def init_command(
     until: Annotated[str | None, _UNTIL] = None,
 ) -> None:
     """Draft the first version of a roster."""
+    from lepton_cli.drafting import in_a_year, read_day, read_entries, read_partners
     from lepton_cli.federation import FederationFolder
     from lepton_common.errors import RosterInvalid
     from lepton_common.identity.roster import Coordinator, Member, Person, Roster
     from lepton_common.strict import parse
 
-    entries = _entries(add)
+    entries = read_entries(add)
     coordinators = [vars(entry) for entry in entries if isinstance(entry, Coordinator)]
     if len(coordinators) > 1:
         raise RosterInvalid("A roster has one coordinator; give one join.json of `server init`.")
@@ -94,8 +91,8 @@ def init_command(
         {
             "federation": name,
             "version": 1,
-            "until": _day(until) or _in_a_year(),
-            "partners": vars(_partners(partner, threshold)),
+            "until": read_day(until) or in_a_year(),
+            "partners": vars(read_partners(partner, threshold)),
             "coordinator": coordinators[0] if coordinators else None,
             "members": [vars(e) for e in by_name if isinstance(e, Member)],
             "people": [vars(e) for e in by_name if isinstance(e, Person)],
@@ -124,6 +121,7 @@ def propose_command(
     Whoever is given by --partner takes the place of all partners there were; the new ones and
     the old ones must sign.
     """
+    from lepton_cli.drafting import read_day, read_entries, read_partners
     from lepton_cli.federation import FederationFolder
     from lepton_common.errors import SettingsError
 
@@ -134,10 +132,10 @@ def propose_command(
     here = FederationFolder(folder)
     before = {draft.path: draft.text for draft in here.drafts()}
     path = here.propose(
-        add=_entries(add or []),
+        add=read_entries(add or []),
         remove=remove or [],
-        partners=_partners(partner, threshold) if partner and threshold else None,
-        until=_day(until),
+        partners=read_partners(partner, threshold) if partner and threshold else None,
+        until=read_day(until),
     )
     if path.read_text(encoding="utf-8") != before.get(path, path.read_text(encoding="utf-8")):
         print(f"An earlier draft of {path.name} is gone: what it changed is not in this one.")
@@ -196,6 +194,7 @@ def sign_command(
 @app.command("publish")
 def publish_command(folder: _FOLDER) -> None:
     """Publish the drafts that enough partners have signed."""
+    from lepton_cli.drafting import today
     from lepton_cli.federation import FederationFolder
     from lepton_common.errors import RosterInvalid
 
@@ -204,7 +203,7 @@ def publish_command(folder: _FOLDER) -> None:
     if not drafts:
         raise RosterInvalid(f"{folder} holds no draft; make one by `propose` or `study`.")
     for draft in drafts:
-        print(f"Published: {here.publish(draft, _today())}")
+        print(f"Published: {here.publish(draft, today())}")
     print(f"Root of the federation, to compare by another way: {here.root}")
 
 
@@ -291,80 +290,3 @@ def _show_roster(console: Console, roster: "Roster") -> None:
         table.add_row("", "partner", key[:16])
     console.print(table)
     console.print(f"{roster.partners.threshold} of {len(roster.partners.keys)} partners must sign.")
-
-
-def _entries(paths: list[Path]) -> list["Entry"]:
-    from lepton_common.errors import JoinInvalid
-    from lepton_common.identity.joining import read_join
-
-    found = []
-    for path in paths:
-        try:
-            found.append(read_join(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError):
-            raise JoinInvalid(f"Cannot read the request to join {path}.") from None
-        except JoinInvalid as error:
-            raise JoinInvalid(f"{path}: {error}") from None
-    return found
-
-
-def _partners(paths: list[Path], threshold: int) -> "Partners":
-    from lepton_common.errors import RosterInvalid
-    from lepton_common.identity.signed import Partners
-    from lepton_common.strict import parse
-
-    keys = [_public_key(path) for path in paths]
-    if len(set(keys)) < len(keys):
-        raise RosterInvalid("A partner's key is given twice; give each partner's .pub file once.")
-    partners, faults = parse(Partners, {"keys": keys, "threshold": threshold})
-    if partners is None:
-        raise RosterInvalid(" ".join(faults))
-    return partners
-
-
-def _public_key(path: Path) -> str:
-    """Returns the key in a .pub file; says nothing of what else is in a file, as that is secret.
-
-    Raises:
-        RosterInvalid: it holds none.
-    """
-    from lepton_common.errors import RosterInvalid
-
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        key = ""
-    if not re.fullmatch("[0-9a-f]{64}", key):
-        raise RosterInvalid(
-            f"{path} holds no partner's public key: give the .pub file of `lepton federation key`."
-        )
-    return key
-
-
-def _day(said: str | None) -> str | None:
-    """Returns a last day as rosters have it.
-
-    Raises:
-        SettingsError: it is none, or is over.
-    """
-    from lepton_common.errors import SettingsError
-
-    if said is None:
-        return None
-    try:
-        day = date.fromisoformat(said)
-    except ValueError:
-        day = date.max
-    if not _today() <= day < date(2100, 1, 1):
-        raise SettingsError(
-            f"--until {said}: give a day to come, before the year 2100, such as {_in_a_year()}."
-        )
-    return day.isoformat()
-
-
-def _today() -> date:
-    return datetime.now(UTC).date()
-
-
-def _in_a_year() -> str:
-    return (_today() + timedelta(days=365)).isoformat()

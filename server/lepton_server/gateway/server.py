@@ -39,7 +39,7 @@ from lepton_server.gateway.sites import Inside, Sites
 from lepton_server.gateway.witness import Witness
 
 KEY_FILE, AUDIT_FILE = "signing.pem", "audit.jsonl"
-_START_S, _LOOK_S = 30.0, 0.2
+_START_S, _LOOK_S = 120.0, 0.2  # one that has died is seen at once; a busy machine takes its time
 _LOG = logging.getLogger("lepton.server")
 
 
