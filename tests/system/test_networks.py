@@ -10,6 +10,7 @@ is a relay's; one site has no way out but an HTTP proxy.
 """
 
 import json
+import re
 import time
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_broken_and_stalling_connections_end_a_run_well_or_by_name(networks):
 
 
 # 132,000 weights: half a megabyte to each site, and as much back, in one piece each.
-LARGE = f"{RUN} model=layers layers=[linear4000,relu]".replace("_s=20", "_s=300")  # as it takes
+LARGE = re.sub(r"_s=\d+", "_s=300", f"{RUN} model=layers layers=[linear4000,relu]")  # as it takes
 HALF = 250_000
 
 
