@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lepton_common.tasks.derivatives import Logistic, Squared, derivatives_of
@@ -37,6 +37,8 @@ def test_they_are_those_of_the_tasks_own_loss(kind, objective):
     label=st.floats(-1, 1),
     kind=st.sampled_from([kind for kind, _ in KINDS]),
 )
+@example([np.nan, np.inf, -np.inf, 1e308], 1.0, KINDS[0][0])
+@example([np.nan, np.inf, -np.inf, -1e308], -1.0, KINDS[1][0])
 def test_no_part_is_longer_than_its_bound(outputs, label, kind):
     labels = np.full(len(outputs), float(label > 0) if isinstance(kind, Logistic) else label)
     first, second = kind.of(np.array(outputs), labels)
