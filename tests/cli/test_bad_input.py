@@ -273,10 +273,10 @@ def test_a_changed_configuration_is_not_resumed(lepton, monkeypatch):
 
 
 def test_a_run_has_one_writer_at_a_time(lepton, monkeypatch):
-    from lepton_cli.simulation import _only_writer
+    from lepton_cli.simulation import only_writer
 
     run = stop_early(lepton, monkeypatch)
-    with _only_writer(run.folder):
+    with only_writer(run.folder):
         ended = lepton("simulate", "resume=last")
     assert ended.code == 5
     assert "Another process works on the run" in ended.err

@@ -25,6 +25,11 @@ from lepton_common.models.catalog import initial_model
 from lepton_common.tasks.catalog import TASKS
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rough_pictures():
+    """Not here."""
+
+
 @pytest.fixture(params=[jobs.REFERENCE, jobs.SMALL], ids=lambda job: job.name)
 def tiny(request, monkeypatch, tmp_path):
     """Gives a job with few clients, in the catalogs as in a side's process, and its data."""

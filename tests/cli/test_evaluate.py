@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
     """Returns a run, which the tests here share, and its sites with it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("evaluate"))
-        patch.setattr(simulation, "write_report", lambda run: None)
+        patch.setattr("lepton_cli.report.write_report", lambda run: None)
         return start(compose_settings([*HELD, f"runs={tmp_path_factory.mktemp('runs')}"]))
 
 

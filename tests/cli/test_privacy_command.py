@@ -16,6 +16,11 @@ _STEP = ("epsilon", "--steps", "1")
 _FULL = ("plan", "--rounds", "30", "--batch", "4096", "--public-size", "4096")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def rough_pictures():
+    """Not here."""
+
+
 @pytest.fixture(autouse=True)
 def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")

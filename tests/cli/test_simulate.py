@@ -247,7 +247,7 @@ def test_ctrl_c_stops_after_the_round_and_says_how_to_go_on():
 def test_a_folder_that_cannot_be_written_is_one_sentence(lepton, tmp_path):
     (tmp_path / "runs").write_text("a file where the folder should be")
     ended = lepton("simulate", *PLAIN)
-    assert ended.code == 1
+    assert ended.code == 2
     assert "Traceback" not in ended.err
     assert "runs" in ended.err
 

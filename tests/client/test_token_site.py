@@ -63,13 +63,12 @@ def test_without_its_token_it_answers_with_a_name_and_writes_nothing(folder, tok
 
 
 def test_its_agent_ends_rather_than_answer_without_a_key(folder, token):
-    site, sent = open_site(str(folder), PIN), []
-    node = SimpleNamespace(
-        node_id=2, context=lambda *_: context(folder), send=lambda *answer: sent.append(answer)
-    )
-    _answer(node, train_message(privacy=PRIVACY), folder, site)
-    assert len(sent) == 1
+    site, kept = open_site(str(folder), PIN), []
+    node = SimpleNamespace(node_id=2, context=lambda *_: context(folder))
+    outbox = SimpleNamespace(put=lambda parcel, durable: kept.append(durable))
+    _answer(node, train_message(privacy=PRIVACY), site, outbox)
+    assert kept == [True]
     token.pull()
     with pytest.raises(TokenGone, match="start again"):
-        _answer(node, train_message(privacy=PRIVACY, round=2), folder, site)
-    assert len(sent) == 1
+        _answer(node, train_message(privacy=PRIVACY, round=2), site, outbox)
+    assert kept == [True]
