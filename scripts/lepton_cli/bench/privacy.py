@@ -2,7 +2,8 @@
 
 A step is forward, the sum of clipped gradients, noise and the update. Ours draws its noise from
 a cryptographic keystream, Opacus from PyTorch's generator; the rows named `_sum` leave noise and
-update out. Batches go through the model in the parts that a site takes them in. All modes take
+update out; `_least` is a step of the perceptron that does nothing but what the guarantee needs.
+Batches go through the model in the parts that a site takes them in. All modes take
 turns in one process, and the best of several counts. Memory is the growth of the resident set in
 a process of its own, less the growth of plain SGD.
 """
@@ -19,6 +20,7 @@ from torch import nn
 from torch.nn import functional
 
 from lepton_cli.bench import Row
+from lepton_cli.bench.least_step import least_step
 from lepton_client.training.bookkeeping import ClippedGradients, most_rows
 from lepton_common.models.catalog import build_model
 from lepton_common.pages import keep_freed_memory
@@ -44,6 +46,9 @@ def rows(quick: bool, with_peers: bool) -> Iterator[Row]:
                 yield Row(f"{name}_{batch}_vs_{peer}", took["ours"], "s", took[peer] / took["ours"])
             ratio = took["plain"] / took["sum"]
             yield Row(f"{name}_{batch}_sum_vs_plain", took["sum"], "s", ratio)
+            for peer in ("plain", "ghost") if "least" in took else ():
+                ratio = took[peer] / took["least"]
+                yield Row(f"{name}_{batch}_least_vs_{peer}", took["least"], "s", ratio)
     for name in ("mlp", "cnn") if quick else tuple(_SHAPES):
         growth = {mode: _memory(name, batches[-1], mode) for mode in ("plain", "hooks", "ours")}
         for mode in ("ours", "hooks"):
@@ -103,7 +108,8 @@ def _step(name: str, batch: int, mode: str) -> Step:
     """Returns a function that takes one step of that mode on a fixed batch."""
     model = _model(name, mode in ("hooks", "ghost"))
     features, labels = torch.randn(batch, *_SHAPES[name]), torch.randint(0, 10, (batch,))
-    make = {"plain": _plain, "hooks": _hooks, "ghost": _ghost, "ours": _ours, "sum": _sum}[mode]
+    make = {"plain": _plain, "hooks": _hooks, "ghost": _ghost, "ours": _ours, "sum": _sum,
+            "least": _least}[mode]  # fmt: skip
     return make(model, features, labels)
 
 
@@ -192,10 +198,18 @@ def _ours(model: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> Ste
     return step
 
 
+def _least(model: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> Step:
+    assert isinstance(model, nn.Sequential), "of the perceptron alone"
+    return least_step(
+        model, features, labels, rate=_RATE, clipping_norm=_NORM, noise=_NOISE * _NORM
+    )
+
+
 def _took(name: str, batch: int, budget_s: float) -> dict[str, float]:
     """Returns the least wall time of a step of each mode, in seconds; modes take turns."""
     keep_freed_memory()  # as wherever a site trains
-    steps = {mode: _step(name, batch, mode) for mode in (*_PEERS, "ours", "sum")}
+    modes = (*_PEERS, "ours", "sum", *(["least"] if name == "mlp" else []))
+    steps = {mode: _step(name, batch, mode) for mode in modes}
     best = dict.fromkeys(steps, float("inf"))
     began = time.perf_counter()
     for turn in range(_TURNS):
