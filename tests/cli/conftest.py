@@ -1,12 +1,15 @@
 """Runs the `lepton` command inside this process, and small simulations."""
 
+import shutil
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from matplotlib.figure import Figure
 
+from lepton_cli.run import Run, find_run
 from lepton_client.site import forget_sites
 from lepton_common.datasets.catalog import load_dataset
 
@@ -35,6 +38,27 @@ def lepton(monkeypatch, capsys, tmp_path) -> Callable[..., Ended]:
         return Ended(int(ended.value.code or 0), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def _kept_runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("kept")
+
+
+@pytest.fixture
+def finished(lepton, _kept_runs) -> Callable[..., Run]:
+    """Returns what gives a copy of a finished run, to be spoiled; each is simulated once only."""
+
+    def copy(*words: str) -> Run:
+        kept = _kept_runs / " ".join(words)
+        if not kept.exists():
+            assert lepton("simulate", *words).code == 0
+            shutil.copytree("runs", kept, symlinks=True)
+        else:
+            shutil.copytree(kept, "runs", symlinks=True)
+        return find_run("last")
+
+    return copy
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,6 +12,7 @@ from lepton_cli.run import find_run
 from lepton_common.datasets.catalog import DATASETS
 
 QUICK = ("task=breast_cancer", "sites=3", "rounds=2", "privacy=none", "secagg=none")
+PRIVATE = QUICK[:3]
 SECURE = (*QUICK[:-1], "secagg=sa1")
 HEART = Path(__file__).parents[2].parent / "shared" / "data" / "heart-disease"
 
@@ -207,9 +208,8 @@ def test_a_missing_run_is_refused(lepton):
 
 @pytest.mark.parametrize("log", ["server", "site"])
 @pytest.mark.parametrize("change", ["altered", "cut", "gone"])
-def test_an_altered_log_does_not_verify(lepton, log, change):
-    lepton("simulate", *QUICK)
-    run = find_run("last")
+def test_an_altered_log_does_not_verify(lepton, finished, log, change):
+    run = finished(*QUICK)
     path = run.folder.audit if log == "server" else run.folder.site("site-2") / "audit.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     if change == "altered":
@@ -226,9 +226,8 @@ def test_an_altered_log_does_not_verify(lepton, log, change):
     assert lepton("report", "last").code == 6
 
 
-def test_a_sites_log_cut_before_its_last_masked_vector_does_not_verify(lepton):
-    lepton("simulate", *SECURE)
-    path = find_run("last").folder.site("site-2") / "audit.jsonl"
+def test_a_sites_log_cut_before_its_last_masked_vector_does_not_verify(lepton, finished):
+    path = finished(*SECURE).folder.site("site-2") / "audit.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     last = max(i for i, line in enumerate(lines) if b'"stage":"MASKED"' in line)
     path.write_bytes(b"".join(lines[:last]))
@@ -239,9 +238,8 @@ def test_a_sites_log_cut_before_its_last_masked_vector_does_not_verify(lepton):
     "edit",
     ["config", "metrics", "model", "best_model", "site unknown", "logs cut to nothing"],
 )
-def test_files_that_do_not_fit_the_log_do_not_verify(lepton, edit):
-    lepton("simulate", "task=breast_cancer", "sites=3", "rounds=2")
-    folder = find_run("last").folder
+def test_files_that_do_not_fit_the_log_do_not_verify(lepton, finished, edit):
+    folder = finished(*PRIVATE).folder
     if edit == "config":
         folder.config.write_text(folder.config.read_text().replace("1.0e-05", "1.0e-12"))
     elif edit == "metrics":
@@ -283,16 +281,15 @@ def test_a_run_has_one_writer_at_a_time(lepton, monkeypatch):
     assert lepton("simulate", "resume=last").code == 0
 
 
-def test_an_untouched_log_verifies(lepton):
-    lepton("simulate", *QUICK)
+def test_an_untouched_log_verifies(lepton, finished):
+    finished(*QUICK)
     ended = lepton("audit", "verify", "last")
     assert ended.code == 0
     assert "Verified" in ended.out
 
 
-def test_two_releases_under_one_charge_would_be_seen(lepton):
-    lepton("simulate", "task=breast_cancer", "sites=3", "rounds=2")
-    run = find_run("last")
+def test_two_releases_under_one_charge_would_be_seen(lepton, finished):
+    run = finished(*PRIVATE)
     from lepton_common.audit import AuditLog
     from lepton_common.identity.keys import SigningKey
 
