@@ -214,10 +214,13 @@ class Product(Form):
         scaled = self.signal.to(precision) * weights.to(precision).unsqueeze(1)
         out = []
         if self.has_weight:
-            total = scaled.new_zeros(scaled.shape[1], width)
             for piece in pieces(self.rows, precision.itemsize * width, COPY_BYTES):
-                total.addmm_(scaled[piece].t(), self.inputs[piece].to(precision))
-            out.append(total)
+                signal, inputs = scaled[piece].t(), self.inputs[piece].to(precision)
+                if out:
+                    out[0].addmm_(signal, inputs)
+                else:
+                    out.append(signal @ inputs)
+            out = out or [scaled.new_zeros(scaled.shape[1], width)]
         return out + ([scaled.sum(0)] if self.has_bias else [])
 
     def kept(self) -> Iterator[tuple[str, torch.Tensor]]:

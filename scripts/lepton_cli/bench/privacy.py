@@ -170,13 +170,13 @@ def _sum(
     model: nn.Module, features: torch.Tensor, labels: torch.Tensor
 ) -> Callable[[], torch.Tensor]:
     clipped, rows = ClippedGradients(model).__enter__(), most_rows(model)
-    total = torch.zeros(sum(p.numel() for p in model.parameters()), dtype=torch.float64)
+    parts = list(zip(torch.split(features, rows), torch.split(labels, rows), strict=True))
 
     def step() -> torch.Tensor:
-        total.zero_()
-        parts = zip(torch.split(features, rows), torch.split(labels, rows), strict=True)
-        for part, of_part in parts:
-            total.add_(clipped.sum(_losses, part, of_part, clipping_norm=_NORM))
+        # As `clipped_sum` adds up the parts of a batch.
+        total = clipped.sum(_losses, *parts[0], clipping_norm=_NORM)
+        for part in parts[1:]:
+            total.add_(clipped.sum(_losses, *part, clipping_norm=_NORM))
         return total
 
     return step
