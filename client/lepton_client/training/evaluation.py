@@ -4,6 +4,8 @@ People go through the model one by one. Matrix products of other heights round i
 which one person's records could move another's over the edge of a bin.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -67,7 +69,9 @@ def _sum_over_people(
             own += cells.statistics.of(said, wanted)
         own *= cells.scale / len(rows)
         # What is proven of each kind of statistics holds here whatever comes of it.
-        total += own / max(1.0, float(np.linalg.norm(own)))
+        norm = float(np.linalg.norm(own))
+        if math.isfinite(norm):  # else nothing of the sum were left, which tells of one person
+            total += own / max(1.0, norm)
     return total
 
 
