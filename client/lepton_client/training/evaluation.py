@@ -51,17 +51,18 @@ def figure_sum(
     if (cells.digest, cells.size, layout.size) != (request.layout, query.length, len(weights)):
         raise ModelMismatch("The server lays out the sum in another way than this site.")
     model.load(weights)
-    return _sum_over_people(model, records, cells), cells
+    # With privacy the policy bounds a batch, so that memory does not tell how many a person has.
+    return _sum_over_people(model, records, cells, min(_BATCH, request.recipe.batch_size)), cells
 
 
 def _sum_over_people(
-    model: ResidentModel, records: Records, cells: FigureCells
+    model: ResidentModel, records: Records, cells: FigureCells, batch_size: int = _BATCH
 ) -> NDArray[np.float64]:
     model.module.eval()
     total = np.zeros(cells.size)
     for rows in _people(records):
         own = np.zeros(cells.size)
-        for part in np.split(rows, range(_BATCH, len(rows), _BATCH)):
+        for part in np.split(rows, range(batch_size, len(rows), batch_size)):
             index = torch.from_numpy(part)
             with torch.no_grad():
                 outputs = model.module(records.features[index].to(model.device, model.dtype))
