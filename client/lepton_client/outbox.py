@@ -93,7 +93,7 @@ class Outbox:
                 announcement, places = self._open(file, 0), []
                 while file.peek(1):
                     places.append(file.tell())
-                    file.seek(_length(file), os.SEEK_CUR)
+                    file.seek(_sealed_bytes(file), os.SEEK_CUR)
             numbers: dict[str, int] = {}
             parcel = Parcel(announcement, lambda name: self._piece(places, numbers[name]))
             numbers |= {name: number for number, name in enumerate(parcel.names)}
@@ -119,7 +119,7 @@ class Outbox:
         file.write(sealed)
 
     def _open(self, file: IO[bytes], number: int) -> bytes:
-        sealed = file.read(_length(file))
+        sealed = file.read(_sealed_bytes(file))
         try:
             nonce, data = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
             return self._cipher.decrypt(nonce, data, _bytes(number))
@@ -131,5 +131,9 @@ def _bytes(number: int) -> bytes:
     return number.to_bytes(_LENGTH_BYTES, "big")
 
 
-def _length(file: IO[bytes]) -> int:
-    return int.from_bytes(file.read(_LENGTH_BYTES), "big")
+def _sealed_bytes(file: IO[bytes]) -> int:
+    """Returns the length of the sealed piece that comes next: nothing has sealed the length."""
+    length = int.from_bytes(file.read(_LENGTH_BYTES), "big")
+    if length > os.fstat(file.fileno()).st_size - file.tell():
+        raise MalformedMessage("The file is torn.")
+    return length

@@ -25,6 +25,7 @@ from lepton_common.messages import (
     read_model,
     read_train,
 )
+from lepton_common.models.tree_form import form_of
 from lepton_common.privacy.plan import WHOLE_SITE, PrivacyPlan
 from lepton_common.privacy.provenance import PROTOCOL, PUBLIC, UNPROTECTED, protected_by_dp
 from lepton_common.secagg.ring import Integers
@@ -172,7 +173,7 @@ def _train(
         if request.grows_trees:
             update = within(update, most_of_a_cell(site.file.public_size))
         return _Result(update, trained.loss, trained.records)
-    if not request.grows_trees:  # what a record adds to a level is bounded whatever the trees are
+    if form_of(request.model) is None:  # trees multiply nothing, and count levels beyond 100
         consent.check_model(received)
     consent.check_device(site.trainer.device(request), site.file.policy)
     site.ledger.refresh()

@@ -249,6 +249,32 @@ def test_a_vector_that_were_too_long_is_cut():
     assert np.linalg.norm(evaluation._sum_over_people(own, one, cells)) == pytest.approx(1.0)
 
 
+def test_no_more_of_a_persons_records_are_in_memory_than_the_policy_allows(toy_catalog):
+    valid, sent = query()
+    valid = replace(valid, recipe=replace(valid.recipe, batch_size=5))
+    own = resident_model("mlp", (4,), 3, torch.device("cpu"), channels_last=False)
+    records = replace(synthetic(12), units=np.zeros(12, np.int64))
+    heights = []
+    with own.module.register_forward_pre_hook(lambda _, given: heights.append(len(given[0]))):
+        evaluation.figure_sum(valid, sent, own, records, load_dataset("toy", None, "public_ranges"))
+    assert heights == [5, 5, 2]
+
+
+def test_a_person_whose_vector_is_no_number_adds_nothing():
+    class Odd(ClassStatistics):
+        def of(self, outputs, labels):
+            return super().of(outputs, labels) * (np.nan if int(labels[0]) == 1 else 1.0)
+
+    cells = FigureCells(find_task("toy"), Odd(3), "0" * 64)
+    own = resident_model("mlp", (4,), 3, torch.device("cpu"), channels_last=False)
+    own.load(VECTOR)
+    records = synthetic(30)
+    others = records.take(np.flatnonzero(records.labels.numpy() != 1))
+    whole = evaluation._sum_over_people(own, records, cells)
+    assert 0 < len(others) < 30
+    assert (whole == evaluation._sum_over_people(own, others, cells)).all()
+
+
 def test_data_is_loaded_whole_for_statistics_and_the_ledger(holding):
     site = holding()
     assert len(site.trainer.people()) == len(load_dataset("toy", None, "public_ranges").train)

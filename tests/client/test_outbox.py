@@ -126,11 +126,21 @@ def _flip_last(path):
     path.write_bytes(data)
 
 
+def _say_a_length(length):
+    def spoil(path):
+        path.write_bytes(length.to_bytes(8, "big") + path.read_bytes()[8:])
+
+    return spoil
+
+
 def _empty(path):
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("spoil", [_cut, _cut_between_pieces, _flip_head, _flip_last, _empty])
+@pytest.mark.parametrize(
+    "spoil", [_cut, _cut_between_pieces, _flip_head, _flip_last, _empty,
+              _say_a_length(1 << 40), _say_a_length((1 << 64) - 1)]
+)  # fmt: skip
 def test_a_file_that_was_torn_or_altered_is_given_up(tmp_path, key, parcel, spoil, caplog):
     Outbox(tmp_path, key).put(parcel, durable=True)
     spoil(tmp_path / OUTBOX_FILE)

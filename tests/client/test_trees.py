@@ -1,10 +1,11 @@
 """What a server may ask of a site for its trees, what it costs, with which noise it leaves."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from scipy import stats
 from toy_federation import Federation
 from toy_site import PERMISSIVE, PRIVACY, ask, context, request
@@ -21,10 +22,13 @@ from lepton_common.errors import ConsentRefused
 from lepton_common.hosting import train_many_content
 from lepton_common.messages import SiteFacts, model_record, read_update, train_content
 from lepton_common.models.catalog import initial_model
+from lepton_common.policy import StatisticsRules
 from lepton_common.privacy.ledger_file import read_ledger
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import SHARE_VARIANCE, SharedNoise
+from lepton_common.statistics import EvaluationQuery
 from lepton_common.tasks.catalog import TASKS, Task
+from lepton_common.tasks.sums import figure_cells, named
 
 NAME = "boosted_trees.3x2b8"
 OWN = replace(PRIVACY, sample_rate=1.0, noise_multiplier=4.0, steps_per_round=1, max_steps=6)
@@ -112,6 +116,27 @@ def test_what_a_model_holds_decides_nothing_about_a_persons_bound(make_site):
     asked = replace(asked, model_digest=digest_of(pack(vector).data))
     reply = app(ask(train_content(asked, vector)), context(make_site().folder))
     assert not reply.has_error()
+
+
+def test_grown_trees_are_evaluated_with_privacy_though_they_count_beyond_100(make_site):
+    TASKS["toy"] = Task("toy", "toy", "regression", "nothing")  # as the data has three classes
+    asked, grown = trees(privacy=replace(OWN, max_steps=1))
+    module = initial_model(NAME, (4,), 1, seed=0)
+    with torch.no_grad():
+        module.importance += 1e4
+    vector = named(read_parameters(module).numpy(), asked.run, private=True)
+    assert len(vector) > len(grown)
+    cells = figure_cells(20, TASKS["toy"], 3, (4,), Layout.of(module).digest)
+    asked = replace(asked, layout=cells.digest, model_digest=digest_of(pack(vector).data),
+                    statistics=EvaluationQuery(bins=20, length=cells.size))  # fmt: skip
+    rules = StatisticsRules(max_epsilon=9.0, min_cohort=1, max_bins=20)
+    site = make_site(replace(PERMISSIVE, statistics=rules))
+    file = asdict(site.file)
+    file["data"]["held_back"] = 0.5
+    (site.folder / "site.yaml").write_text(yaml.safe_dump(file))
+    reply = app(ask(train_content(asked, vector)), context(site.folder))
+    assert not reply.has_error(), reply.error.reason
+    assert len(read_update(reply.content, cells.size)[0]) == cells.size
 
 
 def test_a_site_of_too_small_a_public_size_counts_as_the_largest_of_that_size(make_site):

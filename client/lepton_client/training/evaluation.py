@@ -4,6 +4,8 @@ People go through the model one by one. Matrix products of other heights round i
 which one person's records could move another's over the edge of a bin.
 """
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -49,17 +51,18 @@ def figure_sum(
     if (cells.digest, cells.size, layout.size) != (request.layout, query.length, len(weights)):
         raise ModelMismatch("The server lays out the sum in another way than this site.")
     model.load(weights)
-    return _sum_over_people(model, records, cells), cells
+    # With privacy the policy bounds a batch, so that memory does not tell how many a person has.
+    return _sum_over_people(model, records, cells, min(_BATCH, request.recipe.batch_size)), cells
 
 
 def _sum_over_people(
-    model: ResidentModel, records: Records, cells: FigureCells
+    model: ResidentModel, records: Records, cells: FigureCells, batch_size: int = _BATCH
 ) -> NDArray[np.float64]:
     model.module.eval()
     total = np.zeros(cells.size)
     for rows in _people(records):
         own = np.zeros(cells.size)
-        for part in np.split(rows, range(_BATCH, len(rows), _BATCH)):
+        for part in np.split(rows, range(batch_size, len(rows), batch_size)):
             index = torch.from_numpy(part)
             with torch.no_grad():
                 outputs = model.module(records.features[index].to(model.device, model.dtype))
@@ -67,7 +70,9 @@ def _sum_over_people(
             own += cells.statistics.of(said, wanted)
         own *= cells.scale / len(rows)
         # What is proven of each kind of statistics holds here whatever comes of it.
-        total += own / max(1.0, float(np.linalg.norm(own)))
+        norm = float(np.linalg.norm(own))
+        if math.isfinite(norm):  # else nothing of the sum were left, which tells of one person
+            total += own / max(1.0, norm)
     return total
 
 

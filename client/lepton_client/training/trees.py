@@ -28,7 +28,6 @@ from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.tasks.catalog import Task
 from lepton_common.tasks.derivatives import Derivatives, derivatives_of
 
-_ROWS = 4096  # at a time
 Sums = NDArray[np.float64]
 
 
@@ -127,8 +126,8 @@ def _sums(
     tree, level = trees.grown()
     cells = form.open * features * form.bins
     first, second = np.zeros(cells), np.zeros(cells)
-    for start in range(0, len(records), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for start in range(0, len(records), trees.rows_at_once):
+        rows = slice(start, start + trees.rows_at_once)
         with torch.no_grad():
             binned = trees.binned(records.features[rows])
             node = trees.nodes(binned, slice(tree, tree + 1), level).numpy()

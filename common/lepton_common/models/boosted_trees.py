@@ -13,7 +13,7 @@ from torch import nn
 from lepton_common.errors import SettingsError
 from lepton_common.models.tree_form import SALT, TreeForm, fault_in, form_of, too_large
 
-_ROWS = 4096  # at a time
+_ROWS, _VALUES = 4096, 1 << 22  # at a time; a record has one for each feature, and for each tree
 
 
 class BoostedTrees(nn.Module):
@@ -45,9 +45,15 @@ class BoostedTrees(nn.Module):
     def forward(self, records: torch.Tensor) -> torch.Tensor:
         """Returns the output for each record, float32, shape [n, 1]."""
         parts = [
-            self.margins(self.binned(part), self.form.trees) for part in torch.split(records, _ROWS)
+            self.margins(self.binned(part), self.form.trees)
+            for part in torch.split(records, self.rows_at_once)
         ]
         return torch.cat(parts).float().unsqueeze(1)
+
+    @property
+    def rows_at_once(self) -> int:
+        """How many records to take at a time, so that memory never tells how many there are."""
+        return max(1, min(_ROWS, _VALUES // max(self.form.trees, len(self.importance))))
 
     def binned(self, records: torch.Tensor) -> torch.Tensor:
         """Returns the bin of each feature, int64, shape [n, F]; beyond [-1, 1] that of the end."""

@@ -10,7 +10,10 @@ from lepton_common.arrays import Layout, read_parameters
 from lepton_common.datasets.records import Records
 from lepton_common.errors import EmptySite, GradientsUnavailable
 from lepton_common.messages import PrivacyRequest
+from lepton_common.models import boosted_trees
+from lepton_common.models.boosted_trees import BoostedTrees
 from lepton_common.models.catalog import initial_model
+from lepton_common.models.tree_form import TreeForm
 from lepton_common.privacy.noise import SecretRandom
 from lepton_common.tasks.catalog import Task
 from lepton_common.tasks.derivatives import Logistic, Squared
@@ -119,6 +122,24 @@ def test_one_person_less_moves_the_sum_by_a_clipping_norm_at_most(task, changes)
     assert max(lengths) <= PLAN.clipping_norm * (1 + 1e-12)
     if changes.get("base") == [-1e4]:  # the bound is reached
         assert max(lengths) == pytest.approx(PLAN.clipping_norm)
+
+
+def test_how_many_records_there_are_decides_no_more_memory(monkeypatch):
+    _, vector = received()
+    records, seen = records_of(NUMBER, 50), []
+    whole, nodes = bounded(NUMBER, records, vector), BoostedTrees.nodes
+
+    def look(self, binned, trees, levels):
+        seen.append(len(binned))
+        return nodes(self, binned, trees, levels)
+
+    monkeypatch.setattr(BoostedTrees, "nodes", look)
+    monkeypatch.setattr(boosted_trees, "_VALUES", 7)  # so that two records have room
+    assert bounded(NUMBER, records, vector) == pytest.approx(whole, abs=1e-12)
+    assert max(seen) == 2
+    many = BoostedTrees(TreeForm(9999, 1, 2), 3)
+    monkeypatch.undo()
+    assert many.rows_at_once * 9999 <= 1 << 22
 
 
 def test_a_sample_takes_whole_people():
