@@ -43,16 +43,39 @@ def test_honest_randomness_passes(make_plan):
     [
         ("noise 2 % too small", {"noise: standard deviation"}),
         ("seeded noise", {"noise: deaf to torch.manual_seed and numpy.random.seed"}),
-        ("noise without tails", {"noise: tail beyond 3.5 deviations"}),
-        ("one noise for all steps", {"noise: fresh in each of 16 steps of a round"}),
-        ("Laplace noise", {"noise: normal distribution (Kolmogorov and Smirnov)"}),
+        pytest.param(
+            "noise without tails", {"noise: tail beyond 3.5 deviations"}, marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "one noise for all steps",
+            {"noise: fresh in each of 16 steps of a round"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "Laplace noise",
+            {"noise: normal distribution (Kolmogorov and Smirnov)"},
+            marks=pytest.mark.slow,
+        ),
         ("batches of fixed size", {"sampling: sizes of batches, so records independently"}),
-        ("shuffled epochs", {"sampling: independent from round to round",
-                             "sampling: sizes of batches, so records independently"}),
-        ("one batch for all steps", {"sampling: fresh in each of 16 steps of a round"}),
-        ("records sampled together", {"sampling: sizes of batches, so records independently"}),
+        (
+            "shuffled epochs",
+            {
+                "sampling: independent from round to round",
+                "sampling: sizes of batches, so records independently",
+            },
+        ),
+        pytest.param(
+            "one batch for all steps",
+            {"sampling: fresh in each of 16 steps of a round"},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "records sampled together",
+            {"sampling: sizes of batches, so records independently"},
+            marks=pytest.mark.slow,
+        ),
     ],
-)  # fmt: skip
+)
 def test_broken_randomness_fails(make_plan, break_it, way, names):
     plan = make_plan()
     break_it(way)

@@ -54,7 +54,7 @@ def test_so_do_one_and_three(federation, ground, alone, how, workers):
     ("how", "begins"),
     [
         pytest.param({}, "inprocess", marks=pytest.mark.slow),
-        (SECURE, "processes"),
+        pytest.param(SECURE, "processes", marks=pytest.mark.slow),
         pytest.param({}, "processes", marks=pytest.mark.system),
         pytest.param(SECURE, "inprocess", marks=pytest.mark.system),
     ],
@@ -71,7 +71,9 @@ def test_a_run_that_stopped_on_one_engine_goes_on_on_another(
 
 
 @pytest.mark.parametrize(
-    "how", [pytest.param({}, marks=pytest.mark.system), SECURE], ids=["plain", "secure"]
+    "how",
+    [pytest.param({}, marks=pytest.mark.system), pytest.param(SECURE, marks=pytest.mark.slow)],
+    ids=["plain", "secure"],
 )
 def test_with_privacy_the_noise_differs_and_what_is_spent_does_not(federation, ground, how):
     models, spent = [], []

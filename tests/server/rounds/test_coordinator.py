@@ -35,7 +35,9 @@ def check(drive, boxes=None):
 
 
 @pytest.mark.parametrize("width", [16, 20, 24, 32])
-@pytest.mark.parametrize("sites", [2, 3, 4, 7, 16, 33, 50])
+@pytest.mark.parametrize(
+    "sites", [2, 3, 4, 7, 16, *(pytest.param(n, marks=pytest.mark.slow) for n in (33, 50))]
+)
 def test_sums_are_exact(width, sites):
     weights = [0.01] if sites < 2 else [0.01, *np.linspace(0.1, 1, sites - 1)]
     spec = make_spec(SIGNERS[:sites], width=width, dimension=33)
@@ -85,7 +87,7 @@ def test_every_pattern_of_dropouts_among_five_sites():
     ("sites", "patterns"),
     [
         (10, 20),
-        (50, 2),
+        pytest.param(50, 2, marks=pytest.mark.slow),
         pytest.param(10, 200, marks=pytest.mark.slow),
         pytest.param(50, 5, marks=pytest.mark.slow),
     ],

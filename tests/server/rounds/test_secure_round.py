@@ -175,13 +175,15 @@ def test_a_retry_leaves_out_and_names_the_sites_that_have_unmasked(simulate, in_
     assert report.failed == dict.fromkeys(("site-4", "site-5"), "UpdateAlreadySpent")
 
 
-JOURNAL = [("next_spec", 1), ("masking", 1), ("unmasking", 1), ("unmasked", 1), ("unmasked", 2),
-           ("unmasked", 3), ("unmasked", 5), ("done", 1), ("unmasking", 2),
-           ("done", 2)]  # fmt: skip
+JOURNAL = [("next_spec", 1), ("masking", 1), ("unmasking", 1), ("unmasked", 2), ("done", 1)]
+MORE_OF_IT = [("unmasked", 1), ("unmasked", 3), ("unmasked", 5), ("unmasking", 2), ("done", 2)]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("method", "count"), JOURNAL)
+@pytest.mark.parametrize(
+    ("method", "count"),
+    [*JOURNAL, *(pytest.param(*crash, marks=pytest.mark.slow) for crash in MORE_OF_IT)],
+)
 def test_a_server_killed_at_the_journal_ends_in_the_same_model(
     simulate, in_clear, monkeypatch, method, count, when
 ):
