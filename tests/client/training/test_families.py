@@ -137,7 +137,7 @@ def test_a_family_learns_a_small_problem(name, private):
     recipe = replace(RECIPE, optimizer="adam", learning_rate=rate, batch_size=32, local_epochs=6)
     if private:
         plan = replace(PLAN, sample_rate=0.25, denominator=64.0, steps_per_round=20,
-                       max_steps=20, clipping_norm=1.0, noise_multiplier=0.5)  # fmt: skip
+                       max_steps=20, clipping_norm=1.0, noise_multiplier=0.1)  # fmt: skip
         fitted, recipe = Conformance(OURS, 0.0), replace(recipe, batch_size=96)
         update = train_private(model, task, records, received, recipe, plan, fitted)
     else:
