@@ -57,6 +57,7 @@ def _runs_full(words, at, monkeypatch):
     return finished
 
 
+@pytest.mark.slow
 def test_wherever_a_run_finds_no_room_it_goes_on_to_the_same_model(monkeypatch):
     disk = _Disk()
     with monkeypatch.context() as patched:

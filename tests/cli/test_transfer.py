@@ -33,6 +33,7 @@ def run(tmp_path, monkeypatch):
     return made
 
 
+@pytest.mark.slow
 def test_frozen_features_and_a_private_head_beat_private_training_from_nothing(run):
     base = run("task=fashion_mnist", "model=mlp", "privacy=none", "rounds=4")
     task = ["task=mnist", "model=mlp", "rounds=2", *PRIVATE]

@@ -177,10 +177,10 @@ def other_view(server, stage, shown):
 # Each place where a site may die: what it was about to do, or had just done.
 POINTS = [
     "before state",
-    "torn state",
+    pytest.param("torn state", marks=pytest.mark.slow),
     "after state",
     "before record",
-    "torn record",
+    pytest.param("torn record", marks=pytest.mark.slow),
     "after record",
 ]
 
