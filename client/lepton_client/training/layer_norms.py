@@ -212,7 +212,7 @@ class Product(Form):
         precision, width = precision_on(self.device), self.inputs.shape[1]
         # Exact so; in float32, numbers as small as 1e-45 could be rounded to twice what they are.
         scaled = self.signal.to(precision) * weights.to(precision).unsqueeze(1)
-        out = []
+        out: list[torch.Tensor] = []
         if self.has_weight:
             for piece in pieces(self.rows, precision.itemsize * width, COPY_BYTES):
                 signal, inputs = scaled[piece].t(), self.inputs[piece].to(precision)
