@@ -97,14 +97,16 @@ class SiteData:
         return variables_of(self.source)
 
 
-_MOST_HELD = 32 * 2**20  # bytes of features that a process keeps taken out of its data sets
+# Bytes of features that a process keeps taken out of data sets: as many as the data set has, so
+# that it is there twice at most, but within these bounds.
+_LEAST_HELD, _MOST_HELD = 32 * 2**20, 2**30
 
 
 class _Held:
     """The records that were taken out of data sets last, by the file that lists their rows.
 
-    A thousand simulated sites would hold their data set a second time. Those read last are always
-    there, however large: they are all that the process of a real site has.
+    Those read last are always there, however large: they are all that the process of a real site
+    has.
     """
 
     def __init__(self) -> None:
@@ -122,11 +124,12 @@ class _Held:
                     self._held.move_to_end(path)
                     return held
         taken = train.take(rows)
+        most = min(max(train.features.nbytes, _LEAST_HELD), _MOST_HELD)
         with self._lock:
             self._drop(path)
             self._held[path] = ref(train), rows, taken
             self._bytes += taken.features.nbytes
-            while self._bytes > _MOST_HELD and len(self._held) > 1:
+            while self._bytes > most and len(self._held) > 1:
                 self._drop(next(iter(self._held)))
         return taken
 

@@ -87,6 +87,16 @@ def test_other_rows_or_another_data_set_are(make_site, held, toy_catalog):
     assert len(held._held) == 1
 
 
+def test_records_are_held_as_far_as_they_take_what_their_data_set_takes(folders, held, monkeypatch):
+    monkeypatch.setattr(data, "_LEAST_HELD", 0)
+    sources = [_records(Path(folder)) for folder in folders]
+    # The sites' rows overlap, so that all of theirs are more than the data set has.
+    whole = sources[0].dataset().train.features.nbytes
+    read = [source.read() for source in sources * 3]
+    assert sum(records.features.nbytes for records in read[: len(sources)]) > whole
+    assert held._bytes <= whole < held._bytes + read[0].features.nbytes
+
+
 def test_few_records_are_held_and_those_of_the_last_site_however_many(folders, held, monkeypatch):
     monkeypatch.setattr(data, "_MOST_HELD", 2 * 13 * 4 * 4)
     sources = [_records(Path(folder)) for folder in folders]
