@@ -1,6 +1,7 @@
 """Trackers, read back: TensorBoard's files and MLflow's database hold the run's metrics."""
 
 import json
+import threading
 
 import pytest
 
@@ -152,6 +153,16 @@ def test_a_server_that_is_gone_ends_no_run(lepton, caplog, monkeypatch):
     assert ended.code == 0
     (line,) = [record.getMessage() for record in caplog.records if "tracker" in record.name]
     assert line.startswith("MLflow failed (")
+
+
+def test_mlflow_is_imported_before_the_run_has_threads(lepton, monkeypatch):
+    threads = []
+    load = catalog.import_mlflow
+    monkeypatch.setattr(
+        catalog, "import_mlflow", lambda: (threads.append(threading.current_thread()), load())
+    )
+    assert lepton("simulate", *PLAIN, "tracker=mlflow").code == 0
+    assert threads == [threading.main_thread()]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])

@@ -7,7 +7,7 @@ from lepton_common.errors import SettingsError, TrackerMissing
 from lepton_common.settings import Settings, TrackerSettings
 from lepton_server.progress import Observer
 from lepton_server.run_folder import RunFolder
-from lepton_server.trackers.mlflow import MlflowWriter
+from lepton_server.trackers.mlflow import MlflowWriter, import_mlflow
 from lepton_server.trackers.tensorboard import TensorBoardWriter
 from lepton_server.trackers.tracker import Tracker
 
@@ -56,6 +56,7 @@ def trackers_of(settings: Settings, folder: RunFolder, store: Path) -> list[Obse
             events = Path(tracker.folder) / path.name if tracker.folder else path / "tensorboard"
             return [Tracker("TensorBoard", folder, lambda: TensorBoardWriter(settings, events))]
         case "mlflow":
+            import_mlflow()
             own = path / "mlflow.json"
             return [
                 Tracker("MLflow", folder, lambda: MlflowWriter(settings, store, own, path.name))

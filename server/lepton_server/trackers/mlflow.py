@@ -23,6 +23,23 @@ _SECONDS = "round_seconds"  # in every round
 _WAIT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 
 
+def import_mlflow() -> None:
+    """Imports MLflow and what it imports, before the run has threads.
+
+    With Polars half imported in another thread, scikit-learn fails, which looks for its tables.
+    """
+    # MLflow would tell its makers that and how it is used.
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+    for variable, value in _WAIT.items():
+        os.environ.setdefault(variable, value)
+    # MLflow's use of SQLAlchemy, which is not ours to mend.
+    warnings.filterwarnings("ignore", module=r"mlflow\.|sqlalchemy\.|alembic\.")
+    import mlflow.tracking  # noqa: F401
+
+    for noisy in ("mlflow", "alembic"):  # whose levels the import has set
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
 class MlflowWriter:
     """Writes one run to an MLflow server or to a database file."""
 
@@ -35,16 +52,8 @@ class MlflowWriter:
             own: file that names MLflow's run, for when the run goes on.
             name: of the run.
         """
-        # MLflow would tell its makers that and how it is used.
-        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        for variable, value in _WAIT.items():
-            os.environ.setdefault(variable, value)
-        # MLflow's use of SQLAlchemy, which is not ours to mend.
-        warnings.filterwarnings("ignore", module=r"mlflow\.|sqlalchemy\.|alembic\.")
         from mlflow.tracking import MlflowClient
 
-        for noisy in ("mlflow", "alembic"):  # whose levels the import has set
-            logging.getLogger(noisy).setLevel(logging.WARNING)
         uri, place = settings.tracker.uri, None
         if uri is None:
             uri, place = f"sqlite:///{store / 'mlflow.db'}", (store / "mlflow").as_uri()
