@@ -1,5 +1,6 @@
 """Fills the templates in ``templates/``; what a template names must be given."""
 
+from functools import cache
 from importlib import resources
 
 import jinja2
@@ -7,7 +8,12 @@ import jinja2
 
 def render(name: str, **facts: object) -> str:
     """Returns a template, filled; what goes into HTML is escaped."""
-    templates = jinja2.Environment(
+    return _templates().get_template(name).render(**facts)
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.FunctionLoader(_template),
         autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",)),
         undefined=jinja2.StrictUndefined,
@@ -15,7 +21,6 @@ def render(name: str, **facts: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return templates.get_template(name).render(**facts)
 
 
 def _template(name: str) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib.metadata import Distribution, PathDistribution, distributions
 from pathlib import Path
 from uuid import NAMESPACE_URL, uuid5
@@ -23,17 +24,24 @@ _PROJECT = "lepton-fl"
 _LONGEST_LICENCE = 80  # some packages put the whole text there
 
 
-def sbom(wheels: Iterable[Path] | None = None) -> str:
-    """Returns the bill of materials as JSON; the same packages give the same text.
+@cache
+def installed_sbom() -> str:
+    """Returns the bill of materials of the running environment, as `sbom` does."""
+    return _bill((distribution, None) for distribution in distributions())
 
-    Args:
-        wheels: what to describe, with their digests; None for the running environment.
+
+def sbom(wheels: Iterable[Path]) -> str:
+    """Returns wheels' bill of materials as JSON; the same packages give the same text.
 
     Raises:
         BundleError: a file is not a wheel.
     """
+    return _bill(_read(wheels))
+
+
+def _bill(packages: Iterable[tuple[Distribution, str | None]]) -> str:
     found: dict[str, tuple[Distribution, Component]] = {}
-    for distribution, digest in _packages(wheels):
+    for distribution, digest in packages:
         name = canonicalize_name(distribution.name)
         found.setdefault(name, (distribution, _component(distribution, digest)))
     bom = Bom(components=[component for _, component in found.values()])
@@ -75,10 +83,7 @@ def read_wheel(path: Path) -> Distribution:
     raise BundleError(f"{path.name} is not a wheel, or holds no {folder}.")
 
 
-def _packages(wheels: Iterable[Path] | None) -> Iterator[tuple[Distribution, str | None]]:
-    if wheels is None:
-        yield from ((distribution, None) for distribution in distributions())
-        return
+def _read(wheels: Iterable[Path]) -> Iterator[tuple[Distribution, str | None]]:
     for path in wheels:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

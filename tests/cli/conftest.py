@@ -61,17 +61,29 @@ def finished(lepton, _kept_runs) -> Callable[..., Run]:
     return copy
 
 
-@pytest.fixture(scope="module", autouse=True)
-def rough_pictures():
-    """Draws small and without a layout: a report's pictures take longer than a small run.
+@pytest.fixture(scope="session")
+def _drawn() -> dict[str, bytes]:
+    """Returns the pictures that were drawn already, by the names of their files."""
+    return {}
 
-    The tests of pictures have them as users do.
+
+@pytest.fixture(scope="module", autouse=True)
+def rough_pictures(_drawn):
+    """Draws one of each kind, small and without a layout, and gives it to whoever wants another.
+
+    A report's pictures take longer than a small run. The tests of pictures have them as users do.
     """
     savefig = Figure.savefig
 
-    def rough(figure, *args, **given):
+    def rough(figure, target, **given):
+        kept = _drawn.get(target.name) if isinstance(target, Path) else None
+        if kept is not None:
+            target.write_bytes(kept)
+            return
         figure.set_layout_engine("none")
-        savefig(figure, *args, **{**given, "dpi": 20})
+        savefig(figure, target, **{**given, "dpi": 20})
+        if isinstance(target, Path):
+            _drawn[target.name] = target.read_bytes()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", rough)

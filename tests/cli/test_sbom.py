@@ -10,7 +10,7 @@ import pytest
 from referencing import Registry, Resource
 from wheel import build_wheel
 
-from lepton_cli.sbom import sbom
+from lepton_cli.sbom import installed_sbom, sbom
 from lepton_common.errors import BundleError
 
 
@@ -33,7 +33,7 @@ def check():
 
 
 def test_it_lists_what_is_installed_here(check):
-    document = json.loads(sbom())
+    document = json.loads(installed_sbom())
     check(document)
     listed = {part["name"]: part["version"] for part in document["components"]}
     assert listed["flwr"] == version("flwr")

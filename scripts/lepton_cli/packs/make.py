@@ -13,7 +13,7 @@ from lepton_cli.packs.extract import Shown, charged_to, of_run, show
 from lepton_cli.packs.facts import FACTS, Origin, as_json, compute, packed
 from lepton_cli.packs.pages import pdf, texts
 from lepton_cli.packs.site_facts import LEDGER, POLICY
-from lepton_cli.sbom import sbom
+from lepton_cli.sbom import installed_sbom
 from lepton_client.site import (
     AUDIT_FILE,
     KEY_FILE,
@@ -159,7 +159,7 @@ def _finish(
 ) -> Made:
     """Adds what is computed and written for people, and signs."""
     _check_named(origin)
-    members = {**sources, ROSTER: roster.encode(), SBOM: sbom().encode()}
+    members = {**sources, ROSTER: roster.encode(), SBOM: installed_sbom().encode()}
     facts = compute(Path(origin.run), origin, members).facts
     agreed: Study | None = None
     if study is not None:
