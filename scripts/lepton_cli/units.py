@@ -20,12 +20,13 @@ _ACCOUNT = re.compile(r"[a-z_][a-z0-9_-]{0,31}")
 _LASTING = "2 3 4 6 8"
 
 
-def site_unit(folder: Path, user: str | None, *, gpu: bool) -> str:
+def site_unit(folder: Path, user: str | None, passphrase_file: Path | None, *, gpu: bool) -> str:
     """Returns the unit of a site's agent.
 
     Args:
         folder: of the site.
         user: account to run as; None for the folder's owner.
+        passphrase_file: file that opens its key; None for a key that is not sealed.
         gpu: whether NVIDIA's devices are let through.
 
     Raises:
@@ -33,7 +34,8 @@ def site_unit(folder: Path, user: str | None, *, gpu: bool) -> str:
     """
     data = read_site_file(folder / SITE_FILE).data
     root = _plain(Path(data.root)) if data.root else None
-    return _render("site.service.j2", folder, user, {"gpu": gpu, "root": root})
+    values = {"gpu": gpu, "root": root, **_start("site", passphrase_file)}
+    return _render("site.service.j2", folder, user, values)
 
 
 def server_unit(folder: Path, user: str | None, passphrase_file: Path | None) -> str:
@@ -49,8 +51,7 @@ def server_unit(folder: Path, user: str | None, passphrase_file: Path | None) ->
         SettingsError: systemd would misread a name.
     """
     port = _coordinator(folder).port
-    secret = _plain(passphrase_file) if passphrase_file else None
-    values = {"low_port": port < 1024, "passphrase_file": secret}
+    values = {"low_port": port < 1024, **_start("server", passphrase_file)}
     return _render("server.service.j2", folder, user, values)
 
 
@@ -62,6 +63,10 @@ def site_logrotate(folder: Path, user: str | None) -> str:
     """
     read_site_file(folder / SITE_FILE)
     return _render("logrotate.j2", folder, user, {"log": ERROR_FILE})
+
+
+def _start(kind: str, passphrase_file: Path | None) -> dict[str, str | None]:
+    return {"kind": kind, "passphrase_file": _plain(passphrase_file) if passphrase_file else None}
 
 
 def _coordinator(folder: Path) -> Coordinator:

@@ -76,12 +76,18 @@ def test_what_only_a_person_can_mend_is_not_started_again(unit):
 
 
 def test_a_coordinator_gets_what_its_port_and_key_need_and_no_more(unit):
-    low, high = unit("server", "my-server"), unit("server", "high", "--passphrase-file", "/etc/p")
+    low, high = unit("server", "my-server"), unit("server", "high")
     assert low["AmbientCapabilities"] == low["CapabilityBoundingSet"] == ["CAP_NET_BIND_SERVICE"]
     assert high["CapabilityBoundingSet"] == [""]
     assert "AmbientCapabilities" not in high
-    assert high["LoadCredential"] == ["passphrase:/etc/p"]
-    assert high["ExecStart"][0].endswith("--passphrase-file %d/passphrase")
+
+
+def test_the_passphrase_of_a_sealed_key_is_handed_over_by_systemd(unit):
+    for kind, name in (("site", "my-site"), ("server", "high")):
+        found = unit(kind, name, "--passphrase-file", "/etc/p")
+        assert found["LoadCredential"] == ["passphrase:/etc/p"]
+        assert found["ExecStart"][0].endswith("--passphrase-file %d/passphrase")
+        assert "LoadCredential" not in unit(kind, name)
 
 
 def test_devices_of_nvidia_only_if_asked_for(unit, folders):
@@ -117,8 +123,8 @@ def test_another_folder_is_refused(lepton, folders):
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
 @pytest.mark.parametrize(
-    "words", [["site", "my-site"], ["site", "my-site", "--gpu"], ["server", "my-server"],
-              ["server", "high", "--passphrase-file", "/etc/p"]],
+    "words", [["site", "my-site"], ["site", "my-site", "--gpu", "--passphrase-file", "/etc/p"],
+              ["server", "my-server"], ["server", "high", "--passphrase-file", "/etc/p"]],
 )  # fmt: skip
 def test_systemd_takes_it(lepton, folders, tmp_path, words):
     kind, name, *more = words

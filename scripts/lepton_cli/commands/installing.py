@@ -36,6 +36,10 @@ _SERVICE = Annotated[Path, typer.Argument(help="The folder made by `init`.")]
 _USER = Annotated[
     str | None, typer.Option("--user", help="The account to run as; by default the folder's owner.")
 ]
+_PASSPHRASE_FILE = Annotated[
+    Path | None,
+    typer.Option("--passphrase-file", help="systemd hands its first line over, read by root."),
+]
 
 
 def bundle(
@@ -105,6 +109,7 @@ def unbundle(
 def site_unit(
     folder: _SERVICE,
     user: _USER = None,
+    passphrase_file: _PASSPHRASE_FILE = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Let it use NVIDIA's devices.")] = False,
     logrotate: Annotated[
         bool, typer.Option("--logrotate", help="Print the logrotate snippet for errors.log.")
@@ -113,16 +118,18 @@ def site_unit(
     """Prints a site's unit; `UNIT_HELP` is what the user reads."""
     from lepton_cli.units import site_logrotate, site_unit
 
-    print(site_logrotate(folder, user) if logrotate else site_unit(folder, user, gpu=gpu), end="")
+    text = (
+        site_logrotate(folder, user)
+        if logrotate
+        else site_unit(folder, user, passphrase_file, gpu=gpu)
+    )
+    print(text, end="")
 
 
 def server_unit(
     folder: _SERVICE,
     user: _USER = None,
-    passphrase_file: Annotated[
-        Path | None,
-        typer.Option("--passphrase-file", help="systemd hands its first line over, read by root."),
-    ] = None,
+    passphrase_file: _PASSPHRASE_FILE = None,
 ) -> None:
     """Prints a coordinator's unit; `UNIT_HELP` is what the user reads."""
     from lepton_cli.units import server_unit
