@@ -115,7 +115,9 @@ class _Tokens(Figures):
         return self._statistics.metrics(self._sum) if self._statistics else {}
 
 
-class _Anomalies(Figures):
+class _Together(Figures, ABC):
+    """Figures of all records at once."""
+
     def __init__(self, task: "Task", *, every: bool) -> None:
         super().__init__(task, every=every)
         self._held = _Held()
@@ -123,18 +125,13 @@ class _Anomalies(Figures):
     def _take(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
         self._held.add(*judged(self._task, outputs, labels))
 
+
+class _Anomalies(_Together):
     def _figures(self) -> dict[str, float]:
         return all_metrics(AnomalyStatistics(), *self._held.joined())
 
 
-class _Survival(Figures):
-    def __init__(self, task: "Task", *, every: bool) -> None:
-        super().__init__(task, every=every)
-        self._held = _Held()
-
-    def _take(self, outputs: torch.Tensor, labels: torch.Tensor) -> None:
-        self._held.add(*judged(self._task, outputs, labels))
-
+class _Survival(_Together):
     def _figures(self) -> dict[str, float]:
         risks, labels = (part.double().numpy() for part in self._held.joined())
         found = concordance(labels[:, 0], labels[:, 1] == 1, risks)

@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from lepton_common.flower.lost import expired
 from lepton_common.flower.project import ConfigValue, load_client_app
 from lepton_server.engines.traffic import Traffic
+from lepton_server.grid import OwnGrid
 
 if TYPE_CHECKING:
     from flwr.supercore.run import Run
@@ -125,7 +126,7 @@ class GuestApp:
         )
 
 
-class GuestGrid(Grid):
+class GuestGrid(OwnGrid):
     """Flower's promises to a ServerApp around an engine's Grid.
 
     A message past its time to live is answered by Flower's error, unknown nodes are left out,
@@ -155,17 +156,6 @@ class GuestGrid(Grid):
     def run(self) -> "Run":
         """A copy of the run that messages belong to."""
         return copy.copy(self._engine.run)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Returns a message to a node; Flower's older way to make one."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns all node ids."""

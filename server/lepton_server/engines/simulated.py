@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.serverapp import Grid
 
 from lepton_common.errors import DiskFull, LeptonError
 from lepton_common.flower.message_id import assign_message_id
 from lepton_common.flower.run import empty_run
 from lepton_common.flower.task_identity import speak_for
+from lepton_server.grid import OwnGrid
 
 if TYPE_CHECKING:
     from flwr.supercore.run import Run
@@ -29,7 +29,7 @@ _PULL_WAIT_S = 0.05
 _APP_CRASHED = 8  # Flower's error code for a ClientApp process that died
 
 
-class SimulatedGrid(Grid):
+class SimulatedGrid(OwnGrid):
     """A Flower Grid whose nodes are all on grounds of one's own.
 
     An engine says how messages are queued; from any thread it hands in replies.
@@ -68,17 +68,6 @@ class SimulatedGrid(Grid):
     def run(self) -> "Run":
         """The run that messages belong to."""
         return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Returns a message to a node; Flower's older way to make one."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns all node ids."""

@@ -4,13 +4,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from lepton_common.errors import BadSignature
 from lepton_common.flower.message_id import with_error
 from lepton_common.identity.sealed import take_signature
 from lepton_server.gateway.nodes import KnownNode
+from lepton_server.grid import OwnGrid
 
 if TYPE_CHECKING:
     from flwr.supercore.run import Run
@@ -21,7 +22,7 @@ _REFUSED = 100
 _LOOK_S, _LOOK_SHARE, _LONGEST_LOOK_S = 0.05, 0.03, 0.5
 
 
-class SignedGrid(Grid):
+class SignedGrid(OwnGrid):
     """Flower's grid, with the roster's keys held against each reply, and sites woken up."""
 
     def __init__(self, grid: Grid, nodes: Mapping[int, KnownNode], wake: Wake) -> None:
@@ -44,17 +45,6 @@ class SignedGrid(Grid):
     def run(self) -> "Run":
         """The run that messages belong to."""
         return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Returns a message to a node; Flower's older way to make one."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Returns the nodes that are there and that the roster knows."""
