@@ -1,6 +1,6 @@
 """Several conversations with sites at a time: each asks, takes the answers, and asks again."""
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -21,14 +21,14 @@ class Ask:
 
     Attributes:
         step: what it is about, for those who watch.
-        contents: what each node is sent.
+        contents: what each node is sent; taken out when it is.
         take: takes a node's answer, in order of arrival.
         fail: takes the error's name of a node that has dropped out.
         timeout_s: longest wait.
     """
 
     step: str
-    contents: Mapping[int, RecordDict]
+    contents: dict[int, RecordDict]
     take: Callable[[int, RecordDict], None]
     fail: Callable[[int, str], None]
     timeout_s: float
@@ -73,12 +73,14 @@ def hold_together(grid: Grid, conversations: Sequence[Conversation[T]]) -> list[
 
 def _perform(grid: Grid, asks: Sequence[Ask]) -> None:
     by_node = {node: ask for ask in asks for node in ask.contents}
-    contents = {node: ask.contents[node] for node, ask in by_node.items()}
-    observer = OBSERVER.get(Observer())
+    contents = {node: ask.contents.pop(node) for node, ask in by_node.items()}
+    observer, came = OBSERVER.get(Observer()), 0
     answers = collect(grid, contents, TRAIN, max(ask.timeout_s for ask in asks))
-    for came, (node, answer) in enumerate(answers, start=1):
+    del contents  # a model, which nobody needs while it is trained
+    for node, answer in answers:  # not counted by `enumerate`, which holds on to the last one
+        came += 1
         ask = by_node[node]
-        observer.on_answer(ask.step, came, len(contents))
+        observer.on_answer(ask.step, came, len(by_node))
         if isinstance(answer, str):
             ask.fail(node, answer)
             continue
@@ -86,3 +88,4 @@ def _perform(grid: Grid, asks: Sequence[Ask]) -> None:
             ask.take(node, answer)
         except LeptonError as error:
             ask.fail(node, type(error).__name__)
+        del answer  # before the next is taken

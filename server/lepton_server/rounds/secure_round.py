@@ -1,8 +1,9 @@
 """One secure sum, tried by the rules of SA1 until it comes out, or lost by name."""
 
 from typing import Any
+from weakref import ReferenceType, ref
 
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 
 from lepton_common.arrays import Vector
 from lepton_common.errors import RoundLost, SecAggError, TooFewSites
@@ -60,8 +61,8 @@ class SecureRound:
             evidence: the encoded grouping, where the sites are a group of their cohort.
         """
         self._settings, self._journal, self._evidence = settings, journal, evidence
-        self._request, self._model = request, model_record(model)
-        rest(model)
+        self._request, self._model = request, model
+        self._sent: ReferenceType[ArrayRecord] | None = None
         self._roster = roster
         self._facts = {facts.name: facts for facts in sites.values()}
         self._node_of = {facts.name: node for node, facts in sites.items()}
@@ -149,9 +150,18 @@ class SecureRound:
         noisy = privacy.clipping_norm * (most + 8 * privacy.noise_multiplier)
         return noisy / privacy.sample_rate
 
+    def _model_record(self) -> ArrayRecord:
+        """Returns what is sent of the model, one object for all sites as long as anyone has it."""
+        record = self._sent() if self._sent is not None else None
+        if record is None:
+            record = model_record(self._model)
+            rest(self._model)
+            self._sent = ref(record)
+        return record
+
     def _exchange(self, spec: RoundSpec, gathered: dict[str, Any]) -> Exchange:
         def content(asked: StageRequest) -> RecordDict:
-            model = self._model if asked.stage is SecAggStage.MASK else None
+            model = self._model_record() if asked.stage is SecAggStage.MASK else None
             return stage_content(asked, self._request, model)
 
         def masked(index: int, content: RecordDict) -> tuple[bytes, bytes]:

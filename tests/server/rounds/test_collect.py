@@ -2,10 +2,12 @@
 
 import threading
 import time
+from weakref import ref
 
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from lepton_common.messages import TRAIN
 from lepton_server.engines.inprocess import InProcessGrid
 from lepton_server.rounds.collect import TIMED_OUT, WRONG_SENDER, collect
 
@@ -158,3 +160,23 @@ def test_a_superlink_may_report_a_lost_node_under_its_own_id(grid):
     answers = dict(_ask(grid(app, kind=_claiming(1))))
     assert answers == dict.fromkeys((2, 3, 4), "NodeUnavailable")
     assert dict(_ask(grid(app, kind=_claiming(2))))[3] == WRONG_SENDER
+
+
+@pytest.mark.parametrize("mode", ["none", "sa1"])
+def test_no_answer_is_held_while_the_next_is_awaited(simulate, mode):
+    seen, alive = [], []
+
+    class Watched(InProcessGrid):
+        def pull_messages(self, message_ids):
+            replies = super().pull_messages(message_ids)
+            while replies:
+                reply = replies.pop(0)
+                alive.append(sum(record() is not None for record in seen))
+                if reply.metadata.message_type == TRAIN:
+                    seen.extend(map(ref, reply.content.values()))
+                yield reply
+                del reply
+
+    simulate(changes={"secagg.mode": mode, "rounds": 1}, kind=Watched)
+    assert len(seen) > 5
+    assert not any(alive)
