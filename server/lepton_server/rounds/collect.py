@@ -19,10 +19,10 @@ _FLOWER = 1  # node id under which a SuperLink reports that a node is gone
 def collect(
     grid: Grid, contents: Mapping[int, RecordDict], message_type: str, timeout_s: float
 ) -> Iterator[tuple[int, RecordDict | str]]:
-    """Sends each node its content; yields (node, answer) in order of arrival.
+    """Sends each node its content, at once; returns (node, answer) in order of arrival.
 
     An answer is the reply's records, or the name of what went wrong: the site's own error name,
-    ``TimedOut``, ``NodeUnavailable``, ``WrongSender`` or ``MalformedReply``. Each node is yielded
+    ``TimedOut``, ``NodeUnavailable``, ``WrongSender`` or ``MalformedReply``. Each node answers
     exactly once.
     """
     messages = [
@@ -30,8 +30,12 @@ def collect(
         for node, content in contents.items()
     ]
     waiting = dict(zip(grid.push_messages(messages), contents, strict=True))
-    del messages, contents  # a model, which nobody needs while it is trained
-    deadline = time.monotonic() + timeout_s
+    return _answers(grid, waiting, time.monotonic() + timeout_s)
+
+
+def _answers(
+    grid: Grid, waiting: dict[str, int], deadline: float
+) -> Iterator[tuple[int, RecordDict | str]]:
     while waiting:
         late = time.monotonic() >= deadline
         came = False

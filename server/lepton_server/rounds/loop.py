@@ -91,7 +91,8 @@ def _run_rounds(grid: Grid, settings: Settings, folder: RunFolder, known: KnownS
         if settings.secure:
             gathered = gather_secure(grid, settings, cohort, request, state.model, journal)
         else:
-            mean = ExactMean(request.answered(state.model.size), weights, strategy.needs_each)
+            size = request.answered(state.model.size)
+            mean = ExactMean(size, weights, strategy.needs_each, folder.path)
             if present.hosts:
                 gathered = present.hosts.gather(cohort, request, state.model, mean)
             else:

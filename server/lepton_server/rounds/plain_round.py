@@ -34,6 +34,8 @@ def gather_plain(
     large = model.nbytes >= LARGE
     answers = collect(grid, dict.fromkeys(cohort, train_content(request, model)), TRAIN, timeout_s)
     rest(model)
+    if large:
+        give_back_freed_memory()  # the pieces in which it went
     came = 0
     for node, answer in answers:  # not counted by `enumerate`, which holds on to the last one
         came += 1

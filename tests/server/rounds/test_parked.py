@@ -1,6 +1,7 @@
 """A large model waits in a file, and is the same, to the last bit."""
 
 import mmap
+import os
 import tempfile
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 from lepton_server.rounds import loop, parked, plain_round
-from lepton_server.rounds.parked import park, rest
+from lepton_server.rounds.exact_mean import ExactMean
+from lepton_server.rounds.parked import park, rest, zeros
 
 
 def resident(vector):
@@ -56,6 +58,29 @@ def test_small_vectors_and_those_for_which_there_is_no_room_stay(tmp_path, monke
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     assert park(vector, tmp_path) is vector
     assert np.array_equal(vector, np.ones(4))
+
+
+def test_a_sum_in_a_file_is_the_same_and_takes_no_memory_between_updates(tmp_path, any_size):
+    updates = np.random.default_rng(2).standard_normal((3, 1 << 20)).astype(np.float32)
+    weights = {"a": 3, "b": 5, "c": 1}
+    inside, outside = (ExactMean(1 << 20, weights, False, folder) for folder in (None, tmp_path))
+    for site, update in zip(weights, updates, strict=True):
+        inside.add(site, update)
+        outside.add(site, update)
+        assert resident(inside._sum) > 7 << 20
+        assert resident(outside._sum) < 1 << 20
+    assert outside.value().tobytes() == inside.value().tobytes()
+    assert resident(outside._sum) < 1 << 20
+
+
+def test_a_sum_for_which_the_disk_has_no_room_is_in_memory(tmp_path, any_size, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    total = zeros(1 << 20, tmp_path)
+    assert total.base is None
+    assert not total.any()
 
 
 @pytest.mark.parametrize("changes", [{"secagg.mode": "none"}, {}], ids=["plain", "secure"])
