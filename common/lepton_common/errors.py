@@ -32,6 +32,7 @@ LeptonError                     exit code 1
 │   ├── ClockBehind
 │   ├── ConsentRefused
 │   ├── ApprovalPending
+│   ├── QuietHours
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
 │   ├── LossNotApart
@@ -276,6 +277,10 @@ class ConsentRefused(PrivacyError):
 
 class ApprovalPending(PrivacyError):
     """The site's operator has not decided about the run yet."""
+
+
+class QuietHours(PrivacyError):
+    """The site trains nothing at this time of the day; later it does."""
 
 
 class PrivateWorkFailed(PrivacyError):
