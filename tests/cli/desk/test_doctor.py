@@ -112,6 +112,14 @@ def test_each_fault_is_named(lepton, well, hurt, check):
     assert found[check]["said"]
 
 
+def test_a_site_file_that_is_no_yaml_says_where(lepton, well):
+    path = well.path / "site.yaml"
+    path.write_text("name: site-1\nlaunch:\n  quiet_hours: [], later\n")
+    found, faults = findings(lepton, "--offline")
+    assert faults == ["site.yaml"]
+    assert "line 3, column 18" in found["site.yaml"]["said"]
+
+
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
