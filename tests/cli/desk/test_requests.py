@@ -6,6 +6,7 @@ from io import StringIO
 import pytest
 from desk_folder import Folder, folder, settings  # noqa: F401
 
+from lepton_cli.statistics_run import statistics_overrides
 from lepton_client.site import Site
 
 
@@ -63,6 +64,22 @@ def test_what_the_policy_forbids_cannot_be_approved(lepton, folder, words, polic
     ended = lepton("site", "approve", "site-1", "run-1", "--yes")
     assert (ended.code, why in ended.err) == (4, True)
     assert Site(folder.path).proposals.verdict("run-1") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "this site sums statistics of all people in toy"),
+        (["statistics.evaluates=run-0"], "how well logistic of the run run-0 does on the people"),
+    ],
+)
+def test_a_query_is_not_shown_as_training(lepton, folder, words, said):  # noqa: F811
+    asked = statistics_overrides(["secagg=sa1", *words, "privacy.epsilon=0.5"])
+    folder.propose(made=settings(*asked))
+    shown = lepton("site", "requests", "site-1", "run-1").out
+    assert said in shown
+    assert "one sum, noised" in shown
+    assert "trains logistic" not in shown
 
 
 def test_what_no_lead_has_signed_is_shown_as_such(lepton, folder):  # noqa: F811
