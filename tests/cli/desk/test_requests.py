@@ -1,6 +1,7 @@
 """What the operator is shown of a proposed run, and that their word counts."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
@@ -80,6 +81,18 @@ def test_a_query_is_not_shown_as_training(lepton, folder, words, said):  # noqa:
     assert said in shown
     assert "one sum, noised" in shown
     assert "trains logistic" not in shown
+
+
+def test_trees_whose_noise_is_shared_are_for_the_operator_to_decide(lepton, folder):  # noqa: F811
+    made = settings("privacy=distributed", "secagg=sa1", "privacy.epsilon=0.9",
+                    "privacy.delta=1e-5", "privacy.sample_rate=1")  # fmt: skip
+    folder.change(
+        data={"id": "machines", "dataset": "ai4i", "root": None, "prepare": "public_ranges",
+              "unit": "product", "rows": "rows.npy"}
+    )  # fmt: skip
+    folder.propose(made=replace(made, task="ai4i", model="boosted_trees.1x3b32"))
+    row = rows(lepton)["run-1"]
+    assert (row["state"], row["reasons"]) == ("waits", [])
 
 
 def test_what_no_lead_has_signed_is_shown_as_such(lepton, folder):  # noqa: F811
