@@ -57,6 +57,7 @@ LeptonError                     exit code 1
 │   ├── NotAllowed
 │   ├── TrainerFailed
 │   ├── AgentRunning
+│   ├── CoordinatorRunning
 │   ├── RehearsalFailed
 │   ├── WorkerFailed
 │   ├── RayMissing
@@ -375,6 +376,10 @@ class NotAllowed(RunError):
 
 class TrainerFailed(RunError):
     """The process that trains at a site ended, was stopped, or answered what is no answer."""
+
+
+class CoordinatorRunning(RunError):
+    """Another process is the coordinator of this folder, whose parts and log have one owner."""
 
 
 class AgentRunning(RunError):
