@@ -26,6 +26,7 @@ from lepton_common.errors import (
     PackageAltered,
     PolicyViolation,
     ProposalInvalid,
+    QuietHours,
     StudyInvalid,
 )
 from lepton_common.identity.roster import Roster
@@ -96,6 +97,7 @@ class Proposals:
         Raises:
             ConsentRefused: there is none, it has been refused, or something else is asked.
             ApprovalPending: the operator has not decided.
+            QuietHours: nothing is trained at this time of the day.
         """
         text = self.text(request.run)
         if text is None:
@@ -104,7 +106,7 @@ class Proposals:
         self._check(request.run, text, proposal, file, roster)
         quiet = _rules(file).quiet(datetime.now().time())
         if quiet is not None:
-            raise ConsentRefused(f"This site trains nothing from {quiet}.")
+            raise QuietHours(f"This site trains nothing from {quiet} (launch.quiet_hours).")
         settings = proposal.parsed()
         for what, (asked, proposed) in _terms(request, settings).items():
             if asked != proposed:

@@ -3,15 +3,24 @@
 A simulated site has none of it: nobody but the researcher is there.
 """
 
+import re
 from datetime import time
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from lepton_common.strict import Count, Name, Positive, record
 
 _CLOCK = "([01][0-9]|2[0-3]):[0-5][0-9]"
-Hours = Annotated[str, Field(pattern=f"^{_CLOCK}-{_CLOCK}$")]
+
+
+def _hours(text: str) -> str:
+    if not re.fullmatch(f"{_CLOCK}-{_CLOCK}", text):
+        raise ValueError("Write hours as 22:00-06:00, with two digits each")
+    return text
+
+
+Hours = Annotated[str, AfterValidator(_hours)]
 
 
 @record

@@ -38,7 +38,7 @@ from lepton_common.identity.study import Study, read_studies, take_study
 from lepton_common.models.bases import BASES
 from lepton_common.policy import SitePolicy
 from lepton_common.strict import Name, Size, parse, record, to_json
-from lepton_common.yaml_text import load_yaml
+from lepton_common.yaml_text import load_yaml, yaml_fault
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
 ROSTER_FILE, ROOT_FILE, LEDGER_FILE = "roster.json", "roster.root", "ledger.db"
@@ -309,9 +309,7 @@ def parse_site_file(text: str, path: Path) -> SiteFile:
     try:
         values = load_yaml(text)
     except yaml.YAMLError as error:
-        raise SettingsError(
-            f"Cannot read the site file {path}: give a folder made by 'lepton site init'."
-        ) from error
+        raise SettingsError(f"{path} is no YAML any more: {yaml_fault(error)}.") from error
     file, faults = parse(SiteFile, values)
     if file is not None:
         cut_off = file.trainer is not None and file.trainer.isolation == "namespace"

@@ -32,6 +32,7 @@ LeptonError                     exit code 1
 │   ├── ClockBehind
 │   ├── ConsentRefused
 │   ├── ApprovalPending
+│   ├── QuietHours
 │   ├── PrivateWorkFailed
 │   ├── BuffersNotAllowed
 │   ├── LossNotApart
@@ -56,6 +57,7 @@ LeptonError                     exit code 1
 │   ├── NotAllowed
 │   ├── TrainerFailed
 │   ├── AgentRunning
+│   ├── CoordinatorRunning
 │   ├── RehearsalFailed
 │   ├── WorkerFailed
 │   ├── RayMissing
@@ -278,6 +280,10 @@ class ApprovalPending(PrivacyError):
     """The site's operator has not decided about the run yet."""
 
 
+class QuietHours(PrivacyError):
+    """The site trains nothing at this time of the day; later it does."""
+
+
 class PrivateWorkFailed(PrivacyError):
     """Private work failed after it was charged; one name, whatever the records did."""
 
@@ -370,6 +376,10 @@ class NotAllowed(RunError):
 
 class TrainerFailed(RunError):
     """The process that trains at a site ended, was stopped, or answered what is no answer."""
+
+
+class CoordinatorRunning(RunError):
+    """Another process is the coordinator of this folder, whose parts and log have one owner."""
 
 
 class AgentRunning(RunError):

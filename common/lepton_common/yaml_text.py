@@ -25,3 +25,12 @@ def load_yaml(text: str) -> Any:  # noqa: ANN401
         yaml.YAMLError: it is no YAML.
     """
     return yaml.load(text, Loader=_Loader)  # noqa: S506
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """Returns where a text stopped being YAML, and why, in one line."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    problem = getattr(error, "problem", None) or "something else was expected"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"

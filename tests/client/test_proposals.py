@@ -26,6 +26,7 @@ from lepton_common.errors import (
     ModelNotApproved,
     PolicyViolation,
     ProposalInvalid,
+    QuietHours,
     StudyInvalid,
 )
 from lepton_common.identity.keys import SigningKey
@@ -298,13 +299,15 @@ def test_nothing_is_trained_in_quiet_hours(site):
     now = datetime.now().time()
     hours = f"{now:%H:%M}-{(now.hour + 2) % 24:02d}:00"
     admit(site, proposal(), quiet_hours=[hours])
-    with pytest.raises(ConsentRefused, match="trains nothing"):
+    with pytest.raises(QuietHours, match="trains nothing"):
         check(site, asked(), quiet_hours=[hours])
 
 
 @pytest.mark.parametrize("hours", ["25:00-06:00", "night", "6-7"])
 def test_hours_are_written_in_one_way(hours):
-    assert parse(LaunchRules, {**vars(RULES), "quiet_hours": [hours]})[0] is None
+    found, faults = parse(LaunchRules, {**vars(RULES), "quiet_hours": [hours]})
+    assert found is None
+    assert "22:00-06:00" in faults[0]
 
 
 def keep_study(site, **changes):

@@ -11,7 +11,7 @@ from lepton_common.datasets.schema import Schema
 from lepton_common.errors import SettingsError
 from lepton_common.names import unknown
 from lepton_common.strict import Count, parse, record
-from lepton_common.yaml_text import load_yaml
+from lepton_common.yaml_text import load_yaml, yaml_fault
 
 
 @record
@@ -105,10 +105,12 @@ def read_source(path: Path) -> TableSource:
     """
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(
             f"Cannot read the source file {path} ({type(error).__name__})."
         ) from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"The source file {path} is no YAML: {yaml_fault(error)}.") from None
     file, faults = parse(_SourceFile, {"source": values})
     if file is None:
         raise SettingsError([f"{path}: {fault}" for fault in faults])

@@ -102,6 +102,12 @@ def answer_size(model: str, weights: int) -> int:
     return weights if form is None else form.answer(form.features(weights))
 
 
+def least_weights(model: str) -> int:
+    """Returns the fewest weights that a model may have, whatever the records: of trees a form's."""
+    form = form_of(model)
+    return 1 if form is None else form.weights(1)
+
+
 def any_form(model: str) -> str:
     """Returns a model's name without its numbers where it is of boosted trees: its family."""
     return FAMILY if form_of(model) else model

@@ -46,14 +46,20 @@ def server_start(
 ) -> None:
     """Start the coordinator and keep it up; Ctrl-C ends it, and starting again goes on."""
     from lepton_cli.keys import read_passphrase
-    from lepton_server.gateway.server import Server
+    from lepton_common.errors import KeyUnreadable
+    from lepton_server.gateway.alone import check_port, only_coordinator
+    from lepton_server.gateway.server import KEY_FILE, Server
 
     _log()
-    server = Server(folder, read_passphrase(passphrase_file), metrics_port)
-    coordinator, roster = server.published.coordinator, server.published.roster
-    where = f"{coordinator.hosts[0]}:{coordinator.port}"
-    print(f"Coordinator of {roster.federation} at {where}; Ctrl-C ends it.", flush=True)
-    server.run(_stopped())
+    if not (folder / KEY_FILE).exists():  # before a lock is left in a folder that is none
+        raise KeyUnreadable(f"{folder} holds no coordinator's key; 'lepton server init' makes one.")
+    with only_coordinator(folder):
+        server = Server(folder, read_passphrase(passphrase_file), metrics_port)
+        coordinator, roster = server.published.coordinator, server.published.roster
+        check_port(coordinator.port)
+        where = f"{coordinator.hosts[0]}:{coordinator.port}"
+        print(f"Coordinator of {roster.federation} at {where}; Ctrl-C ends it.", flush=True)
+        server.run(_stopped())
 
 
 def site_start(

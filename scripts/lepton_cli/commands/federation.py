@@ -152,14 +152,14 @@ def study_command(
     from lepton_common.errors import StudyInvalid
     from lepton_common.identity.study import Study
     from lepton_common.strict import parse
-    from lepton_common.yaml_text import load_yaml
+    from lepton_common.yaml_text import load_yaml, yaml_fault
 
     try:
         values = load_yaml(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise StudyInvalid(f"Cannot read the study {file} ({type(error).__name__}).") from None
     except yaml.YAMLError as error:
-        raise StudyInvalid(f"The study {file} is no YAML: {error}") from None
+        raise StudyInvalid(f"The study {file} is no YAML: {yaml_fault(error)}.") from None
     study, faults = parse(Study, values)
     if study is None:
         raise StudyInvalid(" ".join(faults))

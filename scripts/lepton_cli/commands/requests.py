@@ -191,23 +191,16 @@ def _print_cost(console: Console, spends: "Cost") -> None:
 
 def _what_it_does(desk: "Desk", settings: "Settings") -> list[str]:
     """Returns what the run does at this site, and what leaves it, in sentences."""
-    train, file = settings.train, desk.file
-    how = (
-        _count(train.local_steps, "step")
-        if train.local_steps
-        else _count(train.local_epochs or 1, "pass", "es")
-    )
-    said = [
-        f"Each round, this site trains {settings.model} on {file.data.id} for {how}, in a cohort "
-        f"of {settings.cohort} sites; {_count(settings.rounds, 'round')} in all."
-    ]
+    file, asked = desk.file, settings.statistics
+    said = [_task_here(settings, file.data.id)]
     if settings.private:
         said.append(
             f"Each {file.data.unit}'s part is clipped to {settings.privacy.clipping_norm:g} and "
             "noise is added before anything leaves; the plan pays for "
             f"{_count(settings.privacy.spare_rounds, 'round')} more, which crashes may cost."
         )
-    update = "one update, noised" if settings.private else "one update, WITHOUT NOISE"
+    update = "one sum" if asked.asked else "one update"
+    update += ", noised" if settings.private else ", WITHOUT NOISE"
     if settings.secure:
         said.append(
             f"What leaves a round: {update}, masked so that only the sum of all sites can be read; "
@@ -215,11 +208,32 @@ def _what_it_does(desk: "Desk", settings: "Settings") -> list[str]:
         )
     else:
         said.append(f"What leaves a round: {update}, READABLE for the coordinator; a receipt.")
-    if not settings.private:
+    if not settings.private and not asked.asked:
         said.append("And the mean training loss.")
     if file.launch is not None and file.launch.quiet_hours:
         said.append(f"Nothing is trained from {', '.join(file.launch.quiet_hours)}.")
     return said
+
+
+def _task_here(settings: "Settings", data: str) -> str:
+    train, asked = settings.train, settings.statistics
+    where = f", in a cohort of {settings.cohort} sites"
+    if asked.asked and asked.evaluates is None:
+        return f"Once, this site sums statistics of all people in {data}{where}; it trains nothing."
+    if asked.asked:
+        return (
+            f"Once, this site sums how well {settings.model} of the run {asked.evaluates} does on "
+            f"the people that {data} holds back from training{where}; it trains nothing."
+        )
+    how = (
+        _count(train.local_steps, "step")
+        if train.local_steps
+        else _count(train.local_epochs or 1, "pass", "es")
+    )
+    return (
+        f"Each round, this site trains {settings.model} on {data} for {how}{where}; "
+        f"{_count(settings.rounds, 'round')} in all."
+    )
 
 
 def _count(number: int, what: str, plural: str = "s") -> str:

@@ -10,7 +10,8 @@ from lepton_cli.desk.folder import Desk, trainer_of
 from lepton_client.connectors.report import keep_report
 from lepton_client.site import KEY_FILE
 from lepton_client.trainer import Described
-from lepton_common.errors import ConnectorMissing, DataError, RosterInvalid
+from lepton_client.trainer_process import RemoteError
+from lepton_common.errors import ConnectorMissing, DataError, LeptonError, RosterInvalid
 from lepton_common.identity.certificates import Leaf, issue_leaf
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator
@@ -79,6 +80,15 @@ class Examined:
         except (DataError, ConnectorMissing) as error:
             keep_report(self.desk.folder, error)
             raise
+        except Exception as error:
+            if not isinstance(error.__cause__, RemoteError):
+                raise
+            # Only an agent writes the trace to errors.log; this one ends with what was wrong.
+            said = str(error.__cause__).strip().rpartition("\n")[2]
+            said = "".join(filter(str.isprintable, said)).removeprefix("lepton_common.errors.")
+            if isinstance(error, LeptonError):
+                raise type(error)(said) from error
+            raise Fault(said, "See trainer and data in site.yaml.") from error
 
     @cached_property
     def answer(self) -> network.Answer:

@@ -23,6 +23,7 @@ from lepton_common.errors import (
     RunNotFound,
 )
 from lepton_common.messages import TrainRequest
+from lepton_common.models.tree_form import least_weights
 from lepton_common.privacy.plan import PrivacyPlan
 from lepton_common.proposal import Proposal, read_proposal
 from lepton_common.settings import Settings
@@ -193,7 +194,8 @@ def too_dear(found: Cost) -> BudgetSpent | None:
 
 def _beyond_rounds(desk: Desk, settings: Settings) -> list[LeptonError]:
     """Returns what would be refused of each round, of a run that may begin."""
-    size = 1  # of the model: it counts where noise is shared, and there for next to nothing
+    # Of the model, whose true size only the data tells: it counts for next to nothing.
+    size = least_weights(settings.model)
     try:
         request = first_request(settings, "run", desk.file.name, size)
         consent.check_request(request, desk.file, masked=settings.secure)

@@ -3,9 +3,11 @@
 import json
 import ssl
 import threading
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 from desk_folder import NAMES, Folder, folder  # noqa: F401
@@ -13,7 +15,8 @@ from desk_folder import NAMES, Folder, folder  # noqa: F401
 from lepton_cli.desk.examined import Examined
 from lepton_client.site import Site
 from lepton_client.trainer import Described
-from lepton_common.errors import DataMissing, IsolationUnavailable
+from lepton_client.trainer_process import RemoteError
+from lepton_common.errors import DataMissing, IsolationUnavailable, SettingsError
 from lepton_common.identity.certificates import issue_leaf, make_authority
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator, Member
@@ -112,6 +115,14 @@ def test_each_fault_is_named(lepton, well, hurt, check):
     assert found[check]["said"]
 
 
+def test_a_site_file_that_is_no_yaml_says_where(lepton, well):
+    path = well.path / "site.yaml"
+    path.write_text("name: site-1\nlaunch:\n  quiet_hours: [], later\n")
+    found, faults = findings(lepton, "--offline")
+    assert faults == ["site.yaml"]
+    assert "line 3, column 18" in found["site.yaml"]["said"]
+
+
 @pytest.mark.parametrize(
     ("policy", "said"),
     [
@@ -139,6 +150,29 @@ def test_a_trainer_that_fails_is_told_from_data_that_is_gone(
 
     monkeypatch.setattr(Examined, "described", property(fail))
     assert findings(lepton, "--offline")[1] == faults
+
+
+@pytest.mark.parametrize("error", [SettingsError, RuntimeError])
+def test_what_the_trainer_says_is_told_here_where_no_agent_logs_it(
+    lepton, folder, monkeypatch, error  # noqa: F811
+):  # fmt: skip
+    @contextmanager
+    def trainer(_):
+        yield SimpleNamespace(describe=fail)
+
+    def fail():
+        trace = (
+            f"Traceback:\n  here\n{error.__module__}.{error.__name__}: Unknown way to prepare.\n"
+        )
+        raise error("See errors.log.") from RemoteError(trace)
+
+    folder.path.chmod(0o700)
+    folder.change(trainer=PROCESS)
+    monkeypatch.setattr("lepton_cli.desk.examined.trainer_of", trainer)
+    found = findings(lepton, "--offline")[0]["trainer"]
+    assert found["level"] == "fault"
+    assert found["said"].endswith(f"{error.__name__}: Unknown way to prepare.")
+    assert "lepton_common" not in found["said"]
 
 
 class Port(threading.Thread):

@@ -1,11 +1,13 @@
 """What the operator is shown of a proposed run, and that their word counts."""
 
 import json
+from dataclasses import replace
 from io import StringIO
 
 import pytest
 from desk_folder import Folder, folder, settings  # noqa: F401
 
+from lepton_cli.statistics_run import statistics_overrides
 from lepton_client.site import Site
 
 
@@ -63,6 +65,34 @@ def test_what_the_policy_forbids_cannot_be_approved(lepton, folder, words, polic
     ended = lepton("site", "approve", "site-1", "run-1", "--yes")
     assert (ended.code, why in ended.err) == (4, True)
     assert Site(folder.path).proposals.verdict("run-1") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "this site sums statistics of all people in toy"),
+        (["statistics.evaluates=run-0"], "how well logistic of the run run-0 does on the people"),
+    ],
+)
+def test_a_query_is_not_shown_as_training(lepton, folder, words, said):  # noqa: F811
+    asked = statistics_overrides(["secagg=sa1", *words, "privacy.epsilon=0.5"])
+    folder.propose(made=settings(*asked))
+    shown = lepton("site", "requests", "site-1", "run-1").out
+    assert said in shown
+    assert "one sum, noised" in shown
+    assert "trains logistic" not in shown
+
+
+def test_trees_whose_noise_is_shared_are_for_the_operator_to_decide(lepton, folder):  # noqa: F811
+    made = settings("privacy=distributed", "secagg=sa1", "privacy.epsilon=0.9",
+                    "privacy.delta=1e-5", "privacy.sample_rate=1")  # fmt: skip
+    folder.change(
+        data={"id": "machines", "dataset": "ai4i", "root": None, "prepare": "public_ranges",
+              "unit": "product", "rows": "rows.npy"}
+    )  # fmt: skip
+    folder.propose(made=replace(made, task="ai4i", model="boosted_trees.1x3b32"))
+    row = rows(lepton)["run-1"]
+    assert (row["state"], row["reasons"]) == ("waits", [])
 
 
 def test_what_no_lead_has_signed_is_shown_as_such(lepton, folder):  # noqa: F811

@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, Re
 
 from lepton_common.arrays import pack
 from lepton_common.audit import read_records
-from lepton_common.errors import RunNotResumable, SitesRefused
+from lepton_common.errors import QuietHours, RunNotResumable, SitesRefused
 from lepton_common.messages import HELLO, Receipt, SiteFacts, read_train
 from lepton_common.strict import to_json
 from lepton_server.engines.inprocess import InProcessGrid
@@ -102,6 +102,7 @@ def test_too_few_answers_end_the_run(run):
 def test_only_refusals_are_taken_for_one():
     assert refusal(1, {}) is None
     assert refusal(1, {"a": "ConsentRefused", "b": "TimedOut"}) is None
+    assert refusal(1, {"a": "ConsentRefused", "b": QuietHours.__name__}) is None  # they pass
     found = refusal(2, {"a": "ConsentRefused", "b": "BudgetSpent"})
     assert found.exit_code == 4
     assert "Round 2" in str(found)
