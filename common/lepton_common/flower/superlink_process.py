@@ -19,8 +19,10 @@ from typing import Any
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 
 from lepton_common.flower.link_state import WholeMessages
+from lepton_common.pages import give_back_freed_memory
 
 _SMALL = 1 << 16
+_IDLE_S = 1.0
 _OBJECT, _AT_ONCE = "-object", 4  # the end of the paths by which objects come and go
 _IN_FILE = b"in a file"  # an object's own content is longer: it begins with its head
 _Event = MutableMapping[str, Any]
@@ -88,11 +90,13 @@ class WholeBodies:
     """The outermost layer, which hands on a request once its whole body has come.
 
     Of requests that carry objects only few are worked on at once: each is copied several times on
-    its way, and sites are many. Whoever reads or writes slowly keeps nobody waiting.
+    its way, and sites are many. Whoever reads or writes slowly keeps nobody waiting. Once nobody
+    has carried any for a while, what they took goes back to the system.
     """
 
     def __init__(self, app: _App) -> None:
         self._app, self._few = app, asyncio.Semaphore(_AT_ONCE)
+        self._idle: asyncio.TimerHandle | None = None
 
     async def __call__(
         self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send
@@ -127,6 +131,9 @@ class WholeBodies:
             await self._app(scope, hand_on, keep)
         while answer:
             await send(answer.popleft())
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(_IDLE_S, give_back_freed_memory)
 
 
 def main() -> None:

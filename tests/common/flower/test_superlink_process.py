@@ -7,6 +7,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
+from lepton_common.flower import superlink_process
 from lepton_common.flower.fleet import push_bounded
 from lepton_common.flower.superlink_process import FileObjectStore, WholeBodies
 
@@ -135,6 +136,28 @@ def test_few_objects_are_worked_on_at_once_and_a_slow_reader_keeps_nobody_waitin
         kinds = [kind for who, kind in answered if who == number]
         wanted = ["http.response.start", "http.response.body"]
         assert kinds == (wanted if number >= 8 else wanted[:1])
+
+
+def test_once_nobody_carries_objects_memory_is_given_back_once(monkeypatch):
+    given = []
+    monkeypatch.setattr(superlink_process, "_IDLE_S", 0.05)
+    monkeypatch.setattr(superlink_process, "give_back_freed_memory", lambda: given.append(1))
+
+    async def app(scope, receive, send):
+        await receive()
+
+    async def receive():
+        return {"type": "http.request", "body": b"x"}
+
+    async def some():
+        bodies = WholeBodies(app)
+        for path in ["/v1/fleet/push-object"] * 3 + ["/v1/fleet/heartbeat"]:
+            await bodies({"type": "http", "path": path}, receive, None)
+        assert not given
+        await asyncio.sleep(0.2)
+
+    asyncio.run(some())
+    assert given == [1]
 
 
 def test_objects_are_made_into_bytes_two_at_a_time(message):
