@@ -112,6 +112,8 @@ def conform(
             f"The loss of '{task.name}' compares records with one another, so that no clipping "
             "bounds what one of them changes; use a task whose loss is each record's own."
         )
+    # As in training: an evaluation, or whoever built it, may have left it in the other mode.
+    model.module.train()
     if model.conformance is None:
         with own_weights(model.module):
             ordinary_weights(model.module)

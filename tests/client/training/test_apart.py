@@ -60,6 +60,19 @@ def test_a_model_that_keeps_them_apart_is_not(between):
         assert between.training
 
 
+def test_a_model_is_tried_as_it_trains_whatever_mode_it_was_left_in():
+    """An evaluation leaves it in the other one, in which this one keeps records apart."""
+
+    class Centred(Between):
+        def forward(self, features):
+            first = self.first(features)
+            return self.second(first - first.mean(0) if self.training else first)
+
+    module = Centred(None).eval()
+    with pytest.raises(BuffersNotAllowed, match="depends on the others"):
+        conform(ResidentModel(module, Layout.of(module), CPU), TASK, (4,), 3, (64,))
+
+
 def test_a_loss_that_compares_records_is_refused_by_the_site_too_whatever_was_tried_before():
     module = nn.Linear(4, 1)
     model = ResidentModel(module, Layout.of(module), CPU)
