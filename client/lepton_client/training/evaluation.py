@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lepton_client.training.conformance import check_forgets
 from lepton_client.training.resident import ResidentModel
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Dataset, Records, Rows
@@ -41,15 +42,19 @@ def figure_sum(
 
     Raises:
         ModelMismatch: no model is asked about, or the server lays out model or sum otherwise.
+        BuffersNotAllowed: with privacy, of a model that remembers records.
     """
     query, task = request.statistics, find_task(request.task)
     if not isinstance(query, EvaluationQuery):
         raise ModelMismatch("Without privacy, nothing but training and an evaluation is done.")
     layout, shape = model.layout, dataset.input_shape
     cells = figure_cells(query.bins, task, dataset.classes, shape, layout.digest)
-    weights = weights_of(received, private=request.privacy is not None)
+    private = request.privacy is not None
+    weights = weights_of(received, private=private)
     if (cells.digest, cells.size, layout.size) != (request.layout, query.length, len(weights)):
         raise ModelMismatch("The server lays out the sum in another way than this site.")
+    if private:
+        check_forgets(model, shape)
     model.load(weights)
     # With privacy the policy bounds a batch, so that memory does not tell how many a person has.
     return _sum_over_people(model, records, cells, min(_BATCH, request.recipe.batch_size)), cells
