@@ -144,7 +144,8 @@ def check_forgets(model: ResidentModel, input_shape: tuple[int, ...]) -> None:
     """Checks that an evaluated model says the same of a record whatever it was shown before.
 
     People go through it one after another, and one that goes on from where the last batch ended,
-    as a recurrent one may, would have each person move the figures of all behind them.
+    as a recurrent one may, would have each person move the figures of all behind them. One that
+    keeps statistics while it trains would have those it was trained on move all figures.
 
     Args:
         model: the model; its weights and mode are put back.
@@ -165,6 +166,8 @@ def check_forgets(model: ResidentModel, input_shape: tuple[int, ...]) -> None:
             first = model.module(records[:1])
             for before in (records[1:2], *wild, records, records[2:3]):
                 model.module(before)
+                model.module.train()(before)
+                model.module.eval()
                 if not torch.equal(model.module(records[:1]), first):
                     raise BuffersNotAllowed(
                         "What this model says of a record depends on those that it was shown "

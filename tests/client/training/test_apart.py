@@ -92,7 +92,20 @@ class Largest(Between):
         return self.second(first / self.between)
 
 
-@pytest.mark.parametrize("kind", [GoesOn, Largest])
+class KeepsMean(Between):
+    """Keeps a mean of what it trains on, as a weight that is not trained, for evaluation."""
+
+    def __init__(self, _):
+        super().__init__(nn.Parameter(torch.zeros(6), requires_grad=False))
+
+    def forward(self, features):
+        first = self.first(features)
+        if self.training:
+            self.between.lerp_(first.detach().mean(0), 0.1)
+        return self.second(first if self.training else first - self.between)
+
+
+@pytest.mark.parametrize("kind", [GoesOn, Largest, KeepsMean])
 def test_a_model_that_remembers_records_is_not_evaluated(kind):
     module = kind(None)
     with pytest.raises(BuffersNotAllowed, match="shown before"):
