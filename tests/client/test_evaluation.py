@@ -260,6 +260,24 @@ def test_no_more_of_a_persons_records_are_in_memory_than_the_policy_allows(toy_c
     assert heights[-3:] == [5, 5, 2]  # behind the trial of the model
 
 
+def test_whether_there_is_room_for_a_batch_does_not_tell_who_has_so_many_records(toy_catalog):
+    """A server may choose a model so large that a batch of few records fits, and one of all not."""
+    valid, sent = query()
+    valid = replace(valid, recipe=replace(valid.recipe, batch_size=11))
+    own = resident_model("mlp", (4,), 3, torch.device("cpu"), channels_last=False)
+    dataset = load_dataset("toy", None, "public_ranges")
+
+    def no_room(_, given):
+        if len(given[0]) == valid.recipe.batch_size:
+            raise MemoryError
+
+    several = replace(synthetic(12), units=np.zeros(12, np.int64))
+    with own.module.register_forward_pre_hook(no_room):
+        for records in (synthetic(12), several, synthetic(0)):
+            with pytest.raises(MemoryError):
+                evaluation.figure_sum(valid, sent, own, records, dataset)
+
+
 def test_a_person_whose_vector_is_no_number_adds_nothing():
     class Odd(ClassStatistics):
         def of(self, outputs, labels):
