@@ -12,11 +12,11 @@ from lepton_client import consent, trainer, work
 from lepton_client.app import app
 from lepton_client.people import held_back
 from lepton_client.training import evaluation
-from lepton_client.training.resident import resident_model
+from lepton_client.training.resident import ResidentModel, resident_model
 from lepton_common.arrays import Layout, digest_of, pack, read_parameters
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.records import Records
-from lepton_common.errors import ConsentRefused
+from lepton_common.errors import BuffersNotAllowed, ConsentRefused
 from lepton_common.evaluation.statistics import ClassStatistics
 from lepton_common.messages import MaskedSum, read_update, train_content
 from lepton_common.models.catalog import initial_model
@@ -257,7 +257,25 @@ def test_no_more_of_a_persons_records_are_in_memory_than_the_policy_allows(toy_c
     heights = []
     with own.module.register_forward_pre_hook(lambda _, given: heights.append(len(given[0]))):
         evaluation.figure_sum(valid, sent, own, records, load_dataset("toy", None, "public_ranges"))
-    assert heights == [5, 5, 2]
+    assert heights[-3:] == [5, 5, 2]  # behind the trial of the model
+
+
+def test_whether_there_is_room_for_a_batch_does_not_tell_who_has_so_many_records(toy_catalog):
+    """A server may choose a model so large that a batch of few records fits, and one of all not."""
+    valid, sent = query()
+    valid = replace(valid, recipe=replace(valid.recipe, batch_size=11))
+    own = resident_model("mlp", (4,), 3, torch.device("cpu"), channels_last=False)
+    dataset = load_dataset("toy", None, "public_ranges")
+
+    def no_room(_, given):
+        if len(given[0]) == valid.recipe.batch_size:
+            raise MemoryError
+
+    several = replace(synthetic(12), units=np.zeros(12, np.int64))
+    with own.module.register_forward_pre_hook(no_room):
+        for records in (synthetic(12), several, synthetic(0)):
+            with pytest.raises(MemoryError):
+                evaluation.figure_sum(valid, sent, own, records, dataset)
 
 
 def test_a_person_whose_vector_is_no_number_adds_nothing():
@@ -273,6 +291,29 @@ def test_a_person_whose_vector_is_no_number_adds_nothing():
     whole = evaluation._sum_over_people(own, records, cells)
     assert 0 < len(others) < 30
     assert (whole == evaluation._sum_over_people(own, others, cells)).all()
+
+
+def test_a_model_that_remembers_records_is_evaluated_without_privacy_only(toy_catalog):
+    class Remembers(torch.nn.Linear):
+        def forward(self, features):
+            said = super().forward(features + getattr(self, "before", 0.0))
+            self.before = features.nan_to_num().mean().detach()
+            return said
+
+    module = Remembers(4, 3)
+    own = ResidentModel(module, Layout.of(module), torch.device("cpu"))
+    cells = figure_cells(20, find_task("toy"), 3, (4,), own.layout.digest)
+    dataset, vector = load_dataset("toy", None, "public_ranges"), read_parameters(module).numpy()
+
+    def figures(privacy):
+        asked = EvaluationQuery(bins=20, length=cells.size)
+        valid, _ = query(privacy=privacy, layout=cells.digest, statistics=asked)
+        sent = named(vector, "run-1", private=privacy is not None)
+        return evaluation.figure_sum(valid, sent, own, synthetic(), dataset)[0]
+
+    assert len(figures(None)) == cells.size
+    with pytest.raises(BuffersNotAllowed, match="shown before"):
+        figures(OWN)
 
 
 def test_data_is_loaded_whole_for_statistics_and_the_ledger(holding):

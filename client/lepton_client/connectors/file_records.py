@@ -143,11 +143,14 @@ def _texts(source: TextSource, dataset: Dataset, folder: Path) -> Records:
             f"{dataset.input_shape}; choose the kind that does."
         )
     if dataset.label_kind == "tokens":
-        parts = [windows(passage) for passage in read_passages(path)]
+        passages = read_passages(path)
+        parts = [windows(passage) for passage in passages]
+        # By what it says and not by its place, which others take once texts come or go.
+        units = [unit_number(passage) for passage in passages]
         return Records(
             torch.from_numpy(np.concatenate([before for before, _ in parts])).float(),
             torch.from_numpy(np.concatenate([labels for _, labels in parts])),
-            units=np.repeat(np.arange(len(parts)), [len(labels) for _, labels in parts]),
+            units=np.repeat(np.array(units, np.int64), [len(labels) for _, labels in parts]),
         )
     check_classes(source.classes, dataset)
     lines = read_labelled(path, source.classes)

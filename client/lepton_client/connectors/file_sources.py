@@ -77,7 +77,8 @@ class TextSource:
     Attributes:
         path: a file of lines ``label<TAB>text``, or a folder with a file ``CLASS.txt`` for each
             class, a text a line; or, where the next character is to be told, a file of texts with
-            an empty line between them, each a privacy unit. Absolute, or in the site's folder.
+            an empty line between them, each a privacy unit, equal ones together. Absolute, or in
+            the site's folder.
         classes: names of the classes, in the order of the data set's labels; none for characters.
         allow_one_class: whether records that are all of one class are trained on.
     """

@@ -112,6 +112,8 @@ def conform(
             f"The loss of '{task.name}' compares records with one another, so that no clipping "
             "bounds what one of them changes; use a task whose loss is each record's own."
         )
+    # As in training: an evaluation, or whoever built it, may have left it in the other mode.
+    model.module.train()
     if model.conformance is None:
         with own_weights(model.module):
             ordinary_weights(model.module)
@@ -135,6 +137,44 @@ def conform(
         found = replace(found, together=_proven(model, found, task, input_shape, heights))
     model.conformance = found
     return found
+
+
+@torch.no_grad()
+def check_forgets(model: ResidentModel, input_shape: tuple[int, ...]) -> None:
+    """Checks that an evaluated model says the same of a record whatever it was shown before.
+
+    People go through it one after another, and one that goes on from where the last batch ended,
+    as a recurrent one may, would have each person move the figures of all behind them. One that
+    keeps statistics while it trains would have those it was trained on move all figures.
+
+    Args:
+        model: the model; its weights and mode are put back.
+        input_shape: of one record.
+
+    Raises:
+        BuffersNotAllowed: it remembers records.
+    """
+    generator = torch.Generator().manual_seed(_SEED)
+    records = torch.randn(_RECORDS, *input_shape, generator=generator)
+    records = spread(model.module, records).to(next(model.module.parameters()))
+    wild = [torch.full_like(records[:1], value) for value in _WILD]
+    trains = model.module.training
+    with own_weights(model.module):
+        ordinary_weights(model.module)
+        model.module.eval()
+        try:
+            first = model.module(records[:1])
+            for before in (records[1:2], *wild, records[2:4], records[4:5]):
+                model.module(before)
+                model.module.train()(before)
+                model.module.eval()
+                if not torch.equal(model.module(records[:1]), first):
+                    raise BuffersNotAllowed(
+                        "What this model says of a record depends on those that it was shown "
+                        "before, so that nothing bounds what one of them changes; mend the model."
+                    )
+        finally:
+            model.module.train(trains)
 
 
 def _proven(

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from lepton_client.training.conformance import check_forgets
 from lepton_client.training.resident import ResidentModel
 from lepton_common.arrays import Vector
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.errors import ModelMismatch
 from lepton_common.messages import TrainRequest
+from lepton_common.models.tokens import spread
 from lepton_common.statistics import EvaluationQuery
-from lepton_common.tasks.catalog import find_task
+from lepton_common.tasks.catalog import Task, find_task
 from lepton_common.tasks.figures import judged
 from lepton_common.tasks.sums import FigureCells, figure_cells, weights_of
 
@@ -41,18 +43,33 @@ def figure_sum(
 
     Raises:
         ModelMismatch: no model is asked about, or the server lays out model or sum otherwise.
+        BuffersNotAllowed: with privacy, of a model that remembers records.
     """
     query, task = request.statistics, find_task(request.task)
     if not isinstance(query, EvaluationQuery):
         raise ModelMismatch("Without privacy, nothing but training and an evaluation is done.")
     layout, shape = model.layout, dataset.input_shape
     cells = figure_cells(query.bins, task, dataset.classes, shape, layout.digest)
-    weights = weights_of(received, private=request.privacy is not None)
+    private = request.privacy is not None
+    weights = weights_of(received, private=private)
     if (cells.digest, cells.size, layout.size) != (request.layout, query.length, len(weights)):
         raise ModelMismatch("The server lays out the sum in another way than this site.")
+    batch_size = min(_BATCH, request.recipe.batch_size)  # which with privacy the policy bounds
+    if private:
+        check_forgets(model, shape)
     model.load(weights)
-    # With privacy the policy bounds a batch, so that memory does not tell how many a person has.
-    return _sum_over_people(model, records, cells, min(_BATCH, request.recipe.batch_size)), cells
+    if private:
+        # A batch of the largest size comes first: where there is no room for it, that must not
+        # tell whether anybody has so many records.
+        _sum_over_people(model, _made_up_person(model, task, dataset, batch_size), cells)
+    return _sum_over_people(model, records, cells, batch_size), cells
+
+
+def _made_up_person(model: ResidentModel, task: Task, dataset: Dataset, records: int) -> Records:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(records, *dataset.input_shape, generator=generator)
+    labels = task.objective.made_up_labels(records, dataset.classes, dataset.input_shape, generator)
+    return Records(spread(model.module, features), labels, units=np.zeros(records, np.int64))
 
 
 def _sum_over_people(

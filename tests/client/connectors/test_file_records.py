@@ -17,6 +17,7 @@ from lepton_client.connectors.file_sources import (
     WavSource,
     paths_of,
 )
+from lepton_client.people import held_back
 from lepton_common.datasets.records import Dataset, Records
 from lepton_common.datasets.tables import unit_number
 from lepton_common.datasets.tokens import character_tokens, word_tokens
@@ -271,12 +272,24 @@ def test_a_file_that_belongs_to_no_class_is_refused(tmp_path):
 def test_passages_are_units_and_each_character_is_a_label_once(tmp_path):
     (tmp_path / "all").write_text("to be\n\n\n\n" + "x" * 100 + "\n")
     records = read_files(_text("all", classes=[]), _dataset((80,), 97, "tokens"), tmp_path)
-    assert records.units.tolist() == [0, 1, 1]
+    assert records.units.tolist() == [*map(unit_number, ("to be", "x" * 100, "x" * 100))]
     assert records.labels[0, :5].tolist() == character_tokens("to be").tolist()
     assert int((records.labels >= 0).sum()) == 105
     (tmp_path / "all").write_text("\n\n")
     with pytest.raises(EmptySite):
         read_files(_text("all", classes=[]), _dataset((80,), 97, "tokens"), tmp_path)
+
+
+def test_a_passage_is_the_same_one_wherever_it_stands(tmp_path):
+    """Else one that was trained on were held back once others stand before it, or the reverse."""
+    passages, held = [f"passage number {number}" for number in range(40)], []
+    for texts in (passages, ["a new one", *passages[::-1]]):
+        (tmp_path / "all").write_text("\n\n".join(texts))
+        records = read_files(_text("all", classes=[]), _dataset((80,), 97, "tokens"), tmp_path)
+        mask = held_back(records, "speech", 0.5)
+        held.append({text for text, kept in zip(texts, mask, strict=True) if kept})
+    assert 5 < len(held[0]) < 35
+    assert held[1] - {"a new one"} == held[0]
 
 
 # Arrays
