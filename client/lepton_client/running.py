@@ -1,7 +1,4 @@
-"""Whether an agent works in a site's folder: it holds a lock there, which dies with it.
-
-The lock is the kernel's (flock), so that neither kill -9 nor a power cut leaves one behind.
-"""
+"""Whether an agent works in a site's folder: it holds a lock there, which dies with it."""
 
 import fcntl
 import os
@@ -10,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lepton_common.errors import AgentRunning
+from lepton_common.locks import only_one
 
 LOCK_FILE = "agent.lock"
 
@@ -21,19 +19,13 @@ def only_agent(folder: Path) -> Iterator[None]:
     Raises:
         AgentRunning: one is there already.
     """
-    file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise AgentRunning(
-                f"An agent works in {folder} already: the logs there have one writer; end it first."
-            ) from None
+    taken = AgentRunning(
+        f"An agent works in {folder} already: the logs there have one writer; end it first."
+    )
+    with only_one(folder / LOCK_FILE, taken) as file:
         os.ftruncate(file, 0)
         os.write(file, str(os.getpid()).encode())
         yield
-    finally:
-        os.close(file)
 
 
 def agent_of(folder: Path) -> int | None:

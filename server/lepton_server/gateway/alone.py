@@ -1,8 +1,6 @@
-"""That a coordinator is alone: in its folder, whose lock is the kernel's, and at its port."""
+"""That a coordinator is alone: in its folder, whose lock it holds, and at its port."""
 
 import errno
-import fcntl
-import os
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lepton_common.errors import CoordinatorRunning, ServerFailed
+from lepton_common.locks import only_one
 
 LOCK_FILE = "coordinator.lock"
 _LEAVING_S = 10.0  # what a killed coordinator has left at the port needs a moment to end
@@ -22,17 +21,11 @@ def only_coordinator(folder: Path) -> Iterator[None]:
     Raises:
         CoordinatorRunning: one is there already.
     """
-    file = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CoordinatorRunning(
-                f"A coordinator works in {folder} already: end it first, or leave it at work."
-            ) from None
+    taken = CoordinatorRunning(
+        f"A coordinator works in {folder} already: end it first, or leave it at work."
+    )
+    with only_one(folder / LOCK_FILE, taken):
         yield
-    finally:
-        os.close(file)
 
 
 def check_port(port: int, leaving_s: float = _LEAVING_S) -> None:
