@@ -13,8 +13,9 @@ from lepton_cli.simulation import resume, start
 from lepton_common.datasets.source import MADE_UP
 from lepton_common.errors import SettingsError
 
-PRIVATE = ["privacy=record", "privacy.epsilon=0.5", "privacy.sample_rate=0.5",
-           "privacy.clipping_norm=1", "train.learning_rate=1", "train.local_steps=4"]  # fmt: skip
+# A large step, which noise in the few weights of a head can bear and noise in a whole model cannot.
+PRIVATE = ["privacy=record", "privacy.epsilon=1", "privacy.sample_rate=0.5",
+           "privacy.clipping_norm=1", "train.learning_rate=10", "train.local_steps=4"]  # fmt: skip
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_frozen_features_and_a_private_head_beat_private_training_from_nothing(r
     task = ["task=mnist", "model=mlp", "rounds=2", *PRIVATE]
     scratch = run(*task)
     tuned = run(*task, f"start={base.folder.path}", "learn=head")
-    # Noise is secret, so figures vary: about 0.5 against 0.1.
+    # Noise is secret, so figures vary: of eight, 0.53 to 0.83 against 0.08 to 0.18.
     assert tuned.reached > scratch.reached + 0.05
     # The report, the card and the model know what it began from, and only the head has travelled.
     with safe_open(tuned.folder.final_model, "pt") as file:
