@@ -369,6 +369,14 @@ def test_bad_input_is_refused_by_name(lepton, line, error, code, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+def test_a_site_s_data_lies_in_a_folder_or_is_made_up(do, tmp_path):
+    for data, root, kept in (
+        ("breast_cancer", "here", str(tmp_path / "here")), ("mnist", "made-up", "made-up")
+    ):  # fmt: skip
+        do(f"site init {data} --name x --dataset {data} --root {root}")
+        assert read_site_file(tmp_path / data / "site.yaml").data.root == kept
+
+
 def test_a_folder_in_use_is_left_alone(do, lepton):
     do("person init dora --name dora --role lead")
     complaint(lepton, "person init dora --name dora --role lead", "JoinInvalid")

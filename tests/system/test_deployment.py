@@ -38,7 +38,7 @@ SITES = ("site-1", "site-2", "site-3", "site-4")
 STUDY = {
     "name": "heart", "federation": "hospitals", "version": 1, "purpose": "Predict a disease.",
     "legal_basis": "Consent.", "ethics_reference": "EK 12/2026", "until": "2099-12-31",
-    "sites": ["site-1", "site-2"], "leads": ["dora"], "auditors": [],
+    "sites": ["site-1", "site-2", "site-4"], "leads": ["dora"], "auditors": [],
     "tasks": ["breast_cancer"], "data": ["cancer"], "max_epsilon": 3.0, "max_delta": 1e-5,
 }  # fmt: skip
 
@@ -343,7 +343,16 @@ def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
     held = lambda site: (federation.path / site / "studies" / "heart.json").exists()  # noqa: E731
     federation.until(lambda: held("site-1") and held("site-2"))
     assert not held("site-3")
-    assert isinstance(json.loads(federation.do("run list --as frank --json").stdout), list)
+    # Its runs are asked of its sites alone, and nobody else learns that there are any.
+    words = "task=breast_cancer rounds=1 privacy=record privacy.epsilon=0.3 sites=3 --study heart"
+    federation.watch(name := federation.submit(words))
+    assert federation.rounds(name)[-1]["failed"] == {}
+    asked = [s for s in SITES if name in Proposals(federation.path / s, None).names()]
+    assert asked == STUDY["sites"]
+    listed = lambda who: federation.do(f"run list --as {who} --json").stdout  # noqa: E731
+    assert name in listed("dora")
+    assert name not in listed("frank")
+    assert "RunNotFound" in federation.do(f"run stop {name} --as frank", code=5).stderr
 
 
 def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):

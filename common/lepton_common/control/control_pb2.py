@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#lepton_common/control/control.proto\x12\x11lepton.control.v1\"\t\n\x07Nothing\"\xa6\x01\n\nAttendance\x12\x0e\n\x06roster\x18\x01 \x01(\r\x12;\n\x07studies\x18\x02 \x03(\x0b\x32*.lepton.control.v1.Attendance.StudiesEntry\x12\r\n\x05heads\x18\x03 \x01(\t\x12\x0c\n\x04held\x18\x04 \x03(\t\x1a.\n\x0cStudiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x17\n\x05Heads\x12\x0e\n\x06signed\x18\x01 \x01(\t\"\x1e\n\tWitnessed\x12\x11\n\tstatement\x18\x01 \x01(\t\"\xb1\x01\n\x06Notice\x12+\n\x05\x61live\x18\x01 \x01(\x0b\x32\x1a.lepton.control.v1.NothingH\x00\x12*\n\x04work\x18\x02 \x01(\x0b\x32\x1a.lepton.control.v1.NothingH\x00\x12\x0e\n\x04stop\x18\x03 \x01(\tH\x00\x12\x10\n\x06roster\x18\x04 \x01(\tH\x00\x12\x0f\n\x05study\x18\x05 \x01(\tH\x00\x12\x13\n\twitnessed\x18\x06 \x01(\tH\x00\x42\x06\n\x04what\"\x16\n\x05Woken\x12\r\n\x05sites\x18\x01 \x03(\t\"!\n\rSubmitRequest\x12\x10\n\x08proposal\x18\x01 \x01(\t\"\x17\n\x07RunName\x12\x0c\n\x04name\x18\x01 \x01(\t\"\r\n\x0bListRequest\"1\n\tListReply\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.lepton.control.v1.Run\"r\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06rounds\x18\x03 \x01(\r\x12\x11\n\tof_rounds\x18\x04 \x01(\r\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x0f\n\x07metrics\x18\x07 \x01(\t\"\x14\n\x04Part\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xce\x02\n\x07\x43ontrol\x12\x42\n\x06Submit\x12 .lepton.control.v1.SubmitRequest\x1a\x16.lepton.control.v1.Run\x12\x44\n\x04List\x12\x1e.lepton.control.v1.ListRequest\x1a\x1c.lepton.control.v1.ListReply\x12=\n\x05Watch\x12\x1a.lepton.control.v1.RunName\x1a\x16.lepton.control.v1.Run0\x01\x12:\n\x04Stop\x12\x1a.lepton.control.v1.RunName\x1a\x16.lepton.control.v1.Run\x12>\n\x05\x46\x65tch\x12\x1a.lepton.control.v1.RunName\x1a\x17.lepton.control.v1.Part0\x01\x32\x8f\x01\n\x05Sites\x12\x44\n\x06\x41ttend\x12\x1d.lepton.control.v1.Attendance\x1a\x19.lepton.control.v1.Notice0\x01\x12@\n\x06Report\x12\x18.lepton.control.v1.Heads\x1a\x1c.lepton.control.v1.Witnessed2F\n\x06Inside\x12<\n\x04Wake\x12\x18.lepton.control.v1.Woken\x1a\x1a.lepton.control.v1.Nothingb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#lepton_common/control/control.proto\x12\x11lepton.control.v1\"\t\n\x07Nothing\"\xa6\x01\n\nAttendance\x12\x0e\n\x06roster\x18\x01 \x01(\r\x12;\n\x07studies\x18\x02 \x03(\x0b\x32*.lepton.control.v1.Attendance.StudiesEntry\x12\r\n\x05heads\x18\x03 \x01(\t\x12\x0c\n\x04held\x18\x04 \x03(\t\x1a.\n\x0cStudiesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\"\x17\n\x05Heads\x12\x0e\n\x06signed\x18\x01 \x01(\t\"\x1e\n\tWitnessed\x12\x11\n\tstatement\x18\x01 \x01(\t\"\xb1\x01\n\x06Notice\x12+\n\x05\x61live\x18\x01 \x01(\x0b\x32\x1a.lepton.control.v1.NothingH\x00\x12*\n\x04work\x18\x02 \x01(\x0b\x32\x1a.lepton.control.v1.NothingH\x00\x12\x0e\n\x04stop\x18\x03 \x01(\tH\x00\x12\x10\n\x06roster\x18\x04 \x01(\tH\x00\x12\x0f\n\x05study\x18\x05 \x01(\tH\x00\x12\x13\n\twitnessed\x18\x06 \x01(\tH\x00\x42\x06\n\x04what\"\x16\n\x05Woken\x12\r\n\x05sites\x18\x01 \x03(\t\"!\n\rSubmitRequest\x12\x10\n\x08proposal\x18\x01 \x01(\t\"\x17\n\x07RunName\x12\x0c\n\x04name\x18\x01 \x01(\t\"\r\n\x0bListRequest\"1\n\tListReply\x12$\n\x04runs\x18\x01 \x03(\x0b\x32\x16.lepton.control.v1.Run\"\xd8\x01\n\x03Run\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06status\x18\x02 \x01(\t\x12\x0e\n\x06rounds\x18\x03 \x01(\r\x12\x11\n\tof_rounds\x18\x04 \x01(\r\x12\n\n\x02\x62y\x18\x05 \x01(\t\x12\r\n\x05\x65rror\x18\x06 \x01(\t\x12\x0f\n\x07metrics\x18\x07 \x01(\t\x12\x34\n\x07missing\x18\x08 \x03(\x0b\x32#.lepton.control.v1.Run.MissingEntry\x1a.\n\x0cMissingEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x14\n\x04Part\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xce\x02\n\x07\x43ontrol\x12\x42\n\x06Submit\x12 .lepton.control.v1.SubmitRequest\x1a\x16.lepton.control.v1.Run\x12\x44\n\x04List\x12\x1e.lepton.control.v1.ListRequest\x1a\x1c.lepton.control.v1.ListReply\x12=\n\x05Watch\x12\x1a.lepton.control.v1.RunName\x1a\x16.lepton.control.v1.Run0\x01\x12:\n\x04Stop\x12\x1a.lepton.control.v1.RunName\x1a\x16.lepton.control.v1.Run\x12>\n\x05\x46\x65tch\x12\x1a.lepton.control.v1.RunName\x1a\x17.lepton.control.v1.Part0\x01\x32\x8f\x01\n\x05Sites\x12\x44\n\x06\x41ttend\x12\x1d.lepton.control.v1.Attendance\x1a\x19.lepton.control.v1.Notice0\x01\x12@\n\x06Report\x12\x18.lepton.control.v1.Heads\x1a\x1c.lepton.control.v1.Witnessed2F\n\x06Inside\x12<\n\x04Wake\x12\x18.lepton.control.v1.Woken\x1a\x1a.lepton.control.v1.Nothingb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,6 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ATTENDANCE_STUDIESENTRY']._loaded_options = None
   _globals['_ATTENDANCE_STUDIESENTRY']._serialized_options = b'8\001'
+  _globals['_RUN_MISSINGENTRY']._loaded_options = None
+  _globals['_RUN_MISSINGENTRY']._serialized_options = b'8\001'
   _globals['_NOTHING']._serialized_start=58
   _globals['_NOTHING']._serialized_end=67
   _globals['_ATTENDANCE']._serialized_start=70
@@ -55,14 +57,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTREQUEST']._serialized_end=572
   _globals['_LISTREPLY']._serialized_start=574
   _globals['_LISTREPLY']._serialized_end=623
-  _globals['_RUN']._serialized_start=625
-  _globals['_RUN']._serialized_end=739
-  _globals['_PART']._serialized_start=741
-  _globals['_PART']._serialized_end=761
-  _globals['_CONTROL']._serialized_start=764
-  _globals['_CONTROL']._serialized_end=1098
-  _globals['_SITES']._serialized_start=1101
-  _globals['_SITES']._serialized_end=1244
-  _globals['_INSIDE']._serialized_start=1246
-  _globals['_INSIDE']._serialized_end=1316
+  _globals['_RUN']._serialized_start=626
+  _globals['_RUN']._serialized_end=842
+  _globals['_RUN_MISSINGENTRY']._serialized_start=796
+  _globals['_RUN_MISSINGENTRY']._serialized_end=842
+  _globals['_PART']._serialized_start=844
+  _globals['_PART']._serialized_end=864
+  _globals['_CONTROL']._serialized_start=867
+  _globals['_CONTROL']._serialized_end=1201
+  _globals['_SITES']._serialized_start=1204
+  _globals['_SITES']._serialized_end=1347
+  _globals['_INSIDE']._serialized_start=1349
+  _globals['_INSIDE']._serialized_end=1419
 # @@protoc_insertion_point(module_scope)

@@ -215,9 +215,11 @@ def tell_json(run: Any) -> None:  # noqa: ANN401
 
 def tell(run: Any) -> None:  # noqa: ANN401
     """Prints how a run stands, in one line."""
-    print(
-        f"{run.status}: round {run.rounds} of {run.of_rounds}  {_short(run)}".rstrip(), flush=True
-    )
+    said = [f"{run.status}: round {run.rounds} of {run.of_rounds}", _short(run)]
+    if run.missing:
+        without = (f"{site} ({error})" for site, error in sorted(run.missing.items()))
+        said.append(f"without {', '.join(without)}")
+    print("  ".join(filter(None, said)), flush=True)
 
 
 def _fields(run: Any) -> dict[str, Any]:  # noqa: ANN401
@@ -229,6 +231,7 @@ def _fields(run: Any) -> dict[str, Any]:  # noqa: ANN401
         "by": run.by,
         "error": run.error,
         "metrics": json.loads(run.metrics),
+        "missing": dict(run.missing),
     }
 
 

@@ -58,6 +58,8 @@ def status(folder: FOLDER, as_json: Annotated[bool, JSON] = False) -> None:
     table.add_row("agent", "not running" if agent is None else f"running, process {agent}")
     for name in ("federation", "roster", "coordinator", "approval", "data"):
         table.add_row(name, str(told[name]))
+    if told["quiet"]:
+        table.add_row("now", f"[yellow]trains nothing from {told['quiet']}[/] (quiet hours)")
     for budget in told["budgets"]:
         table.add_row(
             f"epsilon {budget['what']}",
@@ -187,6 +189,7 @@ def _status(desk: "Desk") -> dict[str, Any]:
         "roster": f"version {roster.version}, good until {roster.until or 'always'}",
         "coordinator": f"{who.name} at {who.hosts[0]}:{who.port}" if who and who.hosts else None,
         "approval": file.launch.approval if file.launch else None,
+        "quiet": file.launch.quiet(datetime.now().time()) if file.launch else None,
         "data": f"{file.data.id} ({file.data.dataset}), public size {file.public_size}",
         "budgets": [{**asdict(budget), "left": budget.left} for budget in budgets(desk)],
         "max_delta": file.policy.max_delta,

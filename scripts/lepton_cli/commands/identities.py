@@ -34,7 +34,9 @@ def site_init(
     data_id: Annotated[
         str | None, typer.Option("--data-id", help="Your own name for the data; as --dataset.")
     ] = None,
-    root: Annotated[Path | None, typer.Option("--root", help="Folder that holds the data.")] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", help="Folder that holds the data, or made-up.")
+    ] = None,
     source: Annotated[
         Path | None,
         typer.Option("--source", help="YAML file that says where your own table is: docs/data.md."),
@@ -56,13 +58,14 @@ def site_init(
     from lepton_cli.joining import make_site
     from lepton_cli.keys import key_place
     from lepton_client.connectors.sources import read_source
+    from lepton_common.datasets.source import MADE_UP
 
     path = make_site(
         folder,
         name,
         data_id=data_id or dataset,
         dataset=dataset,
-        root=str(root.resolve()) if root else None,
+        root=str(Path(root).resolve()) if root and root != MADE_UP else root,
         source=read_source(source) if source else None,
         public_size=public_size,
         place=key_place(passphrase_file, token, module),

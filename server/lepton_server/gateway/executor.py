@@ -25,7 +25,7 @@ from lepton_common.flower.superlink import SuperLink
 from lepton_common.pages import give_back_freed_memory, keep_freed_pieces
 from lepton_common.settings_rules import parse_settings
 from lepton_server.app import app
-from lepton_server.gateway.nodes import read_nodes
+from lepton_server.gateway.nodes import KnownNode, read_nodes
 from lepton_server.gateway.runs import Runs, Submitted
 from lepton_server.gateway.serving import SOCKET
 from lepton_server.gateway.signed_grid import SignedGrid, Wake
@@ -70,9 +70,25 @@ def work(link: SuperLink, folder: Path, wake: Wake) -> None:
                 time.sleep(_IDLE_S)
                 continue
             grid, context = given
-            signed = SignedGrid(grid, nodes := read_nodes(folder), wake)
+            name = str(context.run_config.get("run", ""))
+            try:
+                nodes = sites_of(runs, name, folder)
+            except RunNotFound as error:
+                _LOG.warning("The SuperLink has a run that nobody submitted: %s", error)
+                continue
+            signed = SignedGrid(grid, nodes, wake)
             _wait_for(signed, len(nodes), max(back, time.monotonic() + _GRACE_S))
-            _run(signed, context, runs)
+            _run(signed, context, runs, name)
+
+
+def sites_of(runs: Runs, name: str, folder: Path) -> dict[int, KnownNode]:
+    """Returns the nodes that take part in a run, by Flower's number.
+
+    Raises:
+        RunNotFound: nobody submitted it.
+    """
+    submitted = runs.submitted(name)
+    return {n: known for n, known in read_nodes(folder).items() if submitted.concerns(known.name)}
 
 
 def _wait_for(grid: Grid, sites: int, deadline: float) -> None:
@@ -81,13 +97,8 @@ def _wait_for(grid: Grid, sites: int, deadline: float) -> None:
         time.sleep(_IDLE_S)
 
 
-def _run(grid: Grid, context: Context, runs: Runs) -> None:
-    name = str(context.run_config.get("run", ""))
-    try:
-        submitted = runs.submitted(name)
-    except RunNotFound as error:
-        _LOG.warning("The SuperLink has a run that nobody submitted: %s", error)
-        return
+def _run(grid: Grid, context: Context, runs: Runs, name: str) -> None:
+    submitted = runs.submitted(name)
     context.run_config = {
         "settings": submitted.settings,
         "run_folder": str(runs.folder(name).path),

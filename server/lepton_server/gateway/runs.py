@@ -8,7 +8,7 @@ from typing import Any
 
 from lepton_common.durable import write_atomic
 from lepton_common.errors import RunNotFound
-from lepton_common.settings import Settings
+from lepton_common.identity.study import Study
 from lepton_common.strict import Name, parse_json, record, to_json
 from lepton_server.run_folder import RunFolder
 
@@ -22,10 +22,16 @@ class Submitted:
     Attributes:
         by: a person of the roster.
         settings: the whole configuration as JSON.
+        study: the study that it is part of, as it was then; nobody outside of it hears of the run.
     """
 
     by: Name
     settings: str
+    study: Study | None = None
+
+    def concerns(self, site: str) -> bool:
+        """Says whether a site takes part."""
+        return self.study is None or site in self.study.sites
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class RunState:
         by: who submitted it.
         error: name and sentence of what ended it, or "".
         metrics: of the last finished round, as JSON.
+        missing: sites that gave it nothing, with the name of the error.
     """
 
     name: str
@@ -50,6 +57,7 @@ class RunState:
     by: str
     error: str
     metrics: str
+    missing: dict[str, str]
 
 
 class Runs:
@@ -59,10 +67,12 @@ class Runs:
         self.path = path
         path.mkdir(exist_ok=True)
 
-    def add(self, settings: Settings, proposal: str, by: str, roster: str, root: str) -> str:
+    def add(self, submitted: Submitted, proposal: str, roster: str, root: str) -> str:
         """Keeps a run, on disk when this returns, and returns its name."""
-        what = "statistics" if settings.statistics.asked else settings.privacy.mode
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.task}-{what}"
+        settings: dict[str, Any] = json.loads(submitted.settings)
+        asked, mode = settings["statistics"]["asked"], settings["privacy"]["mode"]
+        what = "statistics" if asked else mode
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings['task']}-{what}"
         count = 1
         while (self.path / name).exists():
             count += 1
@@ -73,7 +83,6 @@ class Runs:
         write_atomic(folder.roster, roster.encode())
         write_atomic(folder.roster_root, root.encode())
         write_atomic(folder.proposal, proposal.encode())
-        submitted = Submitted(by=by, settings=to_json(settings))
         write_atomic(folder.path / _SUBMITTED, to_json(submitted).encode())
         return name
 
@@ -92,7 +101,7 @@ class Runs:
             RunNotFound: there is none.
         """
         if "/" in name or not (self.path / name / _SUBMITTED).is_file():
-            raise RunNotFound(f"There is no run '{name}'; 'lepton run list' tells them.")
+            raise no_run(name)
         return RunFolder(self.path / name)
 
     def submitted(self, name: str) -> Submitted:
@@ -136,6 +145,7 @@ class Runs:
             by=submitted.by,
             error="",
             metrics=json.dumps(reports[-1].metrics if reports else {}),
+            missing=reports[-1].failed if reports else {},
         )
         if not folder.outcome.exists():
             waits = (folder.path / _WAITING).exists()
@@ -143,6 +153,11 @@ class Runs:
         outcome = json.loads(folder.outcome.read_text(encoding="utf-8"))
         error = f"{outcome['error']}: {outcome['message']}" if "error" in outcome else ""
         return replace(state, status=outcome["status"], error=error)
+
+
+def no_run(name: str) -> RunNotFound:
+    """Returns the error about a run that is not there, for whoever asks."""
+    return RunNotFound(f"There is no run '{name}'; 'lepton run list' tells them.")
 
 
 def as_fields(state: RunState) -> dict[str, Any]:

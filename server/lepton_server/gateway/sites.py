@@ -97,7 +97,7 @@ class Sites(SitesServicer):  # type: ignore[misc]
                 self._see(name, request.heads, context)
                 yield from self._statements(self._witness.sites() - {name})
                 yield from held.newer(name, self._published)
-                yield from self._stopped()
+                yield from self._stopped(name)
                 yield _ALIVE
             while (mail := box.take(_ALIVE_S)) is not None:
                 if mail.published:
@@ -122,12 +122,16 @@ class Sites(SitesServicer):  # type: ignore[misc]
                 box.put(lambda mail: setattr(mail, "work", True))
 
     def stop(self, run: str) -> None:
-        """Tells all sites that someone stopped a run."""
-        self._tell(lambda mail: mail.add_stop(run))
+        """Tells the sites that take part in a run that someone stopped it."""
+        submitted = self._runs.submitted(run)
+        for name, box in list(self._boxes.items()):
+            if submitted.concerns(name):
+                box.put(lambda mail: mail.add_stop(run))
 
     def published(self) -> None:
         """Tells all sites of newer rosters and studies; who is in the roster no more, leaves."""
-        self._tell(lambda mail: setattr(mail, "published", True))
+        for box in list(self._boxes.values()):
+            box.put(lambda mail: setattr(mail, "published", True))
 
     def attending(self) -> list[str]:
         """Returns the sites that attend."""
@@ -137,10 +141,6 @@ class Sites(SitesServicer):  # type: ignore[misc]
         """Ends all attendances."""
         for box in list(self._boxes.values()):
             box.close()
-
-    def _tell(self, add: Callable[[Mail], None]) -> None:
-        for box in list(self._boxes.values()):
-            box.put(add)
 
     def _see(self, name: str, heads: str, context: grpc.ServicerContext) -> str:
         try:
@@ -162,10 +162,10 @@ class Sites(SitesServicer):  # type: ignore[misc]
             if text := self._witness.statement(site):
                 yield wire.Notice(witnessed=text)
 
-    def _stopped(self) -> Iterator[wire.Notice]:
+    def _stopped(self, site: str) -> Iterator[wire.Notice]:
         """Yields the stops that a site may have missed."""
         for run in self._runs.unfinished():
-            if self._runs.stop_requested(run):
+            if self._runs.stop_requested(run) and self._runs.submitted(run).concerns(site):
                 yield wire.Notice(stop=run)
 
     def _open(self, name: str) -> Mailbox:

@@ -56,6 +56,16 @@ def test_status_tells_budgets_and_what_waits(lepton, folder):  # noqa: F811
         assert "running, process" in lepton("site", "status", "site-1").out
 
 
+def test_status_says_when_nothing_is_trained_now(lepton, folder):  # noqa: F811
+    told = lambda: json.loads(lepton("site", "status", "site-1", "--json").out)["quiet"]  # noqa: E731
+    assert told() is None
+    launch = {"approval": "manual", "people": None, "studies": None,
+              "quiet_hours": ["00:00-12:00", "12:00-00:00"]}  # fmt: skip
+    folder.change(launch=launch)
+    assert told() in launch["quiet_hours"]
+    assert "trains nothing from" in lepton("site", "status", "site-1").out
+
+
 def test_the_log_tells_runs_rounds_bytes_and_protection(lepton, folder):  # noqa: F811
     site = spend(folder, rounds=2)
     site.audit.append("refusal", {"reply_to": "m", "error": "ApprovalPending"})

@@ -5,9 +5,11 @@ import json
 
 import grpc
 import pytest
+from studies import heart
 
 from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import ControlStub
+from lepton_common.errors import RunNotFound
 from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Person, read_roster_files
@@ -16,12 +18,16 @@ from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import to_json
 from lepton_server.gateway import executor
 from lepton_server.gateway.control import Control
+from lepton_server.gateway.nodes import KnownNode, write_nodes
 from lepton_server.gateway.runs import Submitted
 from lepton_server.gateway.serving import serve
-from lepton_server.run_folder import RunFolder
+from lepton_server.progress import RoundReport
+from lepton_server.run_folder import RunFolder, as_plain
 from lepton_server.trackers.tracker import Tracker
 
-ROLES = {"alice": ["administrator"], "bob": ["lead"], "carol": ["auditor"]}
+ROLES = {
+    "alice": ["administrator"], "bob": ["lead"], "carol": ["auditor"], "eve": ["lead", "auditor"]
+}  # fmt: skip
 KEYS = {name: SigningKey.generate() for name in ROLES}
 
 
@@ -35,9 +41,9 @@ class Coordinator:
         ]
         federation.publish(federation.next_roster(people=people))
         self.runs, self.audit = federation.runs, federation.audit
-        control = Control(self.runs, federation.service, federation.published, self.audit)
+        self.control = Control(self.runs, federation.service, federation.published, self.audit)
         socket = federation.folder / "control.sock"
-        self.server = serve(socket, Control=control)
+        self.server = serve(socket, Control=self.control)
         self.channel = grpc.insecure_channel(f"unix:{socket}")
         self.stub = ControlStub(self.channel)
 
@@ -59,10 +65,10 @@ def text(setting_values):
     return proposed(setting_values({"task": "breast_cancer", "model": "logistic"}))
 
 
-def proposed(values, by="bob"):
+def proposed(values, by="bob", study=None):
     federation = {**values["federation"], "name": "hospitals"}
     settings = parse_settings({**values, "federation": federation})
-    return make_proposal(KEYS[by], by, None, "hospitals", settings)
+    return make_proposal(KEYS[by], by, study, "hospitals", settings)
 
 
 def refused(call, code, said):
@@ -153,6 +159,75 @@ def test_a_run_is_asked_to_stop(coordinator, text):
     assert coordinator.runs.stop_requested(run.name)
 
 
+class Published:
+    """What the partners have published, with studies of their own."""
+
+    def __init__(self, published):
+        self.roster, self.text, self.root = published.roster, published.text, published.root
+        self.studies = {}
+
+    def take(self, study):
+        self.studies[study.name] = (study, "")
+
+
+@pytest.fixture
+def of_a_study(coordinator, setting_values, monkeypatch):
+    """Submits runs of the study heart, which bob leads, to the sites 1 and 2."""
+    published = Published(coordinator.control._published)
+    monkeypatch.setattr(coordinator.control, "_published", published)
+    published.take(heart(leads=["bob"], auditors=["carol"]))
+    values = setting_values({"task": "breast_cancer", "model": "logistic"})
+
+    def submit(by="bob", study="heart"):
+        request = wire.SubmitRequest(proposal=proposed(values, by, study))
+        return coordinator.call("Submit", request, by).name
+
+    return submit, published
+
+
+@pytest.mark.parametrize(("by", "study"), [("eve", "heart"), ("bob", "hearts")])
+def test_nobody_submits_to_a_study_that_they_do_not_lead(coordinator, of_a_study, by, study):
+    submit, _ = of_a_study
+    invalid = grpc.StatusCode.INVALID_ARGUMENT
+    refused(lambda: submit(by, study), invalid, f"StudyInvalid: No study {study} that {by} leads")
+    assert coordinator.runs.names() == []
+
+
+def test_only_a_study_s_people_and_administrators_know_of_its_runs(coordinator, of_a_study):
+    submit, published = of_a_study
+    run, gone = submit(), grpc.StatusCode.NOT_FOUND
+    coordinator.runs.end(run, "finished")
+    listed = lambda who: [r.name for r in coordinator.call("List", wire.ListRequest(), who).runs]  # noqa: E731
+    assert [listed(who) for who in ROLES] == [[run], [run], [run], []]
+    for call in ("Watch", "Stop", "Fetch"):
+
+        def ask(call=call):
+            answer = coordinator.call(call, wire.RunName(name=run), "eve")
+            list(answer) if call != "Stop" else answer
+
+        refused(ask, gone, f"RunNotFound: There is no run '{run}'")
+    assert not coordinator.runs.stop_requested(run)
+    # Who leads a study is what its newest version says; one that is over says it as it was.
+    published.take(heart(version=2, leads=["eve"]))
+    assert [listed(who) for who in ROLES] == [[run], [], [], [run]]
+    published.studies.clear()
+    assert [listed(who) for who in ROLES] == [[run], [run], [run], []]
+
+
+def test_the_executor_asks_only_a_study_s_sites(coordinator, of_a_study):
+    submit, _ = of_a_study
+    sites = [f"site-{number}" for number in (1, 2, 3)]
+    known = [KnownNode(node=i, name=n, public_key="0" * 64) for i, n in enumerate(sites)]
+    folder = coordinator.runs.path.parent
+    (folder / "gateway").mkdir(exist_ok=True)
+    write_nodes(folder, known)
+    asked = lambda run: [n.name for n in executor.sites_of(coordinator.runs, run, folder).values()]  # noqa: E731
+    assert asked(submit()) == sites[:2]
+    assert asked(submit(study=None)) == sites
+    with pytest.raises(RunNotFound):
+        asked("none")
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[1", '{"task": "nothing"}', "null"])
 def test_what_is_no_proposal_is_refused(coordinator, text):
     refused(
@@ -223,6 +298,15 @@ def test_of_a_run_that_asks_for_statistics_the_answer_is_what_is_fetched(
     assert (state.rounds, state.of_rounds) == (1, 1)
 
 
+def test_a_run_says_which_sites_gave_its_last_round_nothing(coordinator, text):
+    run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
+    last = RoundReport(1, 5, {"accuracy": 0.9}, {"site-2": "QuietHours"}, {}, 0.1)
+    coordinator.runs.folder(run.name).write_metrics([as_plain(last)])
+    coordinator.runs.end(run.name, "finished")
+    (state,) = coordinator.call("Watch", wire.RunName(name=run.name))
+    assert (state.rounds, dict(state.missing)) == (1, {"site-2": "QuietHours"})
+
+
 def test_a_failed_run_says_why(coordinator, text):
     run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
     coordinator.runs.end(run.name, "failed", ValueError("why"))
@@ -241,7 +325,7 @@ def test_a_failure_s_text_stays_at_the_coordinator(
         raise OSError(28, "No space left on device", "/srv/secret/path")
 
     monkeypatch.setattr(coordinator.runs, "names", lambda: ["r"])
-    monkeypatch.setattr(coordinator.runs, "state", full)
+    monkeypatch.setattr(coordinator.runs, "submitted", full)
     with pytest.raises(grpc.RpcError) as error:
         list(coordinator.call(call, request_))
     assert error.value.code() is grpc.StatusCode.INTERNAL

@@ -6,6 +6,7 @@ from dataclasses import replace
 import grpc
 import pytest
 from attending import connect_as
+from studies import heart
 from toy_site import PARTNER
 
 from lepton_client.witnessing import Witnessing
@@ -16,10 +17,10 @@ from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member, Person, sign_roster
 from lepton_common.identity.signed import Signed, sign
-from lepton_common.identity.study import Study
 from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import to_json
 from lepton_server.gateway.executor import waker
+from lepton_server.gateway.runs import Submitted
 from lepton_server.gateway.sites import Mail, Mailbox
 
 
@@ -62,14 +63,25 @@ def test_an_executor_without_a_control_service_goes_on(federation):
 
 
 def test_whoever_attends_is_told_what_was_stopped(federation, setting_values, until):
-    settings = parse_settings(setting_values({}))
-    before = federation.runs.add(settings, "", "dora", "", "")
-    federation.runs.stop(before)
-    told = []
+    settings = to_json(parse_settings(setting_values({})))
+    of_others = heart(sites=["site-2", "site-3"])
+
+    def stopped(study=None):
+        name = federation.runs.add(Submitted(by="dora", settings=settings, study=study), "", "", "")
+        federation.runs.stop(name)
+        return name
+
+    before, others = stopped(), stopped(of_others)
+    told, told_two = [], []
     federation.attend(on_stop=told.append)
-    assert told == [before]
-    federation.service.stop("another")
-    until(lambda: told == [before, "another"])
+    federation.attend("site-2", told_two.append)
+    assert (told, told_two) == ([before], [before, others])
+    # Nor does a site that is there already hear of another study's run.
+    now = [stopped(of_others), stopped()]
+    for name in now:
+        federation.service.stop(name)
+    until(lambda: told_two == [before, others, *now])
+    until(lambda: told == [before, now[1]])
 
 
 def test_after_a_restart_a_site_attends_again_and_looks_for_work(federation, until):
@@ -192,13 +204,7 @@ def test_a_site_takes_no_roster_that_does_not_hold(federation, fault):
 
 
 def study(federation, version=1, partners=(PARTNER,), **changes):
-    made = Study(
-        name="heart", federation="hospitals", version=version, purpose="Predict.",
-        legal_basis="Consent.", ethics_reference="1", until="2099-01-01",
-        **{"sites": ["site-1", "site-2"], "leads": ["dora"], **changes}, auditors=[],
-        tasks=["toy"], data=["toy-data"], max_epsilon=1.0, max_delta=1e-5,
-    )  # fmt: skip
-    text = to_json(made)
+    text = to_json(heart(version=version, **changes))
     signed = {key.public_hex: sign(key, "study", text) for key in partners}
     return to_json(Signed(document=text, signatures=signed))
 
