@@ -256,12 +256,11 @@ class LocalTrainer:
         records, task = self._taken(request), find_task(request.task)
         if request.statistics is not None:
             total = plan.clipping_norm * self._bounded_sum(request, received, records)
-            noise = SecretRandom().gaussian(len(total), plan.own_noise)
-            return (total + noise).astype(np.float32)
+            return SecretRandom().add_gaussian(total, plan.own_noise).astype(np.float32)
         if request.grows_trees:
             total = self._level_sums(request, received, records, plan)
-            noise = SecretRandom().gaussian(len(total), plan.own_noise)
-            return ((total + noise) / plan.sample_rate).astype(np.float32)
+            noisy = SecretRandom().add_gaussian(total, plan.own_noise)
+            return (noisy / plan.sample_rate).astype(np.float32)
         model = self._model(request, received, channels_last=False)
         engine = self.conformance(request)
         return train_private(model, task, records, received, request.recipe, plan, engine)

@@ -145,5 +145,4 @@ def _level(
         return plain_sums(model, task, records, vector)[0]
     plan, secret = asked.plan(dataset.unit, public_size_class(records.unit_count)), SecretRandom()
     sums = bounded_sums(model, task, records, vector, plan, secret)
-    noise = secret.gaussian(len(sums), plan.own_noise)
-    return ((sums + noise) / plan.sample_rate).astype(np.float32)
+    return (secret.add_gaussian(sums, plan.own_noise) / plan.sample_rate).astype(np.float32)

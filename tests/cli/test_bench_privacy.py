@@ -27,7 +27,7 @@ def test_it_moves_by_the_clipped_sum_and_by_as_much_noise_as_it_is_told():
                 list(model.parameters()))[0].norm()) > norm for x, y in zip(features, labels,
                 strict=True))  # fmt: skip
     assert 0 < alone < 50  # some are clipped and some are not
-    least_step(model, features, labels, rate=rate, clipping_norm=norm, noise=0.0)()
+    least_step(model, features, labels, rate=rate, clipping_norm=norm, noise=1e-7)()
     moved = nn.utils.parameters_to_vector(model.parameters()).detach() - before
     torch.testing.assert_close(moved.double(), -rate / 50 * expected, atol=1e-7, rtol=1e-4)
     noisy = _network()

@@ -24,20 +24,29 @@ HELD = ("task=breast_cancer", "sites=4", "rounds=2", "privacy=none", "data.held_
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Returns a run, which the tests here share, and its sites with it."""
+def untouched(tmp_path_factory):
+    """Returns the folder of a run that nothing was asked of since."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("evaluate"))
         patch.setattr("lepton_cli.report.write_report", lambda run: None)
-        return start(compose_settings([*HELD, f"runs={tmp_path_factory.mktemp('runs')}"]))
+        words = [*HELD, f"runs={tmp_path_factory.mktemp('runs')}"]
+        return start(compose_settings(words)).folder.path
+
+
+def copy(path, folder):
+    return Run(RunFolder(shutil.copytree(path, folder / path.name)))
+
+
+@pytest.fixture(scope="module")
+def trained(untouched, tmp_path_factory):
+    """Returns a run, which the tests here share, and its sites with it."""
+    return copy(untouched, tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture
-def copied(trained, tmp_path):
+def copied(untouched, tmp_path):
     """Returns a copy of the run, to be spoiled."""
-    path = tmp_path / trained.name
-    shutil.copytree(trained.folder.path, path)
-    return Run(RunFolder(path))
+    return copy(untouched, tmp_path)
 
 
 def of_run(run):

@@ -100,8 +100,8 @@ def test_a_weight_by_private_records_is_refused_with_privacy(make_site):
 
 def test_a_sum_is_divided_by_a_public_number(make_site, monkeypatch):
     monkeypatch.setattr(
-        "lepton_common.privacy.noise.SecretRandom.gaussian",
-        lambda self, count, deviation: np.zeros(count),
+        "lepton_common.privacy.noise.SecretRandom.add_gaussian",
+        lambda self, values, deviation: values,
     )
     asked = replace(PRIVACY, sample_rate=1.0, steps_per_round=1)
     lengths = {}

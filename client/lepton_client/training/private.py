@@ -71,9 +71,8 @@ def train_private(
             check_weights(model)
             units = _sample(rows_of_unit, plan, recipe, model, secret)
             gradient = clipped_sum(engine, task, records, units, recipe.batch_size, plan, views)
-            noise = secret.gaussian(len(gradient), plan.noise_multiplier * plan.clipping_norm)
-            gradient += torch.from_numpy(noise).to(gradient)
-            gradient /= plan.denominator
+            noisy = secret.add_gaussian(gradient.cpu().double().numpy(), plan.own_noise)
+            gradient = torch.from_numpy(noisy).to(gradient).div_(plan.denominator)
             _assign(model, gradient)
             if recipe.proximal_mu:
                 pull_towards(start, model, recipe.proximal_mu)

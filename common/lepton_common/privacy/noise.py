@@ -12,7 +12,16 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from numpy.typing import NDArray
 
-_EXPONENTS = {1: np.uint64(1023 << 52), 2: np.uint64(1024 << 52)}
+from lepton_common.privacy.rounded_pair import rounded_pair
+
+_SPARE_BITS = np.uint64(12)  # of a word, beyond the 52 of a fraction
+_ONE = np.uint64(1023 << 52)  # the exponent of numbers from 1 to 2
+_PAIRS = 1 << 16  # drawn at a time, which a cache holds
+_GRID_BITS = 10
+# How far draws are from what their words stand for, at most, in deviations: 2**-35 by the logarithm
+# and cosine of PyTorch, which are right to the last place (SLEEF, MKL), where a radius is of no
+# word at the ends; and eight times that for libraries that are less.
+_ERROR, _END = 2.0**-32, np.uint64(1 << 44)
 
 
 class SecretRandom:
@@ -28,22 +37,58 @@ class SecretRandom:
 
     def uniform(self, count: int) -> NDArray[np.float64]:
         """Returns ``count`` uniform values strictly inside (0, 1): odd multiples of 2**-53."""
-        values = self._read_from(1, count)
-        values -= 1.0
-        values += 2.0**-53
-        return values
+        return _fractions(self.words(count))
 
     def gaussian(self, count: int, standard_deviation: float) -> NDArray[np.float64]:
-        """Returns ``count`` independent draws of N(0, standard_deviation²), by inversion.
+        """Returns ``count`` independent draws of N(0, standard_deviation²), as float64 has them.
 
-        float64 throughout; the tail is cut at 8.2 standard deviations by the 52-bit uniforms,
-        beyond which lies less than 1e-15 of the distribution.
+        Beside a secret sum, their last bits tell of it (Mironov 2012): `add_gaussian` hides one.
         """
-        # PyTorch's error function runs on several values at once; NumPy and SciPy have none such.
-        drawn = torch.from_numpy(self._read_from(2, count))
-        drawn.sub_(3.0).add_(2.0**-52)  # 2u - 1 of uniform u, which no step rounds
-        drawn.erfinv_().mul_(math.sqrt(2.0) * standard_deviation)
-        out: NDArray[np.float64] = drawn.numpy()
+        out = np.empty(count)
+        for start in range(0, count, 2 * _PAIRS):
+            part = out[start : start + 2 * _PAIRS]
+            words = self.words(len(part) + len(part) % 2)
+            np.multiply(_box_muller(words)[: len(part)], standard_deviation, out=part)
+        return out
+
+    def add_gaussian(
+        self, values: NDArray[np.float64], standard_deviation: float
+    ) -> NDArray[np.float64]:
+        """Returns values, each plus a draw of N(0, standard_deviation²), rounded; not their sums.
+
+        Exactly so: real numbers, added without an error and rounded to the nearest whole multiple
+        of a power of two, 2**-10 to 2**-11 of the deviation, are what is released. So no bit of
+        it tells more than the Gaussian mechanism does, and no tail is cut. float64 decides nearly
+        all of them; where it cannot tell the nearer multiple, more bits of the draw decide (as Ziv
+        1991 rounds functions; draws are made of as many bits as that takes, as in Karney 2016).
+
+        Args:
+            values: shape [d], within 2**41 deviations, as sums over fewer people are.
+            standard_deviation: above 0, exactly as the float says.
+        """
+        grid = 2.0 ** (math.frexp(standard_deviation)[1] - 1 - _GRID_BITS)
+        scale, out = standard_deviation / grid, np.empty(len(values))
+        for start in range(0, len(values), 2 * _PAIRS):
+            part, whole = values[start : start + 2 * _PAIRS], out[start : start + 2 * _PAIRS]
+            words = self.words(len(part) + len(part) % 2)
+            steps = torch.from_numpy(_box_muller(words)[: len(part)]).mul_(scale)
+            steps.add_(torch.from_numpy(part), alpha=1.0 / grid)
+            torch.round(steps, out=torch.from_numpy(whole))
+            apart = steps.sub_(torch.from_numpy(whole)).abs_().numpy()
+            # Where the addition was rounded across a middle, it was to the middle itself.
+            undecided = apart > 0.5 - _ERROR * scale
+            ends = words[: len(words) // 2] + _END < 2 * _END  # of radii, modulo 2**64
+            if undecided.any() or ends.any():
+                half = len(ends)
+                pairs = ends | undecided[:half]
+                pairs[: len(part) - half] |= undecided[half:]
+                for pair in np.flatnonzero(pairs):
+                    places = [place for place in (pair, pair + half) if place < len(part)]
+                    drawn = (int(words[pair]), int(words[pair + half]))
+                    whole[places] = rounded_pair(
+                        drawn, part[places].tolist(), standard_deviation, grid, self.words
+                    )
+            whole *= grid
         return out
 
     def poisson_sample(self, population: int, rate: float) -> NDArray[np.int64]:
@@ -54,9 +99,29 @@ class SecretRandom:
         """
         return np.flatnonzero(self.uniform(population) < rate)
 
-    def _read_from(self, power: int, count: int) -> NDArray[np.float64]:
-        """Returns uniform words read as numbers from ``power``, 1 or 2, to twice that: 52 bits."""
-        bits = self.words(count) >> np.uint64(12)
-        # As the fractions of such numbers (IEEE 754) they need no conversion.
-        bits |= _EXPONENTS[power]
-        return bits.view(np.float64)
+
+def _fractions(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Returns the middles of the intervals that words' upper 52 bits stand for, in (0, 1)."""
+    bits = words >> _SPARE_BITS
+    # As the fractions of numbers from 1 to 2 (IEEE 754) they need no conversion.
+    bits |= _ONE
+    values = bits.view(np.float64)
+    values -= 1.0
+    values += 2.0**-53
+    return values
+
+
+def _box_muller(words: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Returns as many draws of N(0, 1) as there are words, an even number (Box and Muller 1958).
+
+    The first half of the words is of radii, the second of angles; of draws, of cosines and sines.
+    """
+    drawn = torch.from_numpy(_fractions(words))
+    radii, angles = drawn.chunk(2) if len(words) else (drawn, drawn)
+    radii.log_().mul_(-2.0).sqrt_()
+    angles.mul_(2.0 * math.pi)
+    cosines = torch.cos(angles)
+    angles.sin_().mul_(radii)
+    radii.mul_(cosines)
+    out: NDArray[np.float64] = drawn.numpy()
+    return out

@@ -59,8 +59,10 @@ def least_step(
             weight = next(places).view(scaled.shape[1], read.shape[1])
             torch.mm(scaled.t(), read, out=weight)
             torch.sum(scaled, 0, out=next(places))
-        total.add_(torch.from_numpy(secret.gaussian(len(total), noise))).mul_(-rate / len(labels))
-        for parameter, piece in zip(model.parameters(), torch.split(total, sizes), strict=True):
+        noisy = torch.from_numpy(secret.add_gaussian(total.numpy(), noise)).mul_(
+            -rate / len(labels)
+        )
+        for parameter, piece in zip(model.parameters(), torch.split(noisy, sizes), strict=True):
             parameter.add_(piece.view(parameter.shape))
 
     return step

@@ -189,7 +189,7 @@ def _ours(model: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> Ste
 
     def step() -> None:
         gradient = clipped_sum()
-        gradient += torch.from_numpy(secret.gaussian(len(gradient), _NOISE * _NORM))
+        gradient = torch.from_numpy(secret.add_gaussian(gradient.numpy(), _NOISE * _NORM))
         gradient *= -_RATE / len(labels)
         with torch.no_grad():
             for parameter, piece in zip(parameters, torch.split(gradient, sizes), strict=True):

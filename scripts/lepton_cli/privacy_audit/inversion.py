@@ -69,10 +69,7 @@ def invert_gradient(plan: PrivacyPlan, device: torch.device = CPU) -> Inversion:
     clean = likeness(_reconstruct(clipped, hidden), picture)
     deviation = plan.noise_multiplier * plan.clipping_norm
     noisy = [
-        likeness(
-            _reconstruct(clipped + SecretRandom().gaussian(len(clipped), deviation), hidden),
-            picture,
-        )
+        likeness(_reconstruct(SecretRandom().add_gaussian(clipped, deviation), hidden), picture)
         for _ in range(_TRIALS)
     ]
     return Inversion(

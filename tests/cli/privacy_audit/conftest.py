@@ -44,13 +44,22 @@ def make_plan():
     return make
 
 
+def _noise(drawn):
+    """Secret randomness that adds other noise."""
+
+    def add_gaussian(self, values, standard_deviation):
+        return values + drawn(self, len(values), standard_deviation)
+
+    return {(SecretRandom, "add_gaussian"): add_gaussian}
+
+
 def _noise_times(factor):
     honest = SecretRandom.gaussian
 
     def gaussian(self, count, standard_deviation):
         return factor * honest(self, count, standard_deviation)
 
-    return {(SecretRandom, "gaussian"): gaussian}
+    return _noise(gaussian)
 
 
 def _clipping_off():
@@ -77,7 +86,7 @@ def _seeded():
     def gaussian(self, count, standard_deviation):
         return (torch.randn(count, dtype=torch.float64) * standard_deviation).numpy()
 
-    return {(SecretRandom, "gaussian"): gaussian}
+    return _noise(gaussian)
 
 
 def _cut_tails():
@@ -87,7 +96,7 @@ def _cut_tails():
         drawn = honest(self, count, standard_deviation)
         return np.clip(drawn, -3.2 * standard_deviation, 3.2 * standard_deviation)
 
-    return {(SecretRandom, "gaussian"): gaussian}
+    return _noise(gaussian)
 
 
 def _reused():
@@ -99,7 +108,7 @@ def _reused():
             self.kept = honest(self, count, standard_deviation)
         return self.kept.copy()
 
-    return {(SecretRandom, "gaussian"): gaussian}
+    return _noise(gaussian)
 
 
 def _laplace():
@@ -108,7 +117,7 @@ def _laplace():
         scale = standard_deviation / np.sqrt(2)
         return -scale * np.sign(uniform) * np.log1p(-2 * np.abs(uniform))
 
-    return {(SecretRandom, "gaussian"): gaussian}
+    return _noise(gaussian)
 
 
 def _fixed_size():

@@ -85,7 +85,7 @@ def test_broken_randomness_fails(make_plan, break_it, way, names):
 def test_the_same_noise_in_every_step_fails(make_plan, monkeypatch):
     fixed = np.random.default_rng(1).normal(size=30_000)
     monkeypatch.setattr(
-        SecretRandom, "gaussian", lambda self, count, deviation: deviation * fixed[:count]
+        SecretRandom, "add_gaussian", lambda self, values, dev: values + dev * fixed[: len(values)]
     )
     assert "noise: independent from step to step" in _failed(audit_randomness(make_plan()))
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from mpmath import cos, log, mp, mpf, nint, pi, sin, sqrt
 from scipy import stats
 
+from lepton_common.privacy import noise
 from lepton_common.privacy.noise import SecretRandom
 
 # Nothing can seed this generator, so each statistical test fails by bad luck about once in a
@@ -61,7 +63,7 @@ def test_a_deviation_of_zero_gives_zeros(source):
     assert not source.gaussian(5, 0.0).any()
 
 
-@pytest.mark.parametrize("draw", ["gaussian", "uniform", "poisson_sample"])
+@pytest.mark.parametrize("draw", ["gaussian", "add_gaussian", "uniform", "poisson_sample"])
 def test_no_seed_reaches_the_noise(draw):
     def seeded():
         torch.manual_seed(0)
@@ -69,6 +71,8 @@ def test_no_seed_reaches_the_noise(draw):
         source = SecretRandom()
         if draw == "uniform":
             return source.uniform(64)
+        if draw == "add_gaussian":
+            return source.add_gaussian(np.zeros(64), 0.5)
         return getattr(source, draw)(64 if draw == "gaussian" else 4096, 0.5)
 
     assert not np.array_equal(seeded(), seeded())
@@ -153,15 +157,107 @@ def test_a_sample_may_be_empty(source):
     assert any(len(source.poisson_sample(2, 0.1)) == 0 for _ in range(100))
 
 
-def test_noise_is_the_inverse_of_the_uniform_values_bit_for_bit(monkeypatch):
-    given = np.concatenate(
-        [np.array([0, 1 << 12, (1 << 63) - 1, 1 << 63, (1 << 64) - 1], np.uint64),
-         np.random.default_rng(0).integers(0, 1 << 64, 20_000, np.uint64)]
-    )  # fmt: skip
-    secret = SecretRandom()
-    monkeypatch.setattr(secret, "words", lambda count: given[:count])
-    uniform = torch.from_numpy(secret.uniform(len(given)))
-    assert 0.0 < float(uniform.min()) < float(uniform.max()) < 1.0
-    expected = uniform.mul(2.0).sub(1.0).erfinv().mul(np.sqrt(2.0) * 0.7)
-    assert np.array_equal(secret.gaussian(len(given), 0.7), expected.numpy())
-    assert np.isfinite(expected.numpy()).all()
+WHOLE = (1 << 64) - 1
+
+
+class Told(SecretRandom):
+    """Draws the words that it is told, and then one word for ever."""
+
+    def __init__(self, words, more=None):
+        super().__init__()
+        self.told, self.more, self.asked = words, more, 0
+
+    def words(self, count):
+        self.asked += 1
+        if self.told is not None:
+            words, self.told = self.told, None
+            return np.resize(np.asarray(words, np.uint64), count)
+        return super().words(count) if self.more is None else np.full(count, self.more, np.uint64)
+
+
+def pair(words, place=0.5):
+    """The two draws of a pair of words, to sixty places, from within their intervals."""
+    share, turn = ((mpf(int(word) >> 12) + place) / 2**52 for word in words)
+    radius = sqrt(-2 * log(share))
+    return radius * cos(2 * pi * turn), radius * sin(2 * pi * turn)
+
+
+def test_draws_are_as_near_to_the_exact_ones_as_is_counted_on(monkeypatch):
+    monkeypatch.setattr(mp, "dps", 60)
+    words = np.random.default_rng(0).integers(0, 1 << 64, 1000, np.uint64)
+    words[:4] = 1 << 44, (1 << 64) - (1 << 44) - 1, 1 << 46, (1 << 64) - (1 << 46)  # of radii
+    drawn = Told(words).gaussian(1000, 1.0)
+    for place in (mpf(0), mpf(1)):
+        exact = np.array([pair(of, place) for of in words.reshape(2, -1).T]).T
+        assert np.abs(exact.flatten() - drawn).max() < noise._ERROR / 8
+
+
+def test_what_is_released_is_on_a_grid_and_follows_the_law(source):
+    values = np.random.default_rng(0).normal(0, 50.0, _MANY)
+    for deviation in (0.7, 2.0, 1e-5):
+        noisy = source.add_gaussian(values * deviation, deviation)
+        grid = 2.0 ** np.floor(np.log2(deviation)) / 1024
+        assert (noisy / grid == np.rint(noisy / grid)).all()
+        drawn = noisy / deviation - values
+        assert stats.kstest(drawn, "norm").pvalue > _LUCK
+        low, high = stats.chi2.interval(1 - _LUCK, _MANY)
+        assert low < (drawn**2).sum() < high
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 2 * (1 << 16) - 1, 2 * (1 << 16) + 3])
+def test_any_number_of_values_can_be_noised(source, count):
+    values = np.arange(float(count)) * 1e6
+    noisy = source.add_gaussian(values, 1.0)
+    assert noisy.shape == (count,)
+    assert (np.abs(noisy - values) < 9).all()
+    assert (noisy != values).mean() > 0.99 if count else noisy.size == 0
+
+
+def test_float64_and_interval_arithmetic_decide_alike(monkeypatch):
+    words = np.random.default_rng(2).integers(0, 1 << 64, 601, np.uint64)
+    values = np.random.default_rng(3).normal(0, 100.0, 599)
+    fast = Told(words).add_gaussian(values, 0.7)
+    monkeypatch.setattr(noise, "_ERROR", 1.0)  # float64 is trusted with nothing
+    assert np.array_equal(Told(words).add_gaussian(values, 0.7), fast)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("place", [0, 1])
+def test_where_float64_cannot_tell_more_bits_decide(monkeypatch, sign, place):
+    """The interval of a draw lies around the middle between two steps; its ends lie apart."""
+    monkeypatch.setattr(mp, "dps", 60)
+    grid, decided = 1.0 / 1024, set()
+    words = [(1 << 62) + (5 << 12), (1 << 58) + (3 << 12)]
+    exact = sum(pair(words, at)[place] for at in (0, 1)) / 2
+    values = np.zeros(2)
+    values[place] = sign * (mpf(1000.5) * grid) - exact  # the sum is in the middle, give or take
+    for more in (0, WHOLE):
+        source = Told(words, more)
+        noisy = source.add_gaussian(values, 1.0)[place]
+        assert source.asked > 1
+        draw = pair(words, 0 if more == 0 else 1)[place]
+        assert noisy == int(nint((values[place] + draw) / grid)) * grid
+        decided.add(noisy)
+    assert len(decided) == 2
+
+
+@pytest.mark.parametrize(("word", "different"), [(0, 3), (1 << 12, 2), (WHOLE, 1)])
+def test_no_tail_is_cut(word, different):
+    """A radius of the outermost words is as long, or short, as more bits of it say."""
+    sizes = set()
+    for more in (1, 1 << 40, WHOLE):
+        (noisy,) = Told([word, 0], more).add_gaussian(np.zeros(1), 1.0)
+        sizes.add(noisy)
+        assert 8.4 < noisy < 12.7 if word < WHOLE else noisy == 0.0
+    assert len(sizes) == different
+
+
+def test_a_sum_far_beyond_its_noise_is_noised_exactly_too(monkeypatch):
+    monkeypatch.setattr(mp, "dps", 60)
+    words = np.random.default_rng(4).integers(0, 1 << 64, 40, np.uint64)
+    values = np.resize([2.0**41, -(2.0**41)], 40)  # of which float64 has half steps
+    draws = np.array([pair(of) for of in words.reshape(2, -1).T]).T.flatten()
+    exact = [
+        float(nint((value + draw) * 1024)) / 1024 for value, draw in zip(values, draws, strict=True)
+    ]
+    assert Told(words).add_gaussian(values, 1.0).tolist() == exact
