@@ -21,7 +21,8 @@ _GRID_BITS = 10
 # How far draws are from what their words stand for, at most, in deviations: 2**-35 by the logarithm
 # and cosine of PyTorch, which are right to the last place (SLEEF, MKL), where a radius is of no
 # word at the ends; and eight times that for libraries that are less.
-_ERROR, _END = 2.0**-32, np.uint64(1 << 44)
+_ERROR = 2.0**-32
+_LOW_END, _HIGH_END = np.uint64(1 << 44), np.uint64((1 << 64) - (1 << 44))
 
 
 class SecretRandom:
@@ -48,7 +49,7 @@ class SecretRandom:
         for start in range(0, count, 2 * _PAIRS):
             part = out[start : start + 2 * _PAIRS]
             words = self.words(len(part) + len(part) % 2)
-            np.multiply(_box_muller(words)[: len(part)], standard_deviation, out=part)
+            part[:] = _box_muller(words, standard_deviation)[: len(part)]
         return out
 
     def add_gaussian(
@@ -71,23 +72,16 @@ class SecretRandom:
         for start in range(0, len(values), 2 * _PAIRS):
             part, whole = values[start : start + 2 * _PAIRS], out[start : start + 2 * _PAIRS]
             words = self.words(len(part) + len(part) % 2)
-            steps = torch.from_numpy(_box_muller(words)[: len(part)]).mul_(scale)
+            steps = torch.from_numpy(_box_muller(words, scale)[: len(part)])
             steps.add_(torch.from_numpy(part), alpha=1.0 / grid)
             torch.round(steps, out=torch.from_numpy(whole))
-            apart = steps.sub_(torch.from_numpy(whole)).abs_().numpy()
-            # Where the addition was rounded across a middle, it was to the middle itself.
-            undecided = apart > 0.5 - _ERROR * scale
-            ends = words[: len(words) // 2] + _END < 2 * _END  # of radii, modulo 2**64
-            if undecided.any() or ends.any():
-                half = len(ends)
-                pairs = ends | undecided[:half]
-                pairs[: len(part) - half] |= undecided[half:]
-                for pair in np.flatnonzero(pairs):
-                    places = [place for place in (pair, pair + half) if place < len(part)]
-                    drawn = (int(words[pair]), int(words[pair + half]))
-                    whole[places] = rounded_pair(
-                        drawn, part[places].tolist(), standard_deviation, grid, self.words
-                    )
+            apart = steps.sub_(torch.from_numpy(whole)).numpy()
+            for pair in _undecided(words, apart, 0.5 - _ERROR * scale):
+                places = [place for place in (pair, pair + len(words) // 2) if place < len(part)]
+                drawn = (int(words[pair]), int(words[pair + len(words) // 2]))
+                whole[places] = rounded_pair(
+                    drawn, part[places].tolist(), standard_deviation, grid, self.words
+                )
             whole *= grid
         return out
 
@@ -106,22 +100,42 @@ def _fractions(words: NDArray[np.uint64]) -> NDArray[np.float64]:
     # As the fractions of numbers from 1 to 2 (IEEE 754) they need no conversion.
     bits |= _ONE
     values = bits.view(np.float64)
-    values -= 1.0
-    values += 2.0**-53
+    values -= 1.0 - 2.0**-53
     return values
 
 
-def _box_muller(words: NDArray[np.uint64]) -> NDArray[np.float64]:
-    """Returns as many draws of N(0, 1) as there are words, an even number (Box and Muller 1958).
+def _box_muller(words: NDArray[np.uint64], scale: float) -> NDArray[np.float64]:
+    """Returns as many draws of N(0, scale²) as there are words, an even number.
 
-    The first half of the words is of radii, the second of angles; of draws, of cosines and sines.
+    By Box and Muller (1958). The first half of the words is of radii, the second of angles; of
+    the draws, of cosines and sines.
     """
     drawn = torch.from_numpy(_fractions(words))
-    radii, angles = drawn.chunk(2) if len(words) else (drawn, drawn)
-    radii.log_().mul_(-2.0).sqrt_()
+    radii, angles = drawn[: len(words) // 2], drawn[len(words) // 2 :]
+    radii.log_().mul_(-2.0 * scale**2).sqrt_()
     angles.mul_(2.0 * math.pi)
     cosines = torch.cos(angles)
     angles.sin_().mul_(radii)
     radii.mul_(cosines)
     out: NDArray[np.float64] = drawn.numpy()
     return out
+
+
+def _undecided(
+    words: NDArray[np.uint64], apart: NDArray[np.float64], certain: float
+) -> NDArray[np.int64]:
+    """Returns the pairs that float64 cannot round: nearly always none.
+
+    Args:
+        words: of radii, then of angles.
+        apart: how far sums are from the whole numbers next to them, of cosines, then of sines.
+        certain: how far they may be, below 0.5.
+    """
+    radii, count = words[: len(words) // 2], len(apart)
+    # Where an addition was rounded across a middle, it was to the middle itself.
+    near = count and max(-float(apart.min()), float(apart.max())) > certain
+    if not near and count and radii.min() >= _LOW_END and radii.max() < _HIGH_END:
+        return np.empty(0, np.int64)
+    pairs = (radii < _LOW_END) | (radii >= _HIGH_END)
+    middle = np.abs(np.resize(apart, len(words))) > certain  # a lone radius has two looks
+    return np.flatnonzero(pairs | middle[: len(pairs)] | middle[len(pairs) :])

@@ -221,16 +221,16 @@ def test_float64_and_interval_arithmetic_decide_alike(monkeypatch):
     assert np.array_equal(Told(words).add_gaussian(values, 0.7), fast)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("steps", [1000.5, 1001.5, -1000.5, -1001.5])
 @pytest.mark.parametrize("place", [0, 1])
-def test_where_float64_cannot_tell_more_bits_decide(monkeypatch, sign, place):
+def test_where_float64_cannot_tell_more_bits_decide(monkeypatch, steps, place):
     """The interval of a draw lies around the middle between two steps; its ends lie apart."""
     monkeypatch.setattr(mp, "dps", 60)
     grid, decided = 1.0 / 1024, set()
     words = [(1 << 62) + (5 << 12), (1 << 58) + (3 << 12)]
     exact = sum(pair(words, at)[place] for at in (0, 1)) / 2
     values = np.zeros(2)
-    values[place] = sign * (mpf(1000.5) * grid) - exact  # the sum is in the middle, give or take
+    values[place] = mpf(steps) * grid - exact  # the sum is in the middle, give or take
     for more in (0, WHOLE):
         source = Told(words, more)
         noisy = source.add_gaussian(values, 1.0)[place]
