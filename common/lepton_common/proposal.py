@@ -71,11 +71,7 @@ def read_proposal(text: str, roster: Roster) -> Proposal:
         ProposalInvalid: it is damaged, of another federation, or no lead of the roster has signed
             it in their own name.
     """
-    try:
-        signed = parse_json(Signed, text)
-        proposal = parse_json(Proposal, signed.document)
-    except ValueError as error:
-        raise ProposalInvalid(f"The proposal is {error}; have it submitted again.") from None
+    signed, proposal = _read(text)
     if proposal.federation != roster.federation:
         raise ProposalInvalid("The proposal is for another federation.")
     person = next((p for p in roster.people if p.name == proposal.by), None)
@@ -84,3 +80,20 @@ def read_proposal(text: str, roster: Roster) -> Proposal:
     if person.public_key not in signers(signed, "proposal"):
         raise ProposalInvalid(f"The proposal is not signed by {proposal.by}.")
     return proposal
+
+
+def study_in(text: str) -> str | None:
+    """Returns the study that a proposal names, whoever has signed it; None where it is of none.
+
+    Raises:
+        ProposalInvalid: it is damaged.
+    """
+    return _read(text)[1].study
+
+
+def _read(text: str) -> tuple[Signed, Proposal]:
+    try:
+        signed = parse_json(Signed, text)
+        return signed, parse_json(Proposal, signed.document)
+    except ValueError as error:
+        raise ProposalInvalid(f"The proposal is {error}; have it submitted again.") from None

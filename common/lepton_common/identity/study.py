@@ -22,6 +22,7 @@ from lepton_common.strict import (
     record,
 )
 
+_EARLIER = "earlier"  # folder of the versions that another took the place of
 Sentence = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
@@ -95,6 +96,19 @@ def read_study(text: str, roster: Roster, today: date) -> Study:
         StudyInvalid: it is damaged or over, too few partners have signed it, or it does not fit
             the roster.
     """
+    study = signed_study(text, roster)
+    check_study(study, roster)
+    if today.isoformat() > study.until:
+        raise StudyInvalid(f"The study {study.name} ended on {study.until}.")
+    return study
+
+
+def signed_study(text: str, roster: Roster) -> Study:
+    """Returns the study in the text of a file, also one that is over or whose people have left.
+
+    Raises:
+        StudyInvalid: it is damaged, or too few partners have signed it.
+    """
     try:
         signed = parse_json(Signed, text)
         study = parse_json(Study, signed.document)
@@ -106,10 +120,26 @@ def read_study(text: str, roster: Roster, today: date) -> Study:
             f"{found} of the partners have signed the study {study.name} and "
             f"{roster.partners.threshold} must."
         )
-    check_study(study, roster)
-    if today.isoformat() > study.until:
-        raise StudyInvalid(f"The study {study.name} ended on {study.until}.")
     return study
+
+
+def newest_studies(folder: Path, roster: Roster) -> dict[str, Study]:
+    """Returns the newest version of each study in a folder by name, also of those that are over."""
+    return {path.stem: study for path, study in _signed(folder, roster) if path.stem == study.name}
+
+
+def sites_before(folder: Path, roster: Roster) -> dict[str, set[str]]:
+    """Returns which sites earlier versions of studies named, by the studies' names."""
+    sites: dict[str, set[str]] = {}
+    for _, study in _signed(folder / _EARLIER, roster):
+        sites.setdefault(study.name, set()).update(study.sites)
+    return sites
+
+
+def _signed(folder: Path, roster: Roster) -> Iterator[tuple[Path, Study]]:
+    for path in sorted(folder.glob("*.json")):
+        with contextlib.suppress(StudyInvalid, OSError, UnicodeDecodeError):
+            yield path, signed_study(path.read_text(encoding="utf-8"), roster)
 
 
 def read_studies(folder: Path, roster: Roster, today: date) -> Iterator[tuple[Study, str]]:
@@ -123,7 +153,7 @@ def read_studies(folder: Path, roster: Roster, today: date) -> Iterator[tuple[St
 
 
 def take_study(folder: Path, text: str, roster: Roster, today: date) -> Study:
-    """Puts a study into a folder, in the place of an older version of it.
+    """Puts a study into a folder, in the place of an older version of it, which is kept apart.
 
     Raises:
         StudyInvalid: see `read_study`; or the folder holds a newer version, or another story.
@@ -132,7 +162,8 @@ def take_study(folder: Path, text: str, roster: Roster, today: date) -> Study:
     path = folder / f"{study.name}.json"
     folder.mkdir(exist_ok=True)
     if path.exists():
-        known = parse_json(Signed, path.read_text(encoding="utf-8")).document
+        before = path.read_text(encoding="utf-8")
+        known = parse_json(Signed, before).document
         version = parse_json(Study, known).version
         same = known == parse_json(Signed, text).document
         if study.version < version or (study.version == version and not same):
@@ -140,5 +171,8 @@ def take_study(folder: Path, text: str, roster: Roster, today: date) -> Study:
                 f"Version {version} of the study {study.name} is here already, and what came is "
                 "older or another; ask the partners which is theirs."
             )
+        if study.version > version:
+            (folder / _EARLIER).mkdir(exist_ok=True)
+            write_atomic(folder / _EARLIER / f"{study.name}-{version}.json", before.encode())
     write_atomic(path, text.encode())
     return study

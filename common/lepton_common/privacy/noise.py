@@ -18,9 +18,10 @@ _SPARE_BITS = np.uint64(12)  # of a word, beyond the 52 of a fraction
 _ONE = np.uint64(1023 << 52)  # the exponent of numbers from 1 to 2
 _PAIRS = 1 << 16  # drawn at a time, which a cache holds
 _GRID_BITS = 10
+_WIDEST, _NARROWEST, _FARTHEST = 2.0**800, 2.0**-800, 2.0**41
 # How far draws are from what their words stand for, at most, in deviations: 2**-35 by the logarithm
 # and cosine of PyTorch, which are right to the last place (SLEEF, MKL), where a radius is of no
-# word at the ends; and eight times that for libraries that are less.
+# word at the ends. Half of this is for them, which is four times that; half for the sum's rounding.
 _ERROR = 2.0**-32
 _LOW_END, _HIGH_END = np.uint64(1 << 44), np.uint64((1 << 64) - (1 << 44))
 
@@ -49,7 +50,7 @@ class SecretRandom:
         for start in range(0, count, 2 * _PAIRS):
             part = out[start : start + 2 * _PAIRS]
             words = self.words(len(part) + len(part) % 2)
-            part[:] = _box_muller(words, standard_deviation)[: len(part)]
+            np.multiply(_box_muller(words, 1.0)[: len(part)], standard_deviation, out=part)
         return out
 
     def add_gaussian(
@@ -64,9 +65,20 @@ class SecretRandom:
         1991 rounds functions; draws are made of as many bits as that takes, as in Karney 2016).
 
         Args:
-            values: shape [d], within 2**41 deviations, as sums over fewer people are.
-            standard_deviation: above 0, exactly as the float says.
+            values: float64, shape [d], within 2**41 deviations, as sums over fewer people are.
+            standard_deviation: from 2**-800 to 2**800, exactly as the float says.
+
+        Raises:
+            ValueError: values or deviation are out of bounds, or not finite.
         """
+        farthest = max(map(abs, (values.min(), values.max()))) if len(values) else 0.0
+        if not (
+            _NARROWEST <= standard_deviation <= _WIDEST
+            and farthest <= _FARTHEST * standard_deviation
+        ):
+            raise ValueError(
+                "Expected a deviation of 2**-800 to 2**800, and values within 2**41 deviations."
+            )
         grid = 2.0 ** (math.frexp(standard_deviation)[1] - 1 - _GRID_BITS)
         scale, out = standard_deviation / grid, np.empty(len(values))
         for start in range(0, len(values), 2 * _PAIRS):
@@ -82,6 +94,7 @@ class SecretRandom:
                 whole[places] = rounded_pair(
                     drawn, part[places].tolist(), standard_deviation, grid, self.words
                 )
+            whole += 0.0  # of a zero, the sign would be the float64 sum's
             whole *= grid
         return out
 

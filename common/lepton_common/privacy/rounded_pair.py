@@ -1,5 +1,6 @@
 """Two values plus two Gaussian draws, rounded, by as many bits of the draws as that takes."""
 
+import threading
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 Interval = tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
 
 _BITS = 52  # of each word, known beforehand
+_ALONE = threading.Lock()  # mpmath keeps constants in two halves, which are not read together
 
 
 def rounded_pair(
@@ -40,6 +42,17 @@ def rounded_pair(
         grid: the width of a step.
         more: gives uniform 64-bit words.
     """
+    with _ALONE:
+        return _rounded(drawn, values, standard_deviation, grid, more)
+
+
+def _rounded(
+    drawn: tuple[int, int],
+    values: Sequence[float],
+    standard_deviation: float,
+    grid: float,
+    more: Callable[[int], NDArray[np.uint64]],
+) -> list[float]:
     bits, (share, turn) = _BITS, (word >> (64 - _BITS) for word in drawn)
     while True:
         # Where its share begins at 0, nothing bounds a radius.

@@ -2,19 +2,28 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 
 import grpc
 
 from lepton_common.audit import AuditLog
 from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import ControlServicer
-from lepton_common.errors import LeptonError, NotAllowed, RunNotFound, StudyInvalid
-from lepton_common.identity.roster import Role
-from lepton_common.identity.study import Study
-from lepton_common.proposal import read_proposal
-from lepton_common.strict import to_json
+from lepton_common.errors import (
+    CheckpointUnreadable,
+    LeptonError,
+    NotAllowed,
+    RunNotFound,
+    StudyInvalid,
+)
+from lepton_common.identity.roster import Person, Role
+from lepton_common.identity.study import read_study
+from lepton_common.proposal import Proposal, read_proposal
+from lepton_common.settings import Settings
+from lepton_server.gateway.circles import Circles
 from lepton_server.gateway.published import Published
-from lepton_server.gateway.runs import Runs, RunState, Submitted, as_fields, no_run
+from lepton_server.gateway.runs import Runs, RunState, as_fields, no_run
 from lepton_server.gateway.serving import refuse
 from lepton_server.gateway.sites import Sites
 from lepton_server.trackers.catalog import check_submitted
@@ -28,6 +37,7 @@ class Control(ControlServicer):  # type: ignore[misc]
 
     def __init__(self, runs: Runs, sites: Sites, published: Published, audit: AuditLog) -> None:
         self._runs, self._sites, self._published, self._audit = runs, sites, published, audit
+        self._circles = Circles(runs, lambda: published.newest)
 
     def Submit(self, request: wire.SubmitRequest, context: grpc.ServicerContext) -> wire.Run:
         """Starts a run."""
@@ -36,11 +46,11 @@ class Control(ControlServicer):  # type: ignore[misc]
             proposal = read_proposal(request.proposal, self._published.roster)
             if proposal.by != who:
                 raise NotAllowed(f"{who} submits what {proposal.by} has signed.")
-            settings, study = proposal.parsed(), self._study_of(who, proposal.study)
+            settings = proposal.parsed()
             check_submitted(settings.tracker)
-            submitted = Submitted(by=who, settings=to_json(settings), study=study)
+            self._check_study(proposal, settings)
             published = self._published
-            name = self._runs.add(submitted, request.proposal, published.text, published.root)
+            name = self._runs.add(settings, request.proposal, who, published.text, published.root)
         except (LeptonError, ValueError) as error:
             refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error)
         self._audit.append("submitted", {"by": who, "run": name})
@@ -48,9 +58,14 @@ class Control(ControlServicer):  # type: ignore[misc]
 
     def List(self, request: wire.ListRequest, context: grpc.ServicerContext) -> wire.ListReply:
         """Tells all runs that the caller may know of."""
-        who = self._admit(context, "List", "", set())
-        states = (self._runs.state(name) for name in self._runs.names() if self._knows(who, name))
-        return wire.ListReply(runs=[wire.Run(**as_fields(state)) for state in states])
+        person = self._person(self._admit(context, "List", "", set()))
+        found = []
+        for name in self._runs.names():
+            # A run whose file is damaged is no reason to hide the others.
+            with suppress(CheckpointUnreadable):
+                if self._circles.knows(person, name):
+                    found.append(wire.Run(**as_fields(self._runs.state(name))))
+        return wire.ListReply(runs=found)
 
     def Watch(self, request: wire.RunName, context: grpc.ServicerContext) -> Iterator[wire.Run]:
         """Tells of a run until it has ended."""
@@ -69,6 +84,9 @@ class Control(ControlServicer):  # type: ignore[misc]
         """Ends a run after its current round."""
         who = self._admit(context, "Stop", request.name, {"lead", "administrator"})
         state = self._state(who, request.name, context)
+        self._check_leads(context, "Stop", who, request.name, administrators=True)
+        if state.status not in ("running", "waiting"):
+            return wire.Run(**as_fields(state))
         self._runs.stop(request.name)
         self._sites.stop(request.name)
         return wire.Run(**as_fields(state))
@@ -77,6 +95,7 @@ class Control(ControlServicer):  # type: ignore[misc]
         """Gives the last finished round's model, or what was asked for in place of one."""
         who = self._admit(context, "Fetch", request.name, {"lead"})
         self._state(who, request.name, context)
+        self._check_leads(context, "Fetch", who, request.name)
         folder = self._runs.folder(request.name)
         path = folder.statistics if folder.statistics.exists() else folder.final_model
         if not path.exists():
@@ -86,30 +105,53 @@ class Control(ControlServicer):  # type: ignore[misc]
             while data := file.read(_PART_BYTES):
                 yield wire.Part(data=data)
 
-    def _study_of(self, who: str, name: str | None) -> Study | None:
-        """Returns the study that a run is part of, which its lead must lead."""
-        if name is None:
-            return None
-        study, _ = self._published.studies.get(name, (None, ""))
-        if study is None or who not in study.leads:
-            raise StudyInvalid(
-                f"No study {name} that {who} leads is published here: the partners sign it, and "
-                "'lepton server join' takes it over."
-            )
-        return study
+    def _check_study(self, proposal: Proposal, settings: Settings) -> None:
+        """Checks that a run's lead leads its study, and knows of the run that it evaluates.
 
-    def _knows(self, who: str, run: str) -> bool:
-        """Says whether someone may know of a run: of a study's, its people and administrators."""
-        then = self._runs.submitted(run).study
-        if then is None:
-            return True
-        study, _ = self._published.studies.get(then.name, (then, ""))
-        person = next(p for p in self._published.roster.people if p.name == who)
-        return who in {*study.leads, *study.auditors} or "administrator" in person.roles
+        Raises:
+            StudyInvalid: there is no such study, or it is over.
+            RunNotFound: nor a run of that study, or of none, to be evaluated.
+        """
+        who, name, published = proposal.by, proposal.study, self._published
+        if name is not None:
+            study, text = published.studies.get(name, (None, ""))
+            if study is None or who not in study.leads:
+                raise StudyInvalid(
+                    f"No study {name} that {who} leads is published here: the partners sign it, "
+                    "and 'lepton server join' takes it over."
+                )
+            read_study(text, published.roster, datetime.now(UTC).date())
+        evaluated = settings.statistics.evaluates
+        if evaluated is not None and not (
+            self._circles.knows(self._person(who), evaluated)
+            and self._runs.study_of(evaluated) in (None, name)
+        ):
+            raise no_run(evaluated)
+
+    def _check_leads(
+        self,
+        context: grpc.ServicerContext,
+        call: str,
+        who: str,
+        run: str,
+        *,
+        administrators: bool = False,
+    ) -> None:
+        """Checks that someone may do what only leads may, and, it may be, administrators."""
+        person = self._person(who)
+        allowed = person is not None and (
+            self._circles.leads(person, run) or (administrators and "administrator" in person.roles)
+        )
+        if not allowed:
+            error = NotAllowed(f"{call} is for those who lead the study of {run}.")
+            refuse(context, grpc.StatusCode.PERMISSION_DENIED, error)
+
+    def _person(self, name: str) -> Person | None:
+        return next((p for p in self._published.roster.people if p.name == name), None)
 
     def _state(self, who: str, name: str, context: grpc.ServicerContext) -> RunState:
         try:
-            if not self._knows(who, name):
+            if not self._circles.knows(self._person(who), name):
                 raise no_run(name)
             return self._runs.state(name)
         except LeptonError as error:
@@ -118,7 +160,7 @@ class Control(ControlServicer):  # type: ignore[misc]
     def _admit(self, context: grpc.ServicerContext, call: str, run: str, roles: set[Role]) -> str:
         """Returns who calls, if they may; the call is on record either way."""
         said = str(dict(context.invocation_metadata()).get("x-lepton-person", ""))
-        person = next((p for p in self._published.roster.people if p.name == said), None)
+        person = self._person(said)
         allowed = person is not None and (not roles or bool(roles & set(person.roles)))
         # A name that is no run's may be anything.
         known = run if run in self._runs.names() else ""

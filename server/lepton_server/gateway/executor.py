@@ -20,12 +20,16 @@ from flwr.serverapp import Grid
 from lepton_common.control.control_pb2 import Woken
 from lepton_common.control.control_pb2_grpc import InsideStub
 from lepton_common.durable import is_full
-from lepton_common.errors import LeptonError, RunError, RunNotFound, SettingsError
+from lepton_common.errors import LeptonError, RunError, SettingsError
 from lepton_common.flower.superlink import SuperLink
+from lepton_common.identity.roster import read_roster_files
+from lepton_common.identity.study import newest_studies
 from lepton_common.pages import give_back_freed_memory, keep_freed_pieces
 from lepton_common.settings_rules import parse_settings
 from lepton_server.app import app
+from lepton_server.gateway.circles import Circles
 from lepton_server.gateway.nodes import KnownNode, read_nodes
+from lepton_server.gateway.published import ROOT_FILE, ROSTER_FILE, STUDIES
 from lepton_server.gateway.runs import Runs, Submitted
 from lepton_server.gateway.serving import SOCKET
 from lepton_server.gateway.signed_grid import SignedGrid, Wake
@@ -72,9 +76,10 @@ def work(link: SuperLink, folder: Path, wake: Wake) -> None:
             grid, context = given
             name = str(context.run_config.get("run", ""))
             try:
+                runs.submitted(name)
                 nodes = sites_of(runs, name, folder)
-            except RunNotFound as error:
-                _LOG.warning("The SuperLink has a run that nobody submitted: %s", error)
+            except LeptonError as error:
+                _LOG.warning("The SuperLink has a run that cannot be done: %s", error)
                 continue
             signed = SignedGrid(grid, nodes, wake)
             _wait_for(signed, len(nodes), max(back, time.monotonic() + _GRACE_S))
@@ -85,10 +90,12 @@ def sites_of(runs: Runs, name: str, folder: Path) -> dict[int, KnownNode]:
     """Returns the nodes that take part in a run, by Flower's number.
 
     Raises:
-        RunNotFound: nobody submitted it.
+        RosterInvalid: the coordinator's roster is damaged.
     """
-    submitted = runs.submitted(name)
-    return {n: known for n, known in read_nodes(folder).items() if submitted.concerns(known.name)}
+    roster = read_roster_files(folder / ROSTER_FILE, folder / ROOT_FILE)
+    circles = Circles(runs, lambda: newest_studies(folder / STUDIES, roster))
+    nodes = read_nodes(folder).items()
+    return {node: site for node, site in nodes if circles.takes_part(site.name, name)}
 
 
 def _wait_for(grid: Grid, sites: int, deadline: float) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from lepton_common.errors import IdentityError, RosterInvalid, ServerFailed
 from lepton_common.identity.roster import Coordinator, check_newer, read_roster
-from lepton_common.identity.study import Study, read_studies
+from lepton_common.identity.study import Study, newest_studies, read_studies, sites_before
 from lepton_server.gateway.proxy import admitted
 
 ROSTER_FILE, ROOT_FILE, STUDIES = "roster.json", "roster.root", "studies"
@@ -26,6 +26,7 @@ class Published:
         root: text of the file of its root.
         coordinator: whom the roster names.
         studies: those that are good, with their files' texts, by name.
+        newest: the newest versions of all, also of those that are over.
     """
 
     def __init__(self, folder: Path, public_key: str) -> None:
@@ -42,6 +43,8 @@ class Published:
         self._folder, self._key = folder, public_key
         self.text = self.root = ""
         self.studies: dict[str, tuple[Study, str]] = {}
+        self.newest: dict[str, Study] = {}
+        self._before: dict[str, set[str]] = {}
         self._seen = self._stamps()
         self._read()
         self.roster.check_date(_today())
@@ -70,9 +73,12 @@ class Published:
         return [
             text
             for study, text in self.studies.values()
-            if study.version > held.get(study.name, 0)
-            and (site in study.sites or study.name in held)
+            if study.version > held.get(study.name, 0) and self.hears_of(site, study)
         ]
+
+    def hears_of(self, site: str, study: Study) -> bool:
+        """Says whether a site is told of a study: it is in it or was, whatever it says."""
+        return site in study.sites or site in self._before.get(study.name, ())
 
     def days_left(self) -> int | None:
         """Returns how many days the roster is good for after today; None where it has no end."""
@@ -98,6 +104,8 @@ class Published:
         self.coordinator: Coordinator = coordinator
         found = read_studies(self._folder / STUDIES, roster, _today())
         self.studies = {study.name: (study, text) for study, text in found}
+        self.newest = newest_studies(self._folder / STUDIES, roster)
+        self._before = sites_before(self._folder / STUDIES, roster)
 
     def _stamps(self) -> list[tuple[str, int]]:
         paths = [self._folder / ROSTER_FILE, *sorted((self._folder / STUDIES).glob("*.json"))]

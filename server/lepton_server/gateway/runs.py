@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lepton_common.durable import write_atomic
-from lepton_common.errors import RunNotFound
-from lepton_common.identity.study import Study
+from lepton_common.errors import CheckpointUnreadable, RunNotFound
+from lepton_common.proposal import study_in
+from lepton_common.settings import Settings
 from lepton_common.strict import Name, parse_json, record, to_json
 from lepton_server.run_folder import RunFolder
 
@@ -22,16 +23,10 @@ class Submitted:
     Attributes:
         by: a person of the roster.
         settings: the whole configuration as JSON.
-        study: the study that it is part of, as it was then; nobody outside of it hears of the run.
     """
 
     by: Name
     settings: str
-    study: Study | None = None
-
-    def concerns(self, site: str) -> bool:
-        """Says whether a site takes part."""
-        return self.study is None or site in self.study.sites
 
 
 @dataclass(frozen=True)
@@ -67,12 +62,10 @@ class Runs:
         self.path = path
         path.mkdir(exist_ok=True)
 
-    def add(self, submitted: Submitted, proposal: str, roster: str, root: str) -> str:
+    def add(self, settings: Settings, proposal: str, by: str, roster: str, root: str) -> str:
         """Keeps a run, on disk when this returns, and returns its name."""
-        settings: dict[str, Any] = json.loads(submitted.settings)
-        asked, mode = settings["statistics"]["asked"], settings["privacy"]["mode"]
-        what = "statistics" if asked else mode
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings['task']}-{what}"
+        what = "statistics" if settings.statistics.asked else settings.privacy.mode
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{settings.task}-{what}"
         count = 1
         while (self.path / name).exists():
             count += 1
@@ -83,6 +76,7 @@ class Runs:
         write_atomic(folder.roster, roster.encode())
         write_atomic(folder.roster_root, root.encode())
         write_atomic(folder.proposal, proposal.encode())
+        submitted = Submitted(by=by, settings=to_json(settings))
         write_atomic(folder.path / _SUBMITTED, to_json(submitted).encode())
         return name
 
@@ -105,9 +99,29 @@ class Runs:
         return RunFolder(self.path / name)
 
     def submitted(self, name: str) -> Submitted:
-        """Returns what was submitted."""
-        text = (self.folder(name).path / _SUBMITTED).read_text(encoding="utf-8")
-        return parse_json(Submitted, text)
+        """Returns what was submitted.
+
+        Raises:
+            RunNotFound: there is no such run.
+            CheckpointUnreadable: its file is damaged.
+        """
+        path = self.folder(name).path / _SUBMITTED
+        try:
+            return parse_json(Submitted, path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise CheckpointUnreadable(f"{path} is {error}; submit the run again.") from None
+
+    def study_of(self, name: str) -> str | None:
+        """Returns the study that a run is part of; None where it is of none.
+
+        Raises:
+            RunNotFound: there is no such run.
+            ProposalInvalid: its proposal is damaged.
+        """
+        try:
+            return study_in(self.folder(name).proposal.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise no_run(name) from error
 
     def stop(self, name: str) -> None:
         """Asks a run to end after its current round."""

@@ -14,6 +14,7 @@ from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import InsideServicer, SitesServicer
 from lepton_common.errors import AuditRolledBack, HeadsInvalid, NotAllowed
 from lepton_common.identity.roster import Member
+from lepton_server.gateway.circles import Circles
 from lepton_server.gateway.health import SignOfLife
 from lepton_server.gateway.published import Published
 from lepton_server.gateway.runs import Runs
@@ -80,6 +81,7 @@ class Sites(SitesServicer):  # type: ignore[misc]
 
     def __init__(self, runs: Runs, published: Published, witness: Witness) -> None:
         self._runs, self._published, self._witness = runs, published, witness
+        self._circles = Circles(runs, lambda: published.newest)
         self._boxes: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
 
@@ -123,9 +125,8 @@ class Sites(SitesServicer):  # type: ignore[misc]
 
     def stop(self, run: str) -> None:
         """Tells the sites that take part in a run that someone stopped it."""
-        submitted = self._runs.submitted(run)
         for name, box in list(self._boxes.items()):
-            if submitted.concerns(name):
+            if self._circles.takes_part(name, run):
                 box.put(lambda mail: mail.add_stop(run))
 
     def published(self) -> None:
@@ -165,7 +166,7 @@ class Sites(SitesServicer):  # type: ignore[misc]
     def _stopped(self, site: str) -> Iterator[wire.Notice]:
         """Yields the stops that a site may have missed."""
         for run in self._runs.unfinished():
-            if self._runs.stop_requested(run) and self._runs.submitted(run).concerns(site):
+            if self._runs.stop_requested(run) and self._circles.takes_part(site, run):
                 yield wire.Notice(stop=run)
 
     def _open(self, name: str) -> Mailbox:
@@ -210,9 +211,7 @@ class Held:
         # No more than what there is, however much the site said.
         told = {study.name: study for study, _ in published.studies.values()}
         self._studies = {
-            name: study.version
-            for name, study in told.items()
-            if name in self._studies or site in study.sites
+            name: study.version for name, study in told.items() if published.hears_of(site, study)
         }
 
 

@@ -213,6 +213,32 @@ def test_any_number_of_values_can_be_noised(source, count):
     assert (noisy != values).mean() > 0.99 if count else noisy.size == 0
 
 
+def test_a_zero_has_no_sign(source):
+    noisy = source.add_gaussian(np.zeros(500_000), 1.0)
+    assert (noisy == 0).sum() > 100
+    assert not np.signbit(noisy[noisy == 0]).any()
+
+
+@pytest.mark.parametrize("deviation", [0.0, -1.0, np.nan, np.inf, 5e-324, 1e300])
+def test_a_deviation_that_is_none_is_refused(source, deviation):
+    with pytest.raises(ValueError, match="Expected a deviation"):
+        source.add_gaussian(np.zeros(3), deviation)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2.0**42, -(2.0**42)])
+def test_a_value_that_no_clipped_sum_has_is_refused(source, value):
+    with pytest.raises(ValueError, match="within 2\\*\\*41 deviations"):
+        source.add_gaussian(np.array([0.0, value, 1.0]), 1.0)
+
+
+@pytest.mark.parametrize("deviation", [1e-170, 1e170])
+def test_the_smallest_and_the_largest_noise_is_noise(source, deviation):
+    for draws in (
+        source.gaussian(20_000, deviation), source.add_gaussian(np.zeros(20_000), deviation)
+    ):  # fmt: skip
+        assert stats.kstest(draws / deviation, "norm").pvalue > _LUCK
+
+
 def test_float64_and_interval_arithmetic_decide_alike(monkeypatch):
     words = np.random.default_rng(2).integers(0, 1 << 64, 601, np.uint64)
     values = np.random.default_rng(3).normal(0, 100.0, 599)

@@ -2,14 +2,14 @@
 
 import gc
 import json
+from datetime import datetime
 
 import grpc
 import pytest
-from studies import heart
+from studies import publish
 
 from lepton_common.control import control_pb2 as wire
 from lepton_common.control.control_pb2_grpc import ControlStub
-from lepton_common.errors import RunNotFound
 from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Person, read_roster_files
@@ -159,73 +159,136 @@ def test_a_run_is_asked_to_stop(coordinator, text):
     assert coordinator.runs.stop_requested(run.name)
 
 
-class Published:
-    """What the partners have published, with studies of their own."""
-
-    def __init__(self, published):
-        self.roster, self.text, self.root = published.roster, published.text, published.root
-        self.studies = {}
-
-    def take(self, study):
-        self.studies[study.name] = (study, "")
+STATISTICS = {
+    "statistics.asked": True, "privacy.mode": "distributed", "privacy.epsilon": 0.5,
+    "privacy.delta": 1e-5, "privacy.sample_rate": 1.0, "privacy.spare_rounds": 0,
+    "train.local_steps": 1, "train.local_epochs": None, "rounds": 1,
+    "federation.weights": "public_size", "secagg.mode": "sa1", "secagg.colluders": 0,
+}  # fmt: skip
 
 
 @pytest.fixture
-def of_a_study(coordinator, setting_values, monkeypatch):
-    """Submits runs of the study heart, which bob leads, to the sites 1 and 2."""
-    published = Published(coordinator.control._published)
-    monkeypatch.setattr(coordinator.control, "_published", published)
-    published.take(heart(leads=["bob"], auditors=["carol"]))
-    values = setting_values({"task": "breast_cancer", "model": "logistic"})
+def submit(coordinator, federation, setting_values):
+    """Submits runs, of the study heart, which bob leads, at the sites 1 and 2."""
+    publish(federation, leads=["bob"], auditors=["carol"])
 
-    def submit(by="bob", study="heart"):
+    def run(by="bob", study="heart", **changes):
+        values = setting_values({"task": "breast_cancer", "model": "logistic", **changes})
         request = wire.SubmitRequest(proposal=proposed(values, by, study))
         return coordinator.call("Submit", request, by).name
 
-    return submit, published
+    return run
+
+
+def listed(coordinator):
+    found = (coordinator.call("List", wire.ListRequest(), who).runs for who in ROLES)
+    return [[run.name for run in runs] for runs in found]
+
+
+def ask(coordinator, call, run, who):
+    answer = coordinator.call(call, wire.RunName(name=run), who)
+    return answer if call == "Stop" else list(answer)
 
 
 @pytest.mark.parametrize(("by", "study"), [("eve", "heart"), ("bob", "hearts")])
-def test_nobody_submits_to_a_study_that_they_do_not_lead(coordinator, of_a_study, by, study):
-    submit, _ = of_a_study
+def test_nobody_submits_to_a_study_that_they_do_not_lead(coordinator, submit, by, study):
     invalid = grpc.StatusCode.INVALID_ARGUMENT
     refused(lambda: submit(by, study), invalid, f"StudyInvalid: No study {study} that {by} leads")
     assert coordinator.runs.names() == []
 
 
-def test_only_a_study_s_people_and_administrators_know_of_its_runs(coordinator, of_a_study):
-    submit, published = of_a_study
-    run, gone = submit(), grpc.StatusCode.NOT_FOUND
+def test_nobody_submits_to_a_study_that_ends_while_the_coordinator_runs(submit, monkeypatch):
+    class Later(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return datetime(2099, 1, 2, tzinfo=zone)
+
+    monkeypatch.setattr("lepton_server.gateway.control.datetime", Later)
+    refused(submit, grpc.StatusCode.INVALID_ARGUMENT, "StudyInvalid: The study heart ended on")
+
+
+def test_only_a_study_s_people_and_administrators_know_of_its_runs(coordinator, federation, submit):
+    run = submit()
     coordinator.runs.end(run, "finished")
-    listed = lambda who: [r.name for r in coordinator.call("List", wire.ListRequest(), who).runs]  # noqa: E731
-    assert [listed(who) for who in ROLES] == [[run], [run], [run], []]
+    assert listed(coordinator) == [[run], [run], [run], []]
     for call in ("Watch", "Stop", "Fetch"):
+        missing = f"RunNotFound: There is no run '{run}'"
+        refused(lambda call=call: ask(coordinator, call, run, "eve"),
+                grpc.StatusCode.NOT_FOUND, missing)  # fmt: skip
+    # Who they are is what the newest version says, also once the study is over.
+    publish(federation, version=2, leads=["eve"])
+    assert listed(coordinator) == [[run], [], [], [run]]
+    publish(federation, version=3, leads=["eve"], until="2020-01-01")
+    assert listed(coordinator) == [[run], [], [], [run]]
+    # And nobody but administrators where that cannot be told.
+    (federation.folder / "studies" / "heart.json").unlink()
+    federation.published.look()
+    assert listed(coordinator) == [[run], [], [], []]
 
-        def ask(call=call):
-            answer = coordinator.call(call, wire.RunName(name=run), "eve")
-            list(answer) if call != "Stop" else answer
 
-        refused(ask, gone, f"RunNotFound: There is no run '{run}'")
+def test_whoever_left_the_roster_knows_of_no_run(coordinator, submit):
+    circles = coordinator.control._circles
+    for study in (None, "heart"):
+        assert not circles.knows(None, submit(study=study))
+
+
+def test_a_study_s_auditor_neither_stops_nor_fetches_whatever_they_lead(
+    coordinator, federation, submit
+):
+    publish(federation, version=2, leads=["bob"], auditors=["eve"])
+    run = submit()
+    for call in ("Stop", "Fetch"):
+        refused(lambda call=call: ask(coordinator, call, run, "eve"),
+                grpc.StatusCode.PERMISSION_DENIED, "NotAllowed")  # fmt: skip
     assert not coordinator.runs.stop_requested(run)
-    # Who leads a study is what its newest version says; one that is over says it as it was.
-    published.take(heart(version=2, leads=["eve"]))
-    assert [listed(who) for who in ROLES] == [[run], [], [], [run]]
-    published.studies.clear()
-    assert [listed(who) for who in ROLES] == [[run], [run], [run], []]
+    ask(coordinator, "Stop", run, "alice")
+    assert coordinator.runs.stop_requested(run)
 
 
-def test_the_executor_asks_only_a_study_s_sites(coordinator, of_a_study):
-    submit, _ = of_a_study
+def test_a_run_that_has_ended_is_not_stopped(coordinator, text):
+    run = coordinator.call("Submit", wire.SubmitRequest(proposal=text))
+    coordinator.runs.end(run.name, "finished")
+    assert ask(coordinator, "Stop", run.name, "alice").status == "finished"
+    assert not coordinator.runs.stop_requested(run.name)
+
+
+def test_a_study_s_run_is_evaluated_within_it_only(coordinator, submit):
+    run, free = submit(), submit(study=None)
+    evaluates = lambda of, **who: submit(**who, **STATISTICS, **{"statistics.evaluates": of})  # noqa: E731
+    for who in ({"by": "eve", "study": None}, {"study": None}):
+        refused(lambda who=who: evaluates(run, **who), grpc.StatusCode.INVALID_ARGUMENT,
+                f"RunNotFound: There is no run '{run}'")  # fmt: skip
+    refused(lambda: evaluates("none"), grpc.StatusCode.INVALID_ARGUMENT, "RunNotFound")
+    assert coordinator.runs.names() == sorted([run, free])
+    evaluates(run)
+    evaluates(free, by="eve", study=None)
+    assert len(coordinator.runs.names()) == 4
+
+
+def test_the_executor_asks_only_a_study_s_sites(coordinator, federation, submit):
     sites = [f"site-{number}" for number in (1, 2, 3)]
     known = [KnownNode(node=i, name=n, public_key="0" * 64) for i, n in enumerate(sites)]
-    folder = coordinator.runs.path.parent
-    (folder / "gateway").mkdir(exist_ok=True)
-    write_nodes(folder, known)
-    asked = lambda run: [n.name for n in executor.sites_of(coordinator.runs, run, folder).values()]  # noqa: E731
-    assert asked(submit()) == sites[:2]
+    (federation.folder / "gateway").mkdir(exist_ok=True)
+    write_nodes(federation.folder, known)
+
+    def asked(run):
+        found = executor.sites_of(coordinator.runs, run, federation.folder)
+        return [node.name for node in found.values()]
+
+    run = submit()
+    assert asked(run) == sites[:2]
     assert asked(submit(study=None)) == sites
-    with pytest.raises(RunNotFound):
-        asked("none")
+    assert asked("none") == []
+    coordinator.runs.folder(run).proposal.write_text("{}")
+    assert asked(run) == []
+
+
+def test_a_damaged_run_hides_no_other(coordinator, text):
+    kept, lost = (coordinator.call("Submit", wire.SubmitRequest(proposal=text)) for _ in "ab")
+    (coordinator.runs.path / lost.name / "submitted.json").write_text("{}")
+    assert listed(coordinator)[0] == [kept.name]
+    refused(lambda: ask(coordinator, "Watch", lost.name, "bob"),
+            grpc.StatusCode.NOT_FOUND, "CheckpointUnreadable")  # fmt: skip
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1", '{"task": "nothing"}', "null"])
@@ -280,13 +343,7 @@ def test_a_model_is_fetched_in_parts(coordinator, text):
 def test_of_a_run_that_asks_for_statistics_the_answer_is_what_is_fetched(
     coordinator, setting_values
 ):
-    asked = {
-        "statistics.asked": True, "privacy.mode": "distributed", "privacy.epsilon": 0.5,
-        "privacy.delta": 1e-5, "privacy.sample_rate": 1.0, "privacy.spare_rounds": 0,
-        "train.local_steps": 1, "train.local_epochs": None, "rounds": 1,
-        "federation.weights": "public_size", "secagg.mode": "sa1", "secagg.colluders": 0,
-    }  # fmt: skip
-    values = setting_values({"task": "breast_cancer", "model": "logistic", **asked})
+    values = setting_values({"task": "breast_cancer", "model": "logistic", **STATISTICS})
     run = coordinator.call("Submit", wire.SubmitRequest(proposal=proposed(values)))
     assert run.name.endswith("-breast_cancer-statistics")
     fetched = lambda: list(coordinator.call("Fetch", wire.RunName(name=run.name)))  # noqa: E731
@@ -325,7 +382,7 @@ def test_a_failure_s_text_stays_at_the_coordinator(
         raise OSError(28, "No space left on device", "/srv/secret/path")
 
     monkeypatch.setattr(coordinator.runs, "names", lambda: ["r"])
-    monkeypatch.setattr(coordinator.runs, "submitted", full)
+    monkeypatch.setattr(coordinator.runs, "study_of", full)
     with pytest.raises(grpc.RpcError) as error:
         list(coordinator.call(call, request_))
     assert error.value.code() is grpc.StatusCode.INTERNAL

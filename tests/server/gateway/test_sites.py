@@ -6,7 +6,7 @@ from dataclasses import replace
 import grpc
 import pytest
 from attending import connect_as
-from studies import heart
+from studies import heart, publish, signed
 from toy_site import PARTNER
 
 from lepton_client.witnessing import Witnessing
@@ -16,11 +16,9 @@ from lepton_common.errors import RosterInvalid
 from lepton_common.identity.certificates import make_authority
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Member, Person, sign_roster
-from lepton_common.identity.signed import Signed, sign
+from lepton_common.proposal import make_proposal
 from lepton_common.settings_rules import parse_settings
-from lepton_common.strict import to_json
 from lepton_server.gateway.executor import waker
-from lepton_server.gateway.runs import Submitted
 from lepton_server.gateway.sites import Mail, Mailbox
 
 
@@ -62,24 +60,25 @@ def test_an_executor_without_a_control_service_goes_on(federation):
         waker(channel)(["site-1"])
 
 
-def test_whoever_attends_is_told_what_was_stopped(federation, setting_values, until):
-    settings = to_json(parse_settings(setting_values({})))
-    of_others = heart(sites=["site-2", "site-3"])
+def test_whoever_attends_is_told_what_was_stopped(with_lead, setting_values, until):
+    settings, key = parse_settings(setting_values({})), SigningKey.generate()
+    with_lead.published.newest["heart"] = heart(sites=["site-2", "site-3"])
 
     def stopped(study=None):
-        name = federation.runs.add(Submitted(by="dora", settings=settings, study=study), "", "", "")
-        federation.runs.stop(name)
+        proposal = make_proposal(key, "dora", study, "hospitals", settings)
+        name = with_lead.runs.add(settings, proposal, "dora", "", "")
+        with_lead.runs.stop(name)
         return name
 
-    before, others = stopped(), stopped(of_others)
+    before, others = stopped(), stopped("heart")
     told, told_two = [], []
-    federation.attend(on_stop=told.append)
-    federation.attend("site-2", told_two.append)
+    with_lead.attend(on_stop=told.append)
+    with_lead.attend("site-2", told_two.append)
     assert (told, told_two) == ([before], [before, others])
     # Nor does a site that is there already hear of another study's run.
-    now = [stopped(of_others), stopped()]
+    now = [stopped("heart"), stopped()]
     for name in now:
-        federation.service.stop(name)
+        with_lead.service.stop(name)
     until(lambda: told_two == [before, others, *now])
     until(lambda: told == [before, now[1]])
 
@@ -203,20 +202,6 @@ def test_a_site_takes_no_roster_that_does_not_hold(federation, fault):
     assert (site.folder / "roster.json").read_text() == known
 
 
-def study(federation, version=1, partners=(PARTNER,), **changes):
-    text = to_json(heart(version=version, **changes))
-    signed = {key.public_hex: sign(key, "study", text) for key in partners}
-    return to_json(Signed(document=text, signatures=signed))
-
-
-def publish_study(federation, text):
-    folder = federation.folder / "studies"
-    folder.mkdir(exist_ok=True)
-    (folder / "heart.json").write_text(text)
-    if federation.published.look():
-        federation.service.published()
-
-
 @pytest.fixture
 def with_lead(federation):
     """The federation with a lead, whom studies need."""
@@ -240,23 +225,25 @@ def test_studies_reach_the_sites_that_they_name_and_those_that_they_drop(with_le
     one, two = (with_lead.sites[name] for name in ("site-1", "site-2"))
     with_lead.attend("site-1")
     until(lambda: one.roster.version == 2)
-    publish_study(with_lead, study(with_lead))
+    publish(with_lead)
     until(lambda: [known.version for known in one.studies()] == [1])
     with_lead.attend("site-2")
     assert [known.version for known in two.studies()] == [1]
-    publish_study(with_lead, study(with_lead, 2, sites=["site-1", "site-3"]))
+    publish(with_lead, version=2, sites=["site-1", "site-3"])
     until(lambda: [known.version for known in two.studies()] == [2])
-    # One that was never in it hears nothing of it.
-    assert with_lead.published.studies_for("site-2", {}) == []
+    # One that was never in it hears nothing of it, whatever it says it holds.
     assert len(with_lead.published.studies_for("site-3", {})) == 1
+    assert len(with_lead.published.studies_for("site-2", {})) == 1
+    assert with_lead.published.studies_for("site-2", {"heart": 2}) == []
+    assert with_lead.published.studies_for("site-4", {"heart": 0}) == []
 
 
 def test_a_site_takes_no_study_that_does_not_hold(with_lead):
     one = with_lead.attend("site-1")
     site = with_lead.sites["site-1"]
-    one._take(wire.Notice(study=study(with_lead, partners=[])))
+    one._take(wire.Notice(study=signed(partners=[])))
     assert site.studies() == []
-    site.take_study(study(with_lead, 2))
-    for text in (study(with_lead), study(with_lead, 2, leads=["dora", "dora"]), "junk"):
+    site.take_study(signed(version=2))
+    for text in (signed(), signed(version=2, leads=["dora", "dora"]), "junk"):
         one._take(wire.Notice(study=text))
         assert [(known.version, known.leads) for known in site.studies()] == [(2, ["dora"])]
