@@ -39,7 +39,7 @@ STUDY = {
     "name": "heart", "federation": "hospitals", "version": 1, "purpose": "Predict a disease.",
     "legal_basis": "Consent.", "ethics_reference": "EK 12/2026", "until": "2099-12-31",
     "sites": ["site-1", "site-2", "site-4"], "leads": ["dora"], "auditors": [],
-    "tasks": ["breast_cancer"], "data": ["cancer"], "max_epsilon": 3.0, "max_delta": 1e-5,
+    "tasks": ["breast_cancer"], "data": ["breast_cancer"], "max_epsilon": 3.0, "max_delta": 1e-5,
 }  # fmt: skip
 
 
@@ -344,8 +344,9 @@ def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
     federation.until(lambda: held("site-1") and held("site-2"))
     assert not held("site-3")
     # Its runs are asked of its sites alone, and nobody else learns that there are any.
-    words = "task=breast_cancer rounds=1 privacy=record privacy.epsilon=0.3 sites=3 --study heart"
-    federation.watch(name := federation.submit(words))
+    words = "task=breast_cancer rounds=1 privacy=record privacy.epsilon=0.3 sites=3"
+    name = federation.submit(f"{words} secagg.colluders=1 --study heart")
+    federation.watch(name)
     assert federation.rounds(name)[-1]["failed"] == {}
     asked = [s for s in SITES if name in Proposals(federation.path / s, None).names()]
     assert asked == STUDY["sites"]
