@@ -345,7 +345,7 @@ def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
     assert not held("site-3")
     # Its runs are asked of its sites alone, and nobody else learns that there are any.
     words = "task=breast_cancer rounds=1 privacy=record privacy.epsilon=0.3 sites=3"
-    name = federation.submit(f"{words} secagg.colluders=1 --study heart")
+    name = federation.submit(f"{words} secagg.colluders=1 seed=29 --study heart")
     federation.watch(name)
     assert federation.rounds(name)[-1]["failed"] == {}
     asked = [s for s in SITES if name in Proposals(federation.path / s, None).names()]

@@ -20,7 +20,7 @@ from flwr.serverapp import Grid
 from lepton_common.control.control_pb2 import Woken
 from lepton_common.control.control_pb2_grpc import InsideStub
 from lepton_common.durable import is_full
-from lepton_common.errors import LeptonError, RunError, SettingsError
+from lepton_common.errors import LeptonError, RunError, RunNotFound, SettingsError
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.identity.roster import read_roster_files
 from lepton_common.identity.study import newest_studies
@@ -78,8 +78,11 @@ def work(link: SuperLink, folder: Path, wake: Wake) -> None:
             try:
                 runs.submitted(name)
                 nodes = sites_of(runs, name, folder)
+            except RunNotFound as error:
+                _LOG.warning("The SuperLink has a run that nobody submitted: %s", error)
+                continue
             except LeptonError as error:
-                _LOG.warning("The SuperLink has a run that cannot be done: %s", error)
+                _LOG.warning("The run %s cannot be done: %s", name, error)
                 continue
             signed = SignedGrid(grid, nodes, wake)
             _wait_for(signed, len(nodes), max(back, time.monotonic() + _GRACE_S))
