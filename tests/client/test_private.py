@@ -26,7 +26,7 @@ from lepton_common.arrays import Layout, read_parameters
 from lepton_common.datasets.records import Records
 from lepton_common.errors import BuffersNotAllowed, UpdateInvalid
 from lepton_common.models.catalog import MODELS, initial_model
-from lepton_common.privacy.plan import PrivacyPlan
+from lepton_common.privacy.plan import PrivacyPlan, SharedNoise
 from lepton_common.tasks.catalog import Task
 
 CPU = torch.device("cpu")
@@ -264,8 +264,9 @@ def test_noise_does_not_follow_any_seed():
     assert abs(np.corrcoef(updates[0] - updates[1], updates[1])[0, 1]) < 0.9
 
 
-def test_the_noise_in_an_update_has_the_plans_standard_deviation():
-    plan = replace(PLAN, noise_multiplier=5.0)
+@pytest.mark.parametrize("shared", [None, SharedNoise(10, 7, 3, len(VECTOR))])
+def test_the_noise_in_an_update_has_the_plans_standard_deviation(shared):
+    plan = replace(PLAN, noise_multiplier=5.0, shared=shared)
     quiet = train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, QUIET, ENGINE)
     noise = np.concatenate(
         [

@@ -71,7 +71,9 @@ def train_private(
             check_weights(model)
             units = _sample(rows_of_unit, plan, recipe, model, secret)
             gradient = clipped_sum(engine, task, records, units, recipe.batch_size, plan, views)
-            noisy = secret.add_gaussian(gradient.cpu().double().numpy(), plan.own_noise)
+            # All of the plan's noise, also where a plan is one that sites share.
+            deviation = plan.noise_multiplier * plan.clipping_norm
+            noisy = secret.add_gaussian(gradient.cpu().double().numpy(), deviation)
             gradient = torch.from_numpy(noisy).to(gradient).div_(plan.denominator)
             _assign(model, gradient)
             if recipe.proximal_mu:

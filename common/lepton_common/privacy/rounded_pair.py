@@ -42,21 +42,11 @@ def rounded_pair(
         grid: the width of a step.
         more: gives uniform 64-bit words.
     """
-    with _ALONE:
-        return _rounded(drawn, values, standard_deviation, grid, more)
-
-
-def _rounded(
-    drawn: tuple[int, int],
-    values: Sequence[float],
-    standard_deviation: float,
-    grid: float,
-    more: Callable[[int], NDArray[np.uint64]],
-) -> list[float]:
     bits, (share, turn) = _BITS, (word >> (64 - _BITS) for word in drawn)
     while True:
         # Where its share begins at 0, nothing bounds a radius.
-        draws = _draws(_between(share, bits), _between(turn, bits), 2 * bits) if share else ()
+        with _ALONE:
+            draws = _draws(_between(share, bits), _between(turn, bits), 2 * bits) if share else ()
         ends = [
             _steps(value, standard_deviation, draw, grid, 2 * bits)
             for value, draw in zip(values, draws, strict=False)
