@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def check_evidence(federation, name):
     found = json.loads(federation.do(line).stdout)
     assert found["witnessed"] == len(SITES[:2]) * (1 + 10)
     assert not any(pack["simulated"] for pack in found["packs"])
+    with zipfile.ZipFile(elsewhere / packs[0]) as pack:
+        assert json.loads(pack.read("facts.json"))["proposal"] == {"by": "dora", "study": None}
     assert all(pack["epsilon"] <= 0.9 for pack in found["packs"][1:])
     data = (elsewhere / packs[1]).read_bytes()
     (elsewhere / packs[1]).write_bytes(data.replace(b'"charge":', b'"chargE":', 1))
@@ -354,6 +357,10 @@ def test_a_newer_roster_lets_people_in_and_reaches_the_sites(federation):
     assert name in listed("dora")
     assert name not in listed("frank")
     assert "RunNotFound" in federation.do(f"run stop {name} --as frank", code=5).stderr
+    for where in ("--server srv", "--site site-1"):
+        federation.do(f"evidence {name} {where} --out heart.zip")
+        with zipfile.ZipFile(federation.path / "heart.zip") as pack:
+            assert STUDY["purpose"] in pack.read("study.json").decode()
 
 
 def test_a_site_without_its_node_key_is_nobody_to_the_fleet(federation):

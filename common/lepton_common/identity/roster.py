@@ -151,9 +151,18 @@ def root_of(text: str) -> Digest:
     return _digest(_versions(text)[0])
 
 
-@lru_cache(maxsize=4)
 def read_roster(text: str, root: Digest) -> Roster:
     """Returns the newest version in the text of a roster file, having checked all of them.
+
+    Raises:
+        RosterInvalid: see `read_versions`.
+    """
+    return read_versions(text, root)[-1]
+
+
+@lru_cache(maxsize=4)
+def read_versions(text: str, root: Digest) -> tuple[Roster, ...]:
+    """Returns all versions in the text of a roster file, checked, the first one first.
 
     The sites of a simulation share what one of them has read: each would hold it all again.
 
@@ -175,7 +184,7 @@ def read_roster(text: str, root: Digest) -> Roster:
             )
         _check_signed(signed, after, before.partners)
         _check_signed(signed, after, after.partners)
-    return rosters[-1]
+    return tuple(rosters)
 
 
 def read_roster_files(path: Path, root: Path) -> Roster:

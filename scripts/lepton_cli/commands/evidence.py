@@ -46,7 +46,11 @@ def make(
     ] = None,
     runs: Annotated[str, typer.Option("--runs", help="Folder of simulated runs.")] = "runs",
     study: Annotated[
-        Path | None, typer.Option("--study", help="The signed study that the run belongs to.")
+        Path | None,
+        typer.Option(
+            "--study",
+            help="The signed study of the run; else the one here that it was proposed in.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write; RUN-NAME.evidence.zip.")
@@ -96,6 +100,7 @@ def _coordinators(
     from lepton_cli.run import find_run
     from lepton_common.identity.keys import SigningKey
     from lepton_common.settings_rules import parse_settings
+    from lepton_server.gateway.published import STUDIES
     from lepton_server.gateway.runs import Runs
     from lepton_server.gateway.server import KEY_FILE
 
@@ -103,7 +108,9 @@ def _coordinators(
         kept = Runs(server / "runs")
         settings = parse_settings(json.loads(kept.submitted(run).settings))
         key = SigningKey.load(server / KEY_FILE, passphrase)
-        return make_coordinator_pack(kept.folder(run), settings, key, study=study)
+        return make_coordinator_pack(
+            kept.folder(run), settings, key, study=study, studies=server / STUDIES
+        )
     found = find_run(run, runs)
     _ = found.evidence  # every log of the run, or nothing
     key = SigningKey.load(found.folder.server_key)

@@ -13,12 +13,14 @@ from lepton_cli.packs.coordinator_facts import (
     coordinator_facts,
     read_coordinator_records,
 )
+from lepton_cli.packs.proposed import check_configuration, check_taken_in, proposal_in
 from lepton_cli.packs.site_facts import POLICY, SiteRecords, read_site_records, site_facts
 from lepton_client.site import SiteFile
 from lepton_common.chain import ChainRecord
 from lepton_common.errors import EvidenceContradicts
 from lepton_common.identity.roster import Roster
 from lepton_common.policy import SitePolicy
+from lepton_common.proposal import Proposal
 from lepton_common.strict import Digest, Name, Size, parse_json, record
 
 FACTS = "facts.json"
@@ -71,7 +73,7 @@ class Origin:
         signer: by the name in the roster.
         public_key: the signer's.
         run: name of the run.
-        roster: the federation's.
+        versions: of the federation's roster, the first one first.
         root: digest of the roster's first version.
     """
 
@@ -79,8 +81,13 @@ class Origin:
     signer: Name
     public_key: Digest
     run: Name
-    roster: Roster
+    versions: tuple[Roster, ...]
     root: Digest
+
+    @property
+    def roster(self) -> Roster:
+        """The newest version."""
+        return self.versions[-1]
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,10 @@ def compute(where: Path, origin: Origin, members: Mapping[str, bytes]) -> Comput
         if origin.kind == "site":
             return _compute_site(where, origin, members)
         log = read_coordinator_records(where, origin.run, origin.roster, members)
+        proposal = proposal_in(where, members, origin.versions)
+        check_configuration(where, proposal, members[CONFIG])
         facts = coordinator_facts(log, members[CONFIG])
-        return Computed(_with_origin(facts, origin), coordinator=log)
+        return Computed(_with_origin(facts, origin, proposal), coordinator=log)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise EvidenceContradicts(
             f"{where}: its records have not the form that this version of Lepton reads "
@@ -123,16 +132,21 @@ def _compute_site(where: Path, origin: Origin, members: Mapping[str, bytes]) -> 
     if policy.name != origin.signer:
         raise EvidenceContradicts(f"{where / POLICY} is of the site {policy.name}.")
     records = read_site_records(where, origin.signer, origin.run, origin.public_key, members)
+    check_taken_in(where, records.of_run, members)
     facts = site_facts(records, origin.run, json.loads(members[POLICY]))
-    return Computed(_with_origin(facts, origin), site=records)
+    proposal = proposal_in(where, members, origin.versions)
+    return Computed(_with_origin(facts, origin, proposal), site=records)
 
 
-def _with_origin(facts: dict[str, Any], origin: Origin) -> dict[str, Any]:
+def _with_origin(
+    facts: dict[str, Any], origin: Origin, proposal: Proposal | None
+) -> dict[str, Any]:
     coordinator = origin.roster.coordinator
     first, last = (
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when)) for when in facts.pop("times")
     )
     facts |= {"first": first, "last": last, "root": origin.root}
+    facts["proposal"] = proposal and {"by": proposal.by, "study": proposal.study}
     facts |= {"simulated": coordinator is None or not coordinator.authority}
     return dict(json.loads(as_json(facts)))
 

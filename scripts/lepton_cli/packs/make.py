@@ -12,8 +12,10 @@ from lepton_cli.packs.coordinator_facts import AUDIT, CONFIG
 from lepton_cli.packs.extract import Shown, charged_to, of_run, show
 from lepton_cli.packs.facts import FACTS, Origin, as_json, compute, packed
 from lepton_cli.packs.pages import pdf, texts
+from lepton_cli.packs.proposed import PROPOSAL, STUDY, kept_study, proposal_in
 from lepton_cli.packs.site_facts import LEDGER, POLICY
 from lepton_cli.sbom import installed_sbom
+from lepton_client.proposals import STUDIES, Proposals
 from lepton_client.site import (
     AUDIT_FILE,
     KEY_FILE,
@@ -32,14 +34,14 @@ from lepton_common.errors import (
     RunNotFound,
 )
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import read_roster
-from lepton_common.identity.study import Study, read_study
+from lepton_common.identity.roster import read_versions
+from lepton_common.identity.study import read_study
 from lepton_common.privacy.ledger_file import read_ledger, read_lines
 from lepton_common.settings import Settings
 from lepton_common.strict import Digest, to_json
 from lepton_server.run_folder import RunFolder
 
-STUDY, VERSIONS, SBOM, PDF = "study.json", "versions.json", "sbom.cdx.json", "page.pdf"
+VERSIONS, SBOM, PDF = "versions.json", "sbom.cdx.json", "page.pdf"
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def make_site_pack(
     Args:
         folder: the site's.
         run: name of the run, as the coordinator calls it.
-        study: a signed study.
+        study: a signed study; None: the site's own of the name that the run was proposed in.
         passphrase: opens a sealed key.
         whole: whether records of other runs are shown in full too.
 
@@ -104,9 +106,11 @@ def make_site_pack(
     sources = {member: chain.data for member, chain in chains.items()}
     sources[POLICY] = to_json(packed(file)).encode()
     roster, root = _text(folder / ROSTER_FILE), _text(folder / ROOT_FILE).strip()
-    origin = Origin("site", file.name, key.public_hex, run, read_roster(roster, root), root)
+    origin = Origin("site", file.name, key.public_hex, run, read_versions(roster, root), root)
     sources[VERSIONS] = as_json(_versions())
-    return _finish(origin, roster, key, sources, study, chains)
+    if (proposal := Proposals(folder, None).text(run)) is not None:
+        sources[PROPOSAL] = proposal.encode()
+    return _finish(origin, roster, key, sources, study, folder / STUDIES, chains)
 
 
 def make_coordinator_pack(
@@ -115,6 +119,7 @@ def make_coordinator_pack(
     key: SigningKey,
     *,
     study: Path | None = None,
+    studies: Path | None = None,
 ) -> Made:
     """Returns the coordinator's pack of a run.
 
@@ -122,7 +127,8 @@ def make_coordinator_pack(
         folder: the run's.
         settings: its whole configuration.
         key: the coordinator's, as the roster names it.
-        study: a signed study.
+        study: a signed study; None: of ``studies`` the one that the run was proposed in.
+        studies: the coordinator's folder of studies.
 
     Raises:
         AuditError: the log does not verify, or the model is not the one that it names.
@@ -132,14 +138,17 @@ def make_coordinator_pack(
     if not folder.audit.exists():
         raise RunNotFound(f"The run {run} has no log yet; wait for its first round.")
     roster, root = _text(folder.roster), _text(folder.roster_root).strip()
-    found = read_roster(roster, root)
-    name = found.coordinator.name if found.coordinator else "coordinator"
-    origin = Origin("coordinator", name, key.public_hex, run, found, root)
+    versions = read_versions(roster, root)
+    known = versions[-1].coordinator
+    name = known.name if known else "coordinator"
+    origin = Origin("coordinator", name, key.public_hex, run, versions, root)
     sources = {AUDIT: folder.audit.read_bytes(), CONFIG: to_json(settings).encode()}
     about = json.loads(_text(folder.about)) if folder.about.exists() else {}
     run_with = {name: about[name] for name in ("started", "git", "versions") if name in about}
     sources[VERSIONS] = as_json(_versions() | ({"run_with": run_with} if run_with else {}))
-    made = _finish(origin, roster, key, sources, study, {})
+    if folder.proposal.exists():
+        sources[PROPOSAL] = folder.proposal.read_bytes()
+    made = _finish(origin, roster, key, sources, study, studies, {})
     model = compute(folder.path, origin, sources).facts["model"]
     kept = digest_of(folder.final_model.read_bytes()) if folder.final_model.exists() else None
     if kept is not None and (model is None or kept != model["sha256"]):
@@ -155,17 +164,21 @@ def _finish(
     key: SigningKey,
     sources: dict[str, bytes],
     study: Path | None,
+    studies: Path | None,
     chains: dict[str, Shown],
 ) -> Made:
     """Adds what is computed and written for people, and signs."""
     _check_named(origin)
     members = {**sources, ROSTER: roster.encode(), SBOM: installed_sbom().encode()}
     facts = compute(Path(origin.run), origin, members).facts
-    agreed: Study | None = None
-    if study is not None:
-        members[STUDY] = study.read_bytes()
-        day = date.fromisoformat(facts["last"][:10])
-        agreed = read_study(members[STUDY].decode(), origin.roster, day)
+    day = date.fromisoformat(facts["last"][:10])
+    text = _text(study) if study is not None else None
+    if text is None and studies is not None:
+        proposal = proposal_in(Path(origin.run), members, origin.versions)
+        text = kept_study(studies, proposal, origin.roster, day)
+    agreed = read_study(text, origin.roster, day) if text is not None else None
+    if text is not None:
+        members[STUDY] = text.encode()
     members[FACTS] = as_json(facts)
     draft = Manifest(
         kind=origin.kind,

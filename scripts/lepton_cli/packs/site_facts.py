@@ -27,11 +27,13 @@ class SiteRecords:
     Attributes:
         audit: its audit log.
         ledger: its privacy ledger; empty where nothing was charged.
+        of_run: the run's records in the log.
         evidence: what the two prove.
     """
 
     audit: Extract
     ledger: Extract
+    of_run: list[ChainRecord]
     evidence: SiteEvidence
 
 
@@ -55,7 +57,7 @@ def read_site_records(
     ours = [r for r in audit.records if r.sequence in of_run(audit.records, run)]
     charged = [r for r in ledger.records if r.kind != "charge" or r.body["run"] == run]
     _check_charges(where, ours, charged)
-    return SiteRecords(audit, ledger, site_evidence(site, ours, charged))
+    return SiteRecords(audit, ledger, ours, site_evidence(site, ours, charged))
 
 
 def _check_charges(where: Path, audit: list[ChainRecord], ledger: list[ChainRecord]) -> None:
@@ -77,8 +79,8 @@ def _check_charges(where: Path, audit: list[ChainRecord], ledger: list[ChainReco
 def site_facts(records: SiteRecords, run: str, policy: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what a site's pack says of a run."""
     found = records.evidence
-    numbers = of_run(records.audit.records, run)
-    ours = [r for r in records.audit.records if r.sequence in numbers]
+    ours = records.of_run
+    numbers = {record.sequence for record in ours}
     charges = [r for r in records.ledger.records if r.kind == "charge" and r.body["run"] == run]
     return {
         "times": [min(r.time for r in ours), max(r.time for r in ours)],

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from importlib import metadata
 from itertools import combinations
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 from lepton_cli.packs.archive import ROSTER, Manifest, Pack, check_signer, read_pack
 from lepton_cli.packs.coordinator_facts import AUDIT, CONFIG
 from lepton_cli.packs.facts import FACTS, Computed, Origin, as_json, compute
-from lepton_cli.packs.make import PDF, SBOM, STUDY, VERSIONS
+from lepton_cli.packs.make import PDF, SBOM, VERSIONS
 from lepton_cli.packs.pages import texts
+from lepton_cli.packs.proposed import PROPOSAL, STUDY, study_in
 from lepton_cli.packs.site_facts import LEDGER, POLICY
 from lepton_common.chain import GENESIS, ChainRecord
-from lepton_common.errors import EvidenceContradicts, RosterRolledBack, StudyInvalid
-from lepton_common.identity.roster import Roster, check_newer
-from lepton_common.identity.study import Study, read_study
+from lepton_common.errors import EvidenceContradicts, RosterRolledBack
+from lepton_common.identity.roster import Roster, check_newer, read_versions
+from lepton_common.identity.study import Study
 from lepton_common.strict import Digest
 
 _BOTH = {ROSTER, AUDIT, VERSIONS, SBOM, FACTS, PDF, "page.html", "dpia.md", "processing.md"}
@@ -63,9 +63,12 @@ def verify_pack(path: Path, root: Digest) -> Checked:
     manifest, held = pack.manifest, set(pack.members)
     if missing := sorted(_HELD[manifest.kind] - held):
         raise EvidenceContradicts(f"{path}: a {manifest.kind}'s pack lacks {', '.join(missing)}.")
-    if extra := sorted(held - _HELD[manifest.kind] - {STUDY}):
+    if extra := sorted(held - _HELD[manifest.kind] - {PROPOSAL, STUDY}):
         raise EvidenceContradicts(f"{path}: a {manifest.kind}'s pack has no {', '.join(extra)}.")
-    origin = Origin(manifest.kind, manifest.signer, manifest.public_key, manifest.run, roster, root)
+    versions = read_versions(pack.members[ROSTER].decode(), root)
+    origin = Origin(
+        manifest.kind, manifest.signer, manifest.public_key, manifest.run, versions, root
+    )
     computed = compute(path, origin, pack.members)
     facts = _same_facts(pack, computed.facts)
     study = _check_study(pack, roster, facts)
@@ -120,23 +123,8 @@ def _close(shown: object, true: object) -> bool:
 def _check_study(pack: Pack, roster: Roster, facts: dict[str, Any]) -> Study | None:
     if STUDY not in pack.members:
         return None
-    where = pack.where(STUDY)
-    try:
-        day = date.fromisoformat(facts["last"][:10])
-        study = read_study(pack.members[STUDY].decode(), roster, day)
-    except (StudyInvalid, UnicodeDecodeError) as error:
-        raise EvidenceContradicts(f"{where}: {error}") from None
-    if pack.manifest.kind == "site":
-        strangers = {pack.manifest.signer} - set(study.sites)
-        if facts["data"]["id"] not in study.data:
-            raise EvidenceContradicts(f"{where} does not cover the data {facts['data']['id']}.")
-    else:
-        strangers = set(facts["participants"]) - set(study.sites)
-        if facts["task"] not in study.tasks:
-            raise EvidenceContradicts(f"{where} does not cover the task {facts['task']}.")
-    if strangers:
-        raise EvidenceContradicts(f"{where} does not name the site {min(strangers)}.")
-    return study
+    sites = facts.get("participants", [pack.manifest.signer])
+    return study_in(pack.path, pack.members[STUDY], roster, facts, sites)
 
 
 def _check_versions(pack: Pack) -> None:
@@ -173,6 +161,8 @@ def _check_pair(one: Checked, other: Checked) -> None:
         check_newer(older.pack.members[ROSTER].decode(), newer.pack.members[ROSTER].decode())
     except RosterRolledBack:
         raise EvidenceContradicts(f"{pair} hold rosters that tell different stories.") from None
+    if one.pack.members.get(PROPOSAL) != other.pack.members.get(PROPOSAL):
+        raise EvidenceContradicts(f"{pair} are of different proposals.")
     ours, theirs = _models(one.facts), _models(other.facts)
     for round_ in sorted(set(ours) & set(theirs)):
         if not set(ours[round_]) & set(theirs[round_]):
