@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import NoReturn
 
 import grpc
 
@@ -29,11 +30,12 @@ from lepton_server.gateway.sites import Sites
 from lepton_server.trackers.catalog import check_submitted
 
 _LOOK_S = 0.1
+_INVALID, _NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 _PART_BYTES = 1 << 20
 
 
 class Control(ControlServicer):  # type: ignore[misc]
-    """Answers calls; every one of them is in the coordinator's audit log first."""
+    """Answers calls; each is in the coordinator's audit log first, and its refusal after it."""
 
     def __init__(self, runs: Runs, sites: Sites, published: Published, audit: AuditLog) -> None:
         self._runs, self._sites, self._published, self._audit = runs, sites, published, audit
@@ -52,7 +54,7 @@ class Control(ControlServicer):  # type: ignore[misc]
             published = self._published
             name = self._runs.add(settings, request.proposal, who, published.text, published.root)
         except (LeptonError, ValueError) as error:
-            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error)
+            self._refuse(context, _INVALID, error, who, "Submit")
         self._audit.append("submitted", {"by": who, "run": name})
         return wire.Run(**as_fields(self._runs.state(name)))
 
@@ -72,7 +74,7 @@ class Control(ControlServicer):  # type: ignore[misc]
         who = self._admit(context, "Watch", request.name, set())
         told = None
         while context.is_active():
-            state = self._state(who, request.name, context)
+            state = self._state(context, "Watch", who, request.name)
             if state != told:
                 told = state
                 yield wire.Run(**as_fields(state))
@@ -83,7 +85,7 @@ class Control(ControlServicer):  # type: ignore[misc]
     def Stop(self, request: wire.RunName, context: grpc.ServicerContext) -> wire.Run:
         """Ends a run after its current round."""
         who = self._admit(context, "Stop", request.name, {"lead", "administrator"})
-        state = self._state(who, request.name, context)
+        state = self._state(context, "Stop", who, request.name)
         self._check_leads(context, "Stop", who, request.name, administrators=True)
         if state.status not in ("running", "waiting"):
             return wire.Run(**as_fields(state))
@@ -94,13 +96,13 @@ class Control(ControlServicer):  # type: ignore[misc]
     def Fetch(self, request: wire.RunName, context: grpc.ServicerContext) -> Iterator[wire.Part]:
         """Gives the last finished round's model, or what was asked for in place of one."""
         who = self._admit(context, "Fetch", request.name, {"lead"})
-        self._state(who, request.name, context)
+        self._state(context, "Fetch", who, request.name)
         self._check_leads(context, "Fetch", who, request.name)
         folder = self._runs.folder(request.name)
         path = folder.statistics if folder.statistics.exists() else folder.final_model
         if not path.exists():
             error = RunNotFound(f"No round of {request.name} is finished: there is nothing yet.")
-            refuse(context, grpc.StatusCode.NOT_FOUND, error)
+            self._refuse(context, _NOT_FOUND, error, who, "Fetch", request.name)
         with path.open("rb") as file:
             while data := file.read(_PART_BYTES):
                 yield wire.Part(data=data)
@@ -144,27 +146,44 @@ class Control(ControlServicer):  # type: ignore[misc]
         )
         if not allowed:
             error = NotAllowed(f"{call} is for those who lead the study of {run}.")
-            refuse(context, grpc.StatusCode.PERMISSION_DENIED, error)
+            self._refuse(context, grpc.StatusCode.PERMISSION_DENIED, error, who, call, run)
 
     def _person(self, name: str) -> Person | None:
         return next((p for p in self._published.roster.people if p.name == name), None)
 
-    def _state(self, who: str, name: str, context: grpc.ServicerContext) -> RunState:
+    def _state(self, context: grpc.ServicerContext, call: str, who: str, name: str) -> RunState:
         try:
             if not self._circles.knows(self._person(who), name):
                 raise no_run(name)
             return self._runs.state(name)
         except LeptonError as error:
-            refuse(context, grpc.StatusCode.NOT_FOUND, error)
+            self._refuse(context, _NOT_FOUND, error, who, call, name)
+
+    def _refuse(
+        self,
+        context: grpc.ServicerContext,
+        code: grpc.StatusCode,
+        error: LeptonError | ValueError,
+        who: str,
+        call: str,
+        run: str = "",
+    ) -> NoReturn:
+        """Ends a call that its role allows and something else does not, on record."""
+        body = {"by": who, "call": call, "run": self._known(run), "error": type(error).__name__}
+        self._audit.append("refused", body)
+        refuse(context, code, error)
+
+    def _known(self, run: str) -> str:
+        """Returns a run's name; "" for what is none, which may be anything."""
+        return run if run in self._runs.names() else ""
 
     def _admit(self, context: grpc.ServicerContext, call: str, run: str, roles: set[Role]) -> str:
         """Returns who calls, if they may; the call is on record either way."""
         said = str(dict(context.invocation_metadata()).get("x-lepton-person", ""))
         person = self._person(said)
         allowed = person is not None and (not roles or bool(roles & set(person.roles)))
-        # A name that is no run's may be anything.
-        known = run if run in self._runs.names() else ""
-        self._audit.append("call", {"by": said, "call": call, "run": known, "allowed": allowed})
+        body = {"by": said, "call": call, "run": self._known(run), "allowed": allowed}
+        self._audit.append("call", body)
         if not allowed:
             needed = " or ".join(sorted(roles)) or "any role"
             error = NotAllowed(f"{call} needs {needed}; the roster gives {said or 'nobody'} less.")

@@ -190,10 +190,17 @@ def ask(coordinator, call, run, who):
     return answer if call == "Stop" else list(answer)
 
 
+def turned_away(coordinator):
+    """Who was refused what although their role allows it, as the audit log says."""
+    bodies = [r.body for r in coordinator.audit.records if r.kind == "refused"]
+    return [(body["by"], body["call"], body["run"], body["error"]) for body in bodies]
+
+
 @pytest.mark.parametrize(("by", "study"), [("eve", "heart"), ("bob", "hearts")])
 def test_nobody_submits_to_a_study_that_they_do_not_lead(coordinator, submit, by, study):
     invalid = grpc.StatusCode.INVALID_ARGUMENT
     refused(lambda: submit(by, study), invalid, f"StudyInvalid: No study {study} that {by} leads")
+    assert turned_away(coordinator) == [(by, "Submit", "", "StudyInvalid")]
     assert coordinator.runs.names() == []
 
 
@@ -215,6 +222,8 @@ def test_only_a_study_s_people_and_administrators_know_of_its_runs(coordinator, 
         missing = f"RunNotFound: There is no run '{run}'"
         refused(lambda call=call: ask(coordinator, call, run, "eve"),
                 grpc.StatusCode.NOT_FOUND, missing)  # fmt: skip
+    noted = [("eve", call, run, "RunNotFound") for call in ("Watch", "Stop", "Fetch")]
+    assert turned_away(coordinator) == noted
     # Who they are is what the newest version says, also once the study is over.
     publish(federation, version=2, leads=["eve"])
     assert listed(coordinator) == [[run], [], [], [run]]
@@ -240,6 +249,8 @@ def test_a_study_s_auditor_neither_stops_nor_fetches_whatever_they_lead(
     for call in ("Stop", "Fetch"):
         refused(lambda call=call: ask(coordinator, call, run, "eve"),
                 grpc.StatusCode.PERMISSION_DENIED, "NotAllowed")  # fmt: skip
+    noted = [("eve", call, run, "NotAllowed") for call in ("Stop", "Fetch")]
+    assert turned_away(coordinator) == noted
     assert not coordinator.runs.stop_requested(run)
     ask(coordinator, "Stop", run, "alice")
     assert coordinator.runs.stop_requested(run)
