@@ -92,9 +92,17 @@ def test_of_trees_a_level_of_sums_is_an_answer(folder):
         trainer.stop()
 
 
-def test_it_is_told_nothing_of_the_agents_surroundings(folder, monkeypatch):
+@pytest.mark.parametrize(("said", "heard"), [(None, "1000"), ("7", "7")])
+def test_it_is_told_nothing_of_the_agents_surroundings(folder, monkeypatch, said, heard):
+    """But how long its threads may keep a core that they have no use for."""
     monkeypatch.setenv("PASSPHRASE", "of the site's key")
-    code = "import os; assert 'PASSPHRASE' not in os.environ; open(__file__ + '.ok', 'w')"
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    if said:
+        monkeypatch.setenv("GOMP_SPINCOUNT", said)
+    code = (
+        "import os; assert 'PASSPHRASE' not in os.environ; "
+        f"assert os.environ['GOMP_SPINCOUNT'] == '{heard}'; open(__file__ + '.ok', 'w')"
+    )
     trainer = answering(folder, code)
     with pytest.raises(TrainerFailed):
         trainer.people()
