@@ -76,6 +76,7 @@ class SuperLinkInside:
         content = self.state.get_object(RUN, name)
         if not content:
             raise ObjectUnavailableError(name)
+        assert not content.startswith(self.state.object_store.mark), "too large for this one"
         return content
 
     def __call__(self, request):

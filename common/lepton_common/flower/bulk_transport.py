@@ -4,9 +4,11 @@ httpx takes a body apart into the records of TLS, 16 KB each, and hands every on
 five layers of Python; that is most of what a large object costs its reader.
 """
 
+import secrets
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -22,6 +24,10 @@ from urllib3.exceptions import (
 if TYPE_CHECKING:
     from flwr.supercore.protobuf.client import ProtobufClient
 
+# What the parts of one coordinator tell each other of large bodies, and where those lie.
+FILE_HEADER, OBJECTS = "x-accel-redirect", "objects"  # of an answer; the header is nginx's own
+BODY_HEADER, BODIES = "x-lepton-body", "body"  # of a request
+_LARGE = 1 << 16
 _CONNECTIONS = 8
 # Names of urllib3's faults at httpx, the special ones first.
 _FAULTS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
@@ -36,12 +42,15 @@ _FAULTS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
 class BulkTransport(httpx.BaseTransport):
     """urllib3's connections, under httpx; requests and answers are whole before they are passed."""
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
+    def __init__(self, tls: ssl.SSLContext, folder: Path | None = None) -> None:
         """Opens no connection yet.
 
         Args:
             tls: whom to trust, and the own certificate.
+            folder: that is shared with a server of one's own on this machine, where large bodies
+                lie in files on both ways; None: with any other.
         """
+        self._folder = folder
         self._pool = urllib3.PoolManager(ssl_context=tls, maxsize=_CONNECTIONS)
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -51,17 +60,24 @@ class BulkTransport(httpx.BaseTransport):
             httpx.TransportError: there is none.
         """
         timeout = request.extensions.get("timeout", {})
-        with _as_httpx(request):
+        with _as_httpx(request), self._carried(request) as (body, headers):
             answer = self._pool.urlopen(
                 request.method,
                 str(request.url),
-                body=request.read(),
-                headers=dict(request.headers),
+                body=body,
+                headers=headers,
                 timeout=urllib3.Timeout(timeout.get("connect"), timeout.get("read")),
                 retries=False,
                 redirect=False,
                 decode_content=False,
             )
+        named = answer.headers.get(FILE_HEADER)
+        if self._folder is not None and named is not None:
+            try:
+                content = (self._folder / OBJECTS / Path(named).name).read_bytes()
+            except OSError as error:  # deleted just now; the next answer says so
+                raise httpx.ReadError(f"There is no {named} here.", request=request) from error
+            return httpx.Response(answer.status, content=content)
         return httpx.Response(
             answer.status, headers=list(answer.headers.items()), content=answer.data
         )
@@ -70,12 +86,28 @@ class BulkTransport(httpx.BaseTransport):
         """Closes the connections."""
         self._pool.clear()
 
+    @contextmanager
+    def _carried(self, request: httpx.Request) -> Iterator[tuple[bytes, dict[str, str]]]:
+        """Gives the body and the headers that go out, and keeps the body's file so long."""
+        body, headers = request.read(), dict(request.headers)
+        if self._folder is None or len(body) < _LARGE:
+            yield body, headers
+            return
+        path = self._folder / BODIES / secrets.token_hex(16)
+        try:
+            path.write_bytes(body)
+            yield b"", headers | {"content-length": "0", BODY_HEADER: path.name}
+        finally:
+            path.unlink(missing_ok=True)
 
-def carry_in_bulk(client: "ProtobufClient", tls: ssl.SSLContext) -> None:
+
+def carry_in_bulk(
+    client: "ProtobufClient", tls: ssl.SSLContext, folder: Path | None = None
+) -> None:
     """Has a client of Flower's use this transport wherever the way does not lead by a proxy."""
     # httpx asks those of its proxies first, which stay.
     client._client._transport.close()
-    client._client._transport = BulkTransport(tls)
+    client._client._transport = BulkTransport(tls, folder)
 
 
 @contextmanager

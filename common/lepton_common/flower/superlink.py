@@ -5,6 +5,7 @@ import ssl
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid
@@ -27,20 +28,23 @@ clientapp = "lepton_client.app:app"
 class SuperLink:
     """The control and the runtime API of a SuperLink on loopback."""
 
-    def __init__(self, address: str, authority: str, secret: bytes) -> None:
+    def __init__(
+        self, address: str, authority: str, secret: bytes, shared: Path | None = None
+    ) -> None:
         """Speaks to a SuperLink.
 
         Args:
             address: host:port.
             authority: PEM certificate that has issued the SuperLink's own.
             secret: what it lets tasks be acquired with.
+            shared: its folder, through which large objects go.
         """
         from flwr.supercore.control.control_http_client import ControlHttpClient
         from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
         from flwr.supercore.interceptors.http.superexec_auth import SuperExecAuthHttpInterceptor
         from flwr.supercore.runtime import RuntimeHttpClient
 
-        self._address, self._authority = address, authority
+        self._address, self._authority, self._shared = address, authority, shared
         self._tls = ssl.create_default_context(cadata=authority)
         version = RuntimeVersionHttpInterceptor(component_name="SuperExec")
         acquire = SuperExecAuthHttpInterceptor(
@@ -128,7 +132,7 @@ class SuperLink:
         status, heart = SubStatus.FAILED, None
         try:
             client = grid._runtime_client
-            carry_in_bulk(client, self._tls)
+            carry_in_bulk(client, self._tls, self._shared)
             heart = HeartbeatSender(make_task_heartbeat_fn_http(client))
             heart.start()
             given = client.PullTaskInput(PullTaskInputRequest())

@@ -2,88 +2,44 @@
 
 Stock, it holds each reply in memory until all of it is taken, as many as there are sites; here
 large objects lie in files. Each of its layers hands a request's body on piece by piece, by tasks
-of its own, which is half of what an object costs; here the first layer waits for the whole. And
-what a connection cuts off is lost; `link_state` mends that.
+of its own, which is half of what an object costs; here the first layer waits for the whole, and
+whoever asks for a large object is told its file: the proxy, which sends that in place of the
+answer, or the executor. And what a connection cuts off is lost; `link_state` mends that.
 """
 
 import asyncio
+import contextlib
 import importlib
 import sys
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.proto.message_pb2 import PushObjectRequest
+from google.protobuf.message import DecodeError
 
+from lepton_common.flower.bulk_transport import BODIES, BODY_HEADER, FILE_HEADER, OBJECTS
 from lepton_common.flower.link_state import WholeMessages
+from lepton_common.flower.object_files import SMALL, FileObjectStore
 from lepton_common.pages import give_back_freed_memory
 
-_SMALL = 1 << 16
 _IDLE_S = 1.0
-_OBJECT, _AT_ONCE = "-object", 4  # the end of the paths by which objects come and go
-_IN_FILE = b"in a file"  # an object's own content is longer: it begins with its head
+_OBJECT, _PUSH = "-object", "/push-object"  # the ends of paths by which objects come and go
+_AT_ONCE = 4
+_LAYERS = {
+    "ControlSensitiveResponseMiddleware": "/v1/control/",
+    "ControlAuthenticationMiddleware": "/v1/control/",
+    "ControlLicenseMiddleware": "/v1/control/",
+    "ControlEventLogMiddleware": "/v1/control/",
+    "RuntimeTracingMiddleware": "/v1/runtime/",
+    "NodeAuthMiddleware": "/v1/fleet/",
+    "FleetEventLogMiddleware": "/v1/fleet/",
+}
 _Event = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Event]]
 _Send = Callable[[_Event], Awaitable[None]]
 _App = Callable[[MutableMapping[str, Any], _Receive, _Send], Awaitable[None]]
-
-
-class FileObjectStore(InMemoryObjectStore):
-    """Flower's store in memory, but for the contents of large objects, which lie in files."""
-
-    def __init__(self, folder: Path) -> None:
-        """Begins empty.
-
-        Args:
-            folder: of nobody else; what an earlier store left there is removed.
-        """
-        super().__init__()
-        self._folder = folder
-        folder.mkdir(mode=0o700, exist_ok=True)
-        for left in folder.iterdir():
-            left.unlink()
-
-    def put(self, object_id: str, object_content: bytes) -> None:
-        """Takes an object in, once its content is found to be what its id says."""
-        super().put(object_id, object_content)
-        if len(object_content) < _SMALL:
-            return
-        written = self._folder / f"{object_id}.{threading.get_ident()}"
-        written.write_bytes(object_content)
-        with self.lock_store:
-            entry = self.store.get(object_id)
-            if entry is None:
-                written.unlink()
-                return
-            written.replace(self._folder / object_id)
-            entry.content = _IN_FILE
-
-    def get(self, object_id: str) -> bytes | None:
-        """Returns an object's content; None where it is not known, empty where it is to come."""
-        content: bytes | None = super().get(object_id)
-        if content is not _IN_FILE:
-            return content
-        try:
-            return (self._folder / object_id).read_bytes()
-        except FileNotFoundError:
-            return None  # deleted just now
-
-    def delete(self, object_id: str) -> None:
-        """Deletes an object, and what nothing else refers to below it."""
-        with self.lock_store:
-            super().delete(object_id)
-            if object_id not in self.store:
-                (self._folder / object_id).unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Deletes all."""
-        with self.lock_store:
-            super().clear()
-            for path in self._folder.iterdir():
-                path.unlink()
 
 
 class WholeBodies:
@@ -94,8 +50,16 @@ class WholeBodies:
     has carried any for a while, what they took goes back to the system.
     """
 
-    def __init__(self, app: _App) -> None:
+    def __init__(self, app: _App, store: FileObjectStore, bodies: Path) -> None:
+        """Wraps an app.
+
+        Args:
+            app: the next layer.
+            store: where objects go.
+            bodies: the folder where the proxy puts those that it names in place of a body.
+        """
         self._app, self._few = app, asyncio.Semaphore(_AT_ONCE)
+        self._store, self._bodies = store, bodies
         self._idle: asyncio.TimerHandle | None = None
 
     async def __call__(
@@ -128,26 +92,90 @@ class WholeBodies:
             answer.append(event)
 
         async with self._few:
-            await self._app(scope, hand_on, keep)
+            lifted = b""
+            if scope["path"].endswith(_PUSH):
+                named = dict(scope["headers"]).get(BODY_HEADER.encode(), b"").decode("latin-1")
+                lifted = await asyncio.to_thread(self._lift, waiting[0], named)
+            try:
+                await self._app(scope, hand_on, keep)
+            finally:
+                self._store.withdraw(lifted)
+        self._point_to_file(answer)
         while answer:
             await send(answer.popleft())
         if self._idle is not None:
             self._idle.cancel()
         self._idle = asyncio.get_running_loop().call_later(_IDLE_S, give_back_freed_memory)
 
+    def _lift(self, event: _Event, named: str) -> bytes:
+        """Has a request hold something short in place of a large content, and returns that.
+
+        Args:
+            event: with the body.
+            named: by whoever put that into a file; "" where it came here.
+        """
+        if named:
+            with contextlib.suppress(OSError):  # gone with whoever sent it
+                event["body"] = (self._bodies / Path(named).name).read_bytes()
+        if len(event["body"]) < SMALL:
+            return b""
+        try:
+            request = PushObjectRequest.FromString(event["body"])
+        except DecodeError:
+            return b""  # the next layers say so
+        lifted = request.object_content = self._store.announce(request.object_content)
+        event["body"] = request.SerializeToString()
+        return lifted
+
+    def _point_to_file(self, answer: deque[_Event]) -> None:
+        """Has an answer that names a large object name its file, which is the answer itself."""
+        _, mark, name = b"".join(event.get("body", b"") for event in answer).partition(
+            self._store.mark
+        )
+        if not mark:
+            return
+        start = answer.popleft()
+        kept = [entry for entry in start["headers"] if entry[0] != b"content-length"]
+        place = (FILE_HEADER.encode(), f"/{OBJECTS}/".encode() + name)
+        headers = [*kept, (b"content-length", b"0"), place]
+        answer.clear()
+        answer.append({**start, "headers": headers})
+        answer.append({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _only(prefix: str, layer: type) -> type:
+    """Returns a layer of Flower's by which requests to other paths pass.
+
+    Stock, it looks at the path itself and hands on what is not its own, by tasks made for that.
+    """
+
+    class Only(layer):  # type: ignore[misc]
+        async def __call__(
+            self, scope: MutableMapping[str, Any], receive: _Receive, send: _Send
+        ) -> None:
+            own = scope["type"] != "http" or scope["path"].startswith(prefix)
+            await (super().__call__ if own else self.app)(scope, receive, send)
+
+    return Only
+
 
 def main() -> None:
-    """Runs the SuperLink; the first word is the folder of its objects."""
+    """Runs the SuperLink; the first word is its folder, which the proxy shares."""
     from starlette.middleware import Middleware
 
     folder = Path(sys.argv[1])
+    store = FileObjectStore(folder / OBJECTS)
     sys.argv = ["flower-superlink", *sys.argv[2:]]
     factory = importlib.import_module("flwr.supercore.object_store.object_store_factory")
-    factory.InMemoryObjectStore = partial(FileObjectStore, folder)  # type: ignore[attr-defined]
+    factory.InMemoryObjectStore = lambda: store  # type: ignore[attr-defined]
     states = importlib.import_module("flwr.server.superlink.linkstate.linkstate_factory")
     states.InMemoryLinkState = WholeMessages  # type: ignore[attr-defined]
+    layer = Middleware(WholeBodies, store=store, bodies=folder / BODIES)
     extensions = importlib.import_module("flwr.superlink.extensions")
-    extensions.get_middleware = lambda: (Middleware(WholeBodies),)  # type: ignore[attr-defined]
+    extensions.get_middleware = lambda: (layer,)  # type: ignore[attr-defined]
+    application = importlib.import_module("flwr.superlink.main")
+    for name, prefix in _LAYERS.items():
+        setattr(application, name, _only(prefix, getattr(application, name)))
     importlib.import_module("flwr.superlink.cli").flower_superlink()
 
 

@@ -167,7 +167,8 @@ def main() -> None:
     keep_freed_pieces()
     private = words.folder / "gateway"
     authority = (private / "own.crt").read_text()
-    link = SuperLink(words.superlink, authority, (private / "secret").read_bytes())
+    secret = (private / "secret").read_bytes()
+    link = SuperLink(words.superlink, authority, secret, private)
     with grpc.insecure_channel(f"unix:{private / SOCKET}") as channel:
         try:
             work(link, words.folder, waker(channel))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lepton_common.durable import write_atomic
 from lepton_common.errors import ServerFailed
+from lepton_common.flower.bulk_transport import BODIES, BODY_HEADER, OBJECTS
 from lepton_common.identity.certificates import Leaf, check_authority
 from lepton_common.identity.roster import Member, Person, Roster
 from lepton_server.gateway.parts import Part, start_part
@@ -31,7 +32,7 @@ events {{ worker_connections 4096; }}
 http {{
   access_log off;
   server_tokens off;
-  client_body_temp_path {folder}/body;
+  client_body_temp_path {folder}/{bodies};
   proxy_temp_path {folder}/proxy;
   fastcgi_temp_path {folder}/unused;
   uwsgi_temp_path {folder}/unused;
@@ -69,17 +70,35 @@ http {{
       if ($lepton_site = "") {{ return 403; }}
       # Sites are let in by the federation, not by themselves.
       location ~ ^/v1/fleet/(un)?register-node$ {{ return 403; }}
+      # An object of a model goes to a file, of which the SuperLink is told.
+      location = /v1/fleet/push-object {{
+        if ($lepton_site = "") {{ return 403; }}
+        limit_conn sites 16;
+        client_body_in_file_only clean;
+        proxy_pass https://superlink;
+        proxy_request_buffering on;
+        proxy_pass_request_body off;
+        proxy_set_header Connection "";
+        proxy_set_header Content-Length "";
+        proxy_set_header X-Lepton-Site $lepton_site;
+        proxy_set_header {body_header} $request_body_file;
+      }}
       proxy_pass https://superlink;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_set_header X-Lepton-Site $lepton_site;
+      proxy_set_header {body_header} "";
       proxy_ssl_trusted_certificate {folder}/own.crt;
       proxy_ssl_verify on;
       proxy_ssl_name {superlink_name};
       proxy_read_timeout 120s;
-      # Models pass through; buffered, each of their objects would be written to disk and read.
       proxy_request_buffering off;
       proxy_buffering off;
+    }}
+    # Where the SuperLink points to in place of an answer with a large object.
+    location /{objects}/ {{
+      internal;
+      root {folder};
     }}
     location /lepton.control.v1.Control/ {{
       if ($lepton_person = "") {{ return 403; }}
@@ -138,6 +157,9 @@ def configure(folder: Path, roster: Roster, superlink: str, leaf: Leaf) -> Path:
         superlink_name=SUPERLINK_NAME,
         port=coordinator.port,
         socket=SOCKET,
+        objects=OBJECTS,
+        bodies=BODIES,
+        body_header=BODY_HEADER,
     )
     write_atomic(path, text.encode(), mode=0o600)
     return path

@@ -189,7 +189,7 @@ class Server:
         private = self._private
         words = [
             sys.executable, "-m", "lepton_common.flower.superlink_process",
-            str(private / "objects"),
+            str(private),
             "--host", "127.0.0.1", "--port", str(self._port),
             "--ssl-certfile", str(private / "superlink.crt"),
             "--ssl-keyfile", str(private / "superlink.key"),

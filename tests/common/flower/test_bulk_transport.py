@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from lepton_common.flower.bulk_transport import BulkTransport
+from lepton_common.flower.bulk_transport import BODY_HEADER, FILE_HEADER, BulkTransport
 from lepton_common.identity.certificates import issue_leaf, make_authority
 from lepton_common.identity.keys import SigningKey
 
@@ -31,6 +31,9 @@ class Echo(BaseHTTPRequestHandler):
         self.send_response(404 if self.path == "/none" else 200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("X-Path", self.path)
+        self.send_header("X-Body", self.headers.get(BODY_HEADER, ""))
+        if self.path.startswith("/objects/"):
+            self.send_header(FILE_HEADER, self.path)
         self.end_headers()
         with contextlib.suppress(OSError):
             self.wfile.write(body[: len(body) // 2] if self.path == "/half" else body)
@@ -54,8 +57,9 @@ def server(tmp_path_factory):
         made.shutdown()
 
 
-def client(authority):
-    return httpx.Client(transport=BulkTransport(ssl.create_default_context(cadata=authority)))
+def client(authority, folder=None):
+    tls = ssl.create_default_context(cadata=authority)
+    return httpx.Client(transport=BulkTransport(tls, folder))
 
 
 @pytest.fixture
@@ -97,3 +101,37 @@ def test_nobody_else_is_trusted(server):
 def test_nobody_there_is_a_connection_that_failed(opened):
     with pytest.raises(httpx.ConnectError):
         opened.post("https://127.0.0.1:1", content=b"")
+
+
+@pytest.fixture
+def shared(tmp_path):
+    """A folder that a server of one's own shares, with an object in it."""
+    for name in ("body", "objects"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "objects" / "a1").write_bytes(BODY)
+    (tmp_path / "secret").write_bytes(b"secret")
+    return tmp_path
+
+
+def test_with_a_shared_folder_large_bodies_lie_in_files_both_ways(server, shared):
+    with client(server[1], shared) as made:
+        answer = made.post(server[0] + "/objects/a1", content=b"small")
+        assert answer.content == BODY
+        answer = made.post(server[0] + "/", content=BODY)
+        assert answer.content == b""  # an echo of what went over the connection
+        assert len(answer.headers["x-body"]) == 32
+        assert not list((shared / "body").iterdir())
+        small = made.post(server[0] + "/", content=b"small")
+        assert (small.content, small.headers["x-body"]) == (b"small", "")
+
+
+@pytest.mark.parametrize("name", ["gone", "../secret"])
+def test_no_other_file_of_the_folder_is_read(server, shared, name):
+    with client(server[1], shared) as made, pytest.raises(httpx.ReadError):
+        made.post(f"{server[0]}/objects/x/{name.replace('..', '%2e%2e')}", content=b"small")
+
+
+def test_at_the_word_of_another_s_server_no_file_is_read(server, shared, opened):
+    answer = opened.post(server[0] + "/objects/a1", content=BODY)
+    assert answer.content == BODY  # its echo
+    assert answer.headers["x-body"] == ""

@@ -6,11 +6,13 @@ import httpx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from flwr.app import Array, ArrayRecord, RecordDict
 from flwr.proto.fleet_pb2 import ActivateNodeResponse, DeactivateNodeRequest, DeactivateNodeResponse
 from flwr.proto.heartbeat_pb2 import SendNodeHeartbeatRequest, SendNodeHeartbeatResponse
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from lepton_common.flower import fleet
-from lepton_common.flower.fleet import FleetNode
+from lepton_common.flower.fleet import FleetNode, push_bounded
 
 
 class SuperLink:
@@ -83,3 +85,24 @@ def test_who_fails_otherwise_leaves(connect):
     with pytest.raises(ValueError, match="broken"), connect(superlink):
         raise ValueError("broken")
     assert superlink.calls[-1] == "deactivate-node"
+
+
+def test_objects_are_made_into_bytes_two_at_a_time():
+    data = bytes(range(256)) * 1024
+    array = Array(dtype="uint8", shape=(len(data),), stype="x", data=data)
+    message = RecordDict({"model": ArrayRecord({"vector": array})})
+    objects = get_all_nested_objects(message)
+    wanted, left, sent = list(objects)[1:], [], {}
+
+    def push(key, content):
+        left.append(len(objects))
+        sent[key] = content
+
+    expected = {key: each.deflate() for key, each in objects.items()}
+    push_bounded(objects, push, object_ids_to_push=set(wanted))
+    assert sent == {key: expected[key] for key in wanted}
+    assert max(left) >= len(expected) - 2
+    with pytest.raises(ZeroDivisionError):
+        push_bounded(
+            get_all_nested_objects(message), lambda *_: 1 / 0, object_ids_to_push=set(wanted)
+        )

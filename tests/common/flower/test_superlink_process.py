@@ -1,73 +1,45 @@
-"""The SuperLink's replaced parts: objects in files, bodies that come whole."""
+"""The SuperLink's replaced parts: bodies that come whole, and large ones that stay in files."""
 
 import asyncio
 from collections.abc import Iterator
 
 import pytest
-from flwr.app import Array, ArrayRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
+from flwr.superlink import main as superlink_main
+from starlette.middleware.base import BaseHTTPMiddleware
 
 from lepton_common.flower import superlink_process
-from lepton_common.flower.fleet import push_bounded
-from lepton_common.flower.superlink_process import FileObjectStore, WholeBodies
+from lepton_common.flower.bulk_transport import BODY_HEADER, FILE_HEADER
+from lepton_common.flower.object_files import FileObjectStore
+from lepton_common.flower.superlink_process import WholeBodies, _only
+
+LARGE = bytes(range(256)) * 1024
 
 
 @pytest.fixture
-def message() -> RecordDict:
-    data = bytes(range(256)) * 1024
-    array = Array(dtype="uint8", shape=(len(data),), stype="x", data=data)
-    return RecordDict({"model": ArrayRecord({"vector": array})})
+def layer(tmp_path):
+    """Returns a maker of the layer around an app, whose files are there."""
+    (tmp_path / "body").mkdir()
+    store = FileObjectStore(tmp_path / "objects")
+    return lambda app: WholeBodies(app, store, tmp_path / "body")
 
 
-@pytest.fixture
-def store(tmp_path):
-    return FileObjectStore(tmp_path / "objects")
+def request(layer, app, path, body=b"", headers=()):
+    """Returns the answer's events to one request through the layer around an app."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(event):
+        sent.append(event)
+
+    scope = {"type": "http", "path": path, "headers": list(headers)}
+    asyncio.run(layer(app)(scope, receive, send))
+    return sent
 
 
-def contents_of(content):
-    return {key: value.deflate() for key, value in get_all_nested_objects(content).items()}
-
-
-def test_what_is_put_comes_back_and_large_objects_lie_in_files(store, message, tmp_path):
-    contents = contents_of(message)
-    assert set(store.preregister(1, get_object_tree(message))) == set(contents)
-    assert all(store.get(key) == b"" for key in contents)
-    for key, content in contents.items():
-        store.put(key, content)
-    assert {key: store.get(key) for key in contents} == contents
-    large = [key for key, content in contents.items() if len(content) > 1 << 16]
-    assert [path.name for path in (tmp_path / "objects").iterdir()] == large
-    assert sum(len(entry.content) for entry in store.store.values()) < 2000
-    store.put(large[0], contents[large[0]])  # once more, as after a lost answer
-    assert store.get(large[0]) == contents[large[0]]
-
-
-def test_what_is_deleted_leaves_no_file(store, message, tmp_path):
-    store.preregister(1, get_object_tree(message))
-    for key, content in contents_of(message).items():
-        store.put(key, content)
-    store.delete_objects_in_run(1)
-    assert len(store) == 0
-    assert not list((tmp_path / "objects").iterdir())
-
-
-def test_a_content_that_is_not_its_id_s_is_refused(store, message, tmp_path):
-    store.preregister(1, get_object_tree(message))
-    contents = contents_of(message)
-    key = max(contents, key=lambda each: len(contents[each]))
-    with pytest.raises(ValueError, match="does not match"):
-        store.put(key, contents[key][:-1] + b"?")
-    assert store.get(key) == b""
-    assert not list((tmp_path / "objects").iterdir())
-
-
-def test_what_an_earlier_store_left_is_removed(tmp_path):
-    (tmp_path / "left").write_bytes(b"x")
-    FileObjectStore(tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def ask(events: Iterator[dict]):
+def ask(layer, events: Iterator[dict]):
     seen = []
 
     async def app(scope, receive, send):
@@ -78,11 +50,11 @@ def ask(events: Iterator[dict]):
     async def receive():
         return next(events)
 
-    asyncio.run(WholeBodies(app)({"type": "http", "path": "/v1/x"}, receive, None))
+    asyncio.run(layer(app)({"type": "http", "path": "/v1/x"}, receive, None))
     return seen
 
 
-def test_a_body_comes_whole_and_then_what_comes_next():
+def test_a_body_comes_whole_and_then_what_comes_next(layer):
     gone = {"type": "http.disconnect"}
     pieces = [
         {"type": "http.request", "body": b"a", "more_body": True},
@@ -90,15 +62,15 @@ def test_a_body_comes_whole_and_then_what_comes_next():
         gone,
     ]
     whole = {"type": "http.request", "body": b"ab", "more_body": False}
-    assert ask(iter(pieces)) == [[whole, gone]]
+    assert ask(layer, iter(pieces)) == [[whole, gone]]
 
 
-def test_a_body_that_breaks_off_is_answered_by_nobody():
+def test_a_body_that_breaks_off_is_answered_by_nobody(layer):
     pieces = [{"type": "http.request", "body": b"a", "more_body": True}]
-    assert ask(iter([*pieces, {"type": "http.disconnect"}])) == []
+    assert ask(layer, iter([*pieces, {"type": "http.disconnect"}])) == []
 
 
-def test_few_objects_are_worked_on_at_once_and_a_slow_reader_keeps_nobody_waiting():
+def test_few_objects_are_worked_on_at_once_and_a_slow_reader_keeps_nobody_waiting(layer):
     working, most, answered = 0, 0, []
 
     async def app(scope, receive, send):
@@ -112,7 +84,7 @@ def test_few_objects_are_worked_on_at_once_and_a_slow_reader_keeps_nobody_waitin
         working -= 1
 
     async def everyone():
-        bodies, forever = WholeBodies(app), asyncio.Event()
+        bodies, forever = layer(app), asyncio.Event()
 
         async def one(number):
             async def receive():
@@ -138,7 +110,7 @@ def test_few_objects_are_worked_on_at_once_and_a_slow_reader_keeps_nobody_waitin
         assert kinds == (wanted if number >= 8 else wanted[:1])
 
 
-def test_once_nobody_carries_objects_memory_is_given_back_once(monkeypatch):
+def test_once_nobody_carries_objects_memory_is_given_back_once(layer, monkeypatch):
     given = []
     monkeypatch.setattr(superlink_process, "_IDLE_S", 0.05)
     monkeypatch.setattr(superlink_process, "give_back_freed_memory", lambda: given.append(1))
@@ -150,9 +122,9 @@ def test_once_nobody_carries_objects_memory_is_given_back_once(monkeypatch):
         return {"type": "http.request", "body": b"x"}
 
     async def some():
-        bodies = WholeBodies(app)
+        bodies = layer(app)
         for path in ["/v1/fleet/push-object"] * 3 + ["/v1/fleet/heartbeat"]:
-            await bodies({"type": "http", "path": path}, receive, None)
+            await bodies({"type": "http", "path": path, "headers": []}, receive, None)
         assert not given
         await asyncio.sleep(0.2)
 
@@ -160,19 +132,109 @@ def test_once_nobody_carries_objects_memory_is_given_back_once(monkeypatch):
     assert given == [1]
 
 
-def test_objects_are_made_into_bytes_two_at_a_time(message):
-    objects = get_all_nested_objects(message)
-    wanted, left, sent = list(objects)[1:], [], {}
+def takes(layer, seen):
+    """An app that takes objects as Flower's does, into the layer's store."""
 
-    def push(key, content):
-        left.append(len(objects))
-        sent[key] = content
+    async def app(scope, receive, send):
+        event = await receive()
+        assert not event["more_body"]
+        seen.append(PushObjectRequest.FromString(event["body"]))
+        store = layer(None)._store
+        seen.append(store._coming.get(seen[-1].object_content))
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"taken"})
 
-    expected = contents_of(message)
-    push_bounded(objects, push, object_ids_to_push=set(wanted))
-    assert sent == {key: expected[key] for key in wanted}
-    assert max(left) >= len(expected) - 2
-    with pytest.raises(ZeroDivisionError):
-        push_bounded(
-            get_all_nested_objects(message), lambda *_: 1 / 0, object_ids_to_push=set(wanted)
-        )
+    return app
+
+
+@pytest.mark.parametrize("in_file", [False, True])
+def test_a_large_content_goes_round_the_next_layers(layer, tmp_path, in_file):
+    asked, seen = PushObjectRequest(run_id=7, object_id="a" * 64, object_content=LARGE), []
+    body, headers = asked.SerializeToString(), []
+    if in_file:
+        (tmp_path / "body" / "0001").write_bytes(body)
+        body, headers = b"", [(BODY_HEADER.encode(), str(tmp_path / "body/0001").encode())]
+    sent = request(layer, takes(layer, seen), "/v1/fleet/push-object", body, headers)
+    assert sent[1]["body"] == b"taken"
+    (handed, content) = seen
+    assert (handed.run_id, handed.object_id) == (7, "a" * 64)
+    assert len(handed.object_content) < 100
+    assert content == LARGE
+    assert not layer(None)._store._coming
+
+
+@pytest.mark.parametrize("named", ["../secret", "/etc/hostname", "gone", ".."])
+def test_no_other_file_is_read_for_a_body(layer, tmp_path, named):
+    (tmp_path / "secret").write_bytes(LARGE)
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((await receive())["body"])
+
+    request(layer, app, "/v1/fleet/push-object", b"", [(BODY_HEADER.encode(), named.encode())])
+    request(layer, app, "/v1/fleet/pull-object", b"x", [(BODY_HEADER.encode(), b"0001")])
+    assert seen == [b"", b"x"]
+
+
+def test_a_body_that_is_no_request_is_handed_on_as_it_came(layer):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append((await receive())["body"])
+
+    request(layer, app, "/v1/fleet/push-object", b"\xff" * (1 << 17))
+    assert seen == [b"\xff" * (1 << 17)]
+
+
+def test_who_asks_for_a_large_object_is_told_its_file(layer):
+    store = layer(None)._store
+    contents = iter([store.mark + b"a" * 64, b"small"])
+
+    async def app(scope, receive, send):
+        answer = PullObjectResponse(object_found=True, object_content=next(contents))
+        body = answer.SerializeToString()
+        headers = [(b"content-type", b"x"), (b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    start, body = request(layer, app, "/v1/fleet/pull-object", b"x")
+    assert dict(start["headers"]) == {
+        b"content-type": b"x",
+        b"content-length": b"0",
+        FILE_HEADER.encode(): b"/objects/" + b"a" * 64,
+    }
+    assert (start["status"], body["body"]) == (200, b"")
+    start, body = request(layer, app, "/v1/fleet/pull-object", b"x")
+    assert FILE_HEADER.encode() not in dict(start["headers"])
+    assert PullObjectResponse.FromString(body["body"]).object_content == b"small"
+
+
+@pytest.mark.parametrize(("path", "passed"), [("/v1/fleet/x", ["fleet"]), ("/v1/x", [])])
+def test_a_layer_sees_its_own_paths_only(path, passed):
+    seen, answers = [], []
+
+    class Looks(BaseHTTPMiddleware):
+        async def dispatch(self, request, call_next):
+            seen.append("fleet")
+            return await call_next(request)
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"answer"})
+
+    async def receive():
+        return {"type": "http.request", "body": b""}
+
+    async def send(event):
+        answers.append(event.get("body"))
+
+    made = _only("/v1/fleet/", Looks)(app)
+    asyncio.run(made({"type": "http", "path": path, "headers": []}, receive, send))
+    assert seen == passed
+    assert b"answer" in answers
+
+
+def test_the_layers_that_are_passed_by_are_all_that_flower_has_for_one_interface():
+    stock = [layer.cls.__name__ for layer in superlink_main._get_middleware()]
+    for_all = {"BaseHTTPMiddleware", "ProtobufTranslationMiddleware"}
+    assert set(stock) - for_all == set(superlink_process._LAYERS)

@@ -56,6 +56,17 @@ def test_the_proxy_alone_says_who_calls_and_passes_nobody_inside(tmp_path):
     assert "Inside" not in text
 
 
+def test_the_proxy_alone_says_in_which_file_a_body_is_and_sends_none_that_is_asked_for(tmp_path):
+    text = configure(tmp_path / "gateway", ROSTER, "127.0.0.1:18998", LEAF).read_text()
+    fleet = text.split("location /v1/fleet/ {")[1].split("\n    }")[0]
+    pushed = fleet.split("location = /v1/fleet/push-object {")[1].split("\n      }")[0]
+    assert "proxy_set_header x-lepton-body $request_body_file;" in pushed
+    assert 'if ($lepton_site = "") { return 403; }' in pushed
+    assert 'proxy_set_header x-lepton-body "";' in fleet.replace(pushed, "")
+    files = text.split("location /objects/ {")[1].split("\n    }")[0]
+    assert "internal;" in files
+
+
 def test_secrets_are_their_owner_s_alone(tmp_path):
     path = configure(tmp_path / "gateway", ROSTER, "127.0.0.1:18998", LEAF)
     assert path.parent.stat().st_mode & 0o77 == 0
