@@ -7,6 +7,7 @@ packages and four seconds of imports for that. Everything is drawn from ``seed``
 nothing until they work; the others have no more sites than there are records.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from lepton_common.datasets.partitioners import BY_CLASS, PARTITIONERS, Partitioner, Sizes
 from lepton_common.datasets.records import Dataset, Rows
-from lepton_common.errors import EmptySite, SettingsError, TooFewRecords, UnknownName
+from lepton_common.errors import DataInvalid, EmptySite, SettingsError, TooFewRecords, UnknownName
 from lepton_common.names import look_up, unknown
 from lepton_common.strict import Count, Natural, Positive, record
 
@@ -125,6 +126,7 @@ def partition(
             ``drawn`` without ``records_per_site``; one by classes for labels that are none; or
             more classes a site than there are, or so few that one would be at no site.
         UnknownName: no such partitioner.
+        DataInvalid: natural sites whose names cannot be told apart as those of sites.
     """
     records = len(dataset.train)
     if partitioner == "drawn":
@@ -162,7 +164,7 @@ def partition(
                 f"Site {index + 1} of {sites} would hold {len(part)} records, below the "
                 f"{max(min_records, 1)} of data.min_records; {_MORE.get(partitioner, _FEWER)}."
             )
-    return Parts(sites, parts.__getitem__, dataset.sites if partitioner == "natural" else ())
+    return Parts(sites, parts.__getitem__, _names(dataset) if partitioner == "natural" else ())
 
 
 def _drawn(dataset: Dataset, sites: int, seed: int, per_site: int | None) -> Parts:
@@ -291,3 +293,14 @@ def _natural(dataset: Dataset, sites: int) -> list[Rows]:
             f"({', '.join(dataset.sites)}), so set sites={len(dataset.sites)}, not {sites}."
         )
     return [np.flatnonzero(origins == index) for index in range(sites)]
+
+
+def _names(dataset: Dataset) -> tuple[str, ...]:
+    """Returns what natural sites are called as sites: as in the data, spaces and such as dashes."""
+    names = tuple(re.sub(r"[^A-Za-z0-9._]+", "-", name).strip("-._")[:64] for name in dataset.sites)
+    if len(set(names) - {""}) != len(names):
+        raise DataInvalid(
+            f"Natural sites of '{dataset.name}' have names that are the same, or none, without "
+            "spaces and signs; choose another data.partition."
+        )
+    return names

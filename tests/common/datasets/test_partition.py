@@ -1,5 +1,7 @@
 """Tests of partitioners: each row once, from the seed alone, as uneven as asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from scipy import stats
 from lepton_common.datasets.partition import partition
 from lepton_common.datasets.partitioners import BY_CLASS, PARTITIONERS
 from lepton_common.datasets.records import Dataset, Records
-from lepton_common.errors import EmptySite, SettingsError, TooFewRecords, UnknownName
+from lepton_common.errors import DataInvalid, EmptySite, SettingsError, TooFewRecords, UnknownName
 
 _ORIGINS = 4
 _SPLITTERS = [name for name in PARTITIONERS if name != "drawn"]
@@ -209,6 +211,16 @@ def test_labels_that_are_no_classes_are_split_by_all_that_need_none(partitioner,
 def test_natural_sites_are_those_of_the_data():
     for index, rows in enumerate(_split(partitioner="natural")):
         assert (_DATA.train.origins[rows] == index).all()
+
+
+def test_natural_sites_are_called_as_in_the_data_as_far_as_sites_can_be():
+    called = ("BISHOP OF CARLISLE", "Old Man's Wife (2)", "  x_1.b- ", "c-d")
+    parts = _split(replace(_DATA, sites=called), partitioner="natural")
+    names = ["BISHOP-OF-CARLISLE", "Old-Man-s-Wife-2", "x_1.b", "c-d"]
+    assert [parts.name(index) for index in range(4)] == names
+    for same in (("a b", "a-b", "c", "d"), ("a", "b", "c", "?")):
+        with pytest.raises(DataInvalid, match="the same, or none"):
+            _split(replace(_DATA, sites=same), partitioner="natural")
 
 
 def test_natural_needs_the_right_number_of_sites():
