@@ -29,6 +29,8 @@ class FileObjectStore(InMemoryObjectStore):
         super().__init__()
         self._folder, self.mark = folder, secrets.token_bytes(16)
         self._coming: dict[bytes, bytes] = {}
+        # Whose files there are; `delete` is called with whatever a node says an id is.
+        self._in_files: set[str] = set()
         folder.mkdir(mode=0o700, exist_ok=True)
         for left in folder.iterdir():
             left.unlink()
@@ -50,28 +52,32 @@ class FileObjectStore(InMemoryObjectStore):
         if len(object_content) < SMALL:
             return
         written = self._folder / f"{object_id}.{threading.get_ident()}"
-        with written.open("wb") as file:
-            file.write(_FOUND + _CONTENT + _varint(len(object_content)))
-            file.write(object_content)
-        with self.lock_store:
-            entry = self.store.get(object_id)
-            if entry is None:
-                written.unlink()
-                return
-            written.replace(self._folder / object_id)
-            entry.content = self.mark + object_id.encode()
+        try:
+            with written.open("wb") as file:
+                file.write(_FOUND + _CONTENT + _varint(len(object_content)))
+                file.write(object_content)
+            with self.lock_store:
+                entry = self.store.get(object_id)
+                if entry is not None:
+                    written.replace(self._folder / object_id)
+                    self._in_files.add(object_id)
+                    entry.content = self.mark + object_id.encode()
+        finally:
+            written.unlink(missing_ok=True)
 
     def delete(self, object_id: str) -> None:
         """Deletes an object, and what nothing else refers to below it."""
         with self.lock_store:
             super().delete(object_id)
-            if object_id not in self.store:
+            if object_id in self._in_files and object_id not in self.store:
+                self._in_files.discard(object_id)
                 (self._folder / object_id).unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Deletes all."""
         with self.lock_store:
             super().clear()
+            self._in_files.clear()
             for path in self._folder.iterdir():
                 path.unlink()
 

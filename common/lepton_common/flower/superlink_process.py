@@ -10,13 +10,14 @@ answer, or the executor. And what a connection cuts off is lost; `link_state` me
 import asyncio
 import contextlib
 import importlib
+import re
 import sys
 from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from flwr.proto.message_pb2 import PushObjectRequest
+from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
 from google.protobuf.message import DecodeError
 
 from lepton_common.flower.bulk_transport import BODIES, BODY_HEADER, FILE_HEADER, OBJECTS
@@ -68,6 +69,11 @@ class WholeBodies:
         """Answers one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if not scope["path"].isprintable():
+            # A route's pattern takes a line's end after it for nothing; here it would be another.
+            await send({"type": "http.response.start", "status": 404, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
             return
         pieces: list[bytes] = []
         while True:
@@ -129,11 +135,13 @@ class WholeBodies:
 
     def _point_to_file(self, answer: deque[_Event]) -> None:
         """Has an answer that names a large object name its file, which is the answer itself."""
-        _, mark, name = b"".join(event.get("body", b"") for event in answer).partition(
-            self._store.mark
-        )
-        if not mark:
+        body = b"".join(event.get("body", b"") for event in answer)
+        if self._store.mark not in body:
             return
+        content = PullObjectResponse.FromString(body).object_content
+        name = content.removeprefix(self._store.mark)
+        if content == name or not re.fullmatch(b"[0-9a-f]{64}", name):
+            return  # somebody's own content
         start = answer.popleft()
         kept = [entry for entry in start["headers"] if entry[0] != b"content-length"]
         place = (FILE_HEADER.encode(), f"/{OBJECTS}/".encode() + name)

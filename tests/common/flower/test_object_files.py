@@ -54,6 +54,32 @@ def test_what_is_deleted_leaves_no_file(store, message, tmp_path):
     assert not list((tmp_path / "objects").iterdir())
 
 
+@pytest.mark.parametrize("name", ["../secret", "{folder}/secret", "\U0001d7d8" * 64, "", "."])
+def test_no_other_file_goes_whatever_a_node_calls_an_object(store, message, tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.write_text("kept")
+    store.preregister(1, get_object_tree(message))
+    for key, content in contents_of(message).items():
+        store.put(key, content)
+    store.delete(name.format(folder=tmp_path))
+    assert secret.read_text() == "kept"
+    assert len(list((tmp_path / "objects").iterdir())) == 1
+
+
+def test_a_file_that_finds_no_room_leaves_nothing(store, message, tmp_path, monkeypatch):
+    store.preregister(1, get_object_tree(message))
+    contents = contents_of(message)
+    key = max(contents, key=lambda each: len(contents[each]))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="No space"):
+        store.put(key, contents[key])
+    assert not list((tmp_path / "objects").iterdir())
+
+
 def test_a_content_that_is_not_its_id_s_is_refused(store, message, tmp_path):
     store.preregister(1, get_object_tree(message))
     contents = contents_of(message)

@@ -209,6 +209,31 @@ def test_who_asks_for_a_large_object_is_told_its_file(layer):
     assert PullObjectResponse.FromString(body["body"]).object_content == b"small"
 
 
+def test_no_path_with_a_line_s_end_gets_by(layer):
+    async def app(scope, receive, send):
+        raise AssertionError
+
+    for path in ("/v1/fleet/pull-object\n", "/v1/fleet/push-object\n", "/v1/fleet/\x00"):
+        start, _ = request(layer, app, path)
+        assert start["status"] == 404
+
+
+@pytest.mark.parametrize(
+    "content", [b"%b/nofile", b"x%b" + b"a" * 64, b"%b" + b"a" * 65, b"%b" + b"A" * 64]
+)
+def test_a_content_that_only_holds_the_mark_is_answered_as_it_is(layer, content):
+    content = content % layer(None)._store.mark
+
+    async def app(scope, receive, send):
+        body = PullObjectResponse(object_content=content).SerializeToString()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    start, body = request(layer, app, "/v1/fleet/pull-object", b"x")
+    assert start["headers"] == []
+    assert PullObjectResponse.FromString(body["body"]).object_content == content
+
+
 @pytest.mark.parametrize(("path", "passed"), [("/v1/fleet/x", ["fleet"]), ("/v1/x", [])])
 def test_a_layer_sees_its_own_paths_only(path, passed):
     seen, answers = [], []
