@@ -57,8 +57,9 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
         PackageAltered: nobody can tell which models are approved.
     """
     site = open_site(str(folder), passphrase)
-    if site.file.trainer is None:
-        raise SettingsError("site.yaml has no section 'trainer'; docs/deployment.md shows it.")
+    for name in ("trainer", "launch"):
+        if getattr(site.file, name) is None:
+            raise SettingsError(f"site.yaml has no section '{name}'; docs/deployment.md shows it.")
     site.note_models()
     site.note_policy()
     keep_freed_pieces()

@@ -211,8 +211,12 @@ class Proposals:
             yield ConsentRefused("This site takes part in runs of certain studies only.")
 
     def _keep(self, run: str, text: str) -> None:
-        known = self.text(run)
+        assert self._audit is not None, "who only looks takes nothing in"
+        known, body = self.text(run), {"run": run, "proposal": _digest(text)}
         if known == text:
+            # The machine may have died before that was on record.
+            if not any(r.kind == "proposed" and r.body == body for r in self._audit.records):
+                self._audit.append("proposed", body)
             return
         if known is not None:
             raise ProposalInvalid("Another proposal was made under this run's name.")
@@ -220,8 +224,7 @@ class Proposals:
             raise ProposalInvalid("This proposal was made under another run's name before.")
         (self._folder / FOLDER).mkdir(exist_ok=True)
         write_atomic(self._folder / FOLDER / f"{run}.json", text.encode())
-        assert self._audit is not None, "who only looks takes nothing in"
-        self._audit.append("proposed", {"run": run, "proposal": _digest(text)})
+        self._audit.append("proposed", body)
 
     def _check(
         self, run: str, text: str, proposal: Proposal, file: "SiteFile", roster: Roster

@@ -7,6 +7,7 @@ import pytest
 from studies import signed
 from toy_site import PARTNER, make_site  # noqa: F401
 
+import lepton_cli.packs.make
 from lepton_cli.compose import compose_settings
 from lepton_cli.packs.archive import list_members, read_pack, write_pack
 from lepton_cli.packs.make import make_site_pack
@@ -16,7 +17,15 @@ from lepton_client.proposals import STUDIES
 from lepton_client.rules import LaunchRules
 from lepton_common.errors import EvidenceContradicts, StudyInvalid
 from lepton_common.identity.keys import SigningKey
-from lepton_common.identity.roster import Member, Partners, Person, Roster, root_of, sign_roster
+from lepton_common.identity.roster import (
+    Coordinator,
+    Member,
+    Partners,
+    Person,
+    Roster,
+    root_of,
+    sign_roster,
+)
 from lepton_common.proposal import make_proposal, read_proposal
 from lepton_common.strict import parse_json, to_json
 
@@ -25,6 +34,9 @@ SETTINGS = compose_settings(
     ["task=breast_cancer", "privacy=record", "secagg=sa1", "privacy.epsilon=0.9",
      "privacy.delta=1e-5", "sites=4", "rounds=3", "federation.name=hospitals"]
 )  # fmt: skip
+COORDINATOR = Coordinator(
+    name="srv", public_key="c" * 64, authority="one", hosts=["localhost"], port=1
+)
 COVERED = {"tasks": ["breast_cancer"]}
 
 
@@ -34,6 +46,7 @@ def roster_with(site, *leads, version=1):
         federation="hospitals",
         version=version,
         partners=Partners(keys=[PARTNER.public_hex], threshold=1),
+        coordinator=COORDINATOR,
         members=[
             Member(name="site-1", public_key=site.key.public_hex),
             Member(name="site-2", public_key=OTHER.public_hex),
@@ -63,7 +76,7 @@ def packed(site, tmp_path):
     rules = LaunchRules(approval="automatic", people=None, studies=None, quiet_hours=[])
 
     def make(asked="heart", run="run-1", by="dora", **options):
-        if site.proposals.text(run) is None:
+        if by is not None and site.proposals.text(run) is None:
             key = {"dora": DORA, "eve": EVE}[by]
             text = make_proposal(key, by, asked, "hospitals", SETTINGS)
             site.proposals.admit(run, text, replace(site.file, launch=rules), site.roster)
@@ -148,8 +161,47 @@ def test_a_site_cannot_show_another_proposal_than_it_took_in_nor_none(site, pack
     path, root = packed()
     text = make_proposal(EVE, "eve", "heart", "hospitals", SETTINGS).encode() if swapped else None
     path = altered(path, site.key, {PROPOSAL: text})
-    with pytest.raises(EvidenceContradicts, match=r"proposal\.json is not the proposal that"):
+    with pytest.raises(
+        EvidenceContradicts,
+        match=r"proposal\.json is not the proposal that the signer's log took in",
+    ):
         verify_pack(path, root)
+
+
+def test_a_site_cannot_hide_that_a_run_was_proposed(site, packed, monkeypatch):
+    """It withholds the record that it took a proposal in, and leaves out the proposal."""
+    packed()
+    site.audit.append("engine", {"run": "run-1", "engine": "opacus", "difference": None})
+    true = lepton_cli.packs.make.of_run
+    taken = {r.sequence for r in site.audit.records if r.kind == "proposed"}
+    monkeypatch.setattr("lepton_cli.packs.make.of_run", lambda *asked: true(*asked) - taken)
+    (site.folder / "proposals" / "run-1.json").unlink()
+    with pytest.raises(EvidenceContradicts, match=r"lacks proposal\.json"):
+        packed(by=None)
+
+
+def test_of_a_renewed_study_the_version_that_covers_the_run_is_found(site, packed):
+    packed()
+    folder = site.folder / STUDIES
+    (folder / "earlier").mkdir()
+    for version in (2, 10):
+        (folder / "earlier" / f"heart-{version}.json").write_text(
+            signed(**COVERED, version=version, purpose=f"Version {version}.")
+        )
+    (folder / "heart.json").write_text(signed(**COVERED, version=11, leads=["eve"]))
+    path, root = packed()
+    assert b"Version 10." in verify_pack(path, root).pack.members["dpia.md"]
+    for left in (folder / "earlier").iterdir():
+        left.unlink()
+    path, root = packed()
+    assert STUDY not in verify_pack(path, root).pack.members
+
+
+def test_a_proposal_that_was_damaged_is_named(site, packed):
+    packed()
+    (site.folder / "proposals" / "run-1.json").write_bytes(b"\xff")
+    with pytest.raises(EvidenceContradicts, match=r"proposal\.json"):
+        packed(by=None)
 
 
 def test_packs_of_different_proposals_do_not_belong_together(site, packed):

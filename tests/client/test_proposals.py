@@ -115,6 +115,16 @@ def test_what_was_proposed_is_done_in_every_round(site):
         check(site, asked(round=round_), size=None)
 
 
+def test_a_proposal_whose_record_a_crash_prevented_is_on_record_when_it_comes_again(site):
+    text = proposal()
+    (site.folder / "proposals").mkdir()
+    (site.folder / "proposals" / "run-1.json").write_text(text)
+    for _ in range(2):
+        admit(site, text)
+    noted = [r.body["run"] for r in site.audit.records if r.kind == "proposed"]
+    assert noted == ["run-1"]
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

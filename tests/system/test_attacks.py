@@ -304,8 +304,13 @@ def test_nobody_takes_the_executor_s_task_without_its_secret(federation):
     thief = speak(federation, secret=os.urandom(32))
     with pytest.raises(httpx.HTTPStatusError) as refused, thief.task():
         pass
-    thief.close()
     assert refused.value.response.status_code in (401, 403)
+    # Nor does anybody else on its machine let nodes in, start runs or see them.
+    for call in (lambda: thief.unregister(1), lambda: thief.start_run({})):
+        with pytest.raises(httpx.HTTPStatusError) as refused:
+            call()
+        assert refused.value.response.status_code == 403
+    thief.close()
 
 
 def channel(federation, who):

@@ -4,6 +4,7 @@ httpx takes a body apart into the records of TLS, 16 KB each, and hands every on
 five layers of Python; that is most of what a large object costs its reader.
 """
 
+import hmac
 import secrets
 import ssl
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # What the parts of one coordinator tell each other of large bodies, and where those lie.
 FILE_HEADER, OBJECTS = "x-accel-redirect", "objects"  # of an answer; the header is nginx's own
 BODY_HEADER, BODIES = "x-lepton-body", "body"  # of a request
+SECRET = "secret"  # noqa: S105 (the name of a file, of what the SuperLink's owner is known by)
 _LARGE = 1 << 16
 _CONNECTIONS = 8
 # Names of urllib3's faults at httpx, the special ones first.
@@ -99,6 +101,11 @@ class BulkTransport(httpx.BaseTransport):
             yield b"", headers | {"content-length": "0", BODY_HEADER: path.name}
         finally:
             path.unlink(missing_ok=True)
+
+
+def owner_header(secret: bytes) -> tuple[str, str]:
+    """Returns the header by which a SuperLink's owner is known on its control API."""
+    return "x-lepton-owner", hmac.digest(secret, b"lepton/control/v1", "sha256").hex()
 
 
 def carry_in_bulk(

@@ -10,7 +10,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid
 
-from lepton_common.flower.bulk_transport import carry_in_bulk
+from lepton_common.flower.bulk_transport import carry_in_bulk, owner_header
 from lepton_common.flower.fleet import push_bounded
 
 _PROJECT = """[project]
@@ -53,6 +53,8 @@ class SuperLink:
         self._control = ControlHttpClient(
             f"https://{address}", interceptors=[version], verify=self._tls
         )
+        name, value = owner_header(secret)
+        self._control._client.headers[name] = value
         self._runtime = RuntimeHttpClient(
             f"https://{address}", interceptors=[version, acquire], verify=self._tls
         )

@@ -9,6 +9,7 @@ answer, or the executor. And what a connection cuts off is lost; `link_state` me
 
 import asyncio
 import contextlib
+import hmac
 import importlib
 import re
 import sys
@@ -20,7 +21,14 @@ from typing import Any
 from flwr.proto.message_pb2 import PullObjectResponse, PushObjectRequest
 from google.protobuf.message import DecodeError
 
-from lepton_common.flower.bulk_transport import BODIES, BODY_HEADER, FILE_HEADER, OBJECTS
+from lepton_common.flower.bulk_transport import (
+    BODIES,
+    BODY_HEADER,
+    FILE_HEADER,
+    OBJECTS,
+    SECRET,
+    owner_header,
+)
 from lepton_common.flower.link_state import WholeMessages
 from lepton_common.flower.object_files import SMALL, FileObjectStore
 from lepton_common.pages import give_back_freed_memory
@@ -28,10 +36,11 @@ from lepton_common.pages import give_back_freed_memory
 _IDLE_S = 1.0
 _OBJECT, _PUSH = "-object", "/push-object"  # the ends of paths by which objects come and go
 _AT_ONCE = 4
+_CONTROL = "/v1/control/"  # stock, it asks for nothing
 _LAYERS = {
-    "ControlSensitiveResponseMiddleware": "/v1/control/",
-    "ControlAuthenticationMiddleware": "/v1/control/",
-    "ControlLicenseMiddleware": "/v1/control/",
+    "ControlSensitiveResponseMiddleware": _CONTROL,
+    "ControlAuthenticationMiddleware": _CONTROL,
+    "ControlLicenseMiddleware": _CONTROL,
     "ControlEventLogMiddleware": "/v1/control/",
     "RuntimeTracingMiddleware": "/v1/runtime/",
     "NodeAuthMiddleware": "/v1/fleet/",
@@ -51,16 +60,18 @@ class WholeBodies:
     has carried any for a while, what they took goes back to the system.
     """
 
-    def __init__(self, app: _App, store: FileObjectStore, bodies: Path) -> None:
+    def __init__(self, app: _App, store: FileObjectStore, folder: Path) -> None:
         """Wraps an app.
 
         Args:
             app: the next layer.
             store: where objects go.
-            bodies: the folder where the proxy puts those that it names in place of a body.
+            folder: that is shared with the proxy, which puts bodies there, and with the owner,
+                whose secret is there.
         """
         self._app, self._few = app, asyncio.Semaphore(_AT_ONCE)
-        self._store, self._bodies = store, bodies
+        self._store, self._bodies = store, folder / BODIES
+        self._owner = owner_header((folder / SECRET).read_bytes())
         self._idle: asyncio.TimerHandle | None = None
 
     async def __call__(
@@ -70,9 +81,8 @@ class WholeBodies:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if not scope["path"].isprintable():
-            # A route's pattern takes a line's end after it for nothing; here it would be another.
-            await send({"type": "http.response.start", "status": 404, "headers": []})
+        if status := self._refused(scope):
+            await send({"type": "http.response.start", "status": status, "headers": []})
             await send({"type": "http.response.body", "body": b""})
             return
         pieces: list[bytes] = []
@@ -112,6 +122,16 @@ class WholeBodies:
         if self._idle is not None:
             self._idle.cancel()
         self._idle = asyncio.get_running_loop().call_later(_IDLE_S, give_back_freed_memory)
+
+    def _refused(self, scope: MutableMapping[str, Any]) -> int:
+        """Returns the status by which a request is refused before Flower sees it; 0 for none."""
+        if not scope["path"].isprintable():
+            return 404  # Flower's routes pass over a line's end, and the paths here would differ
+        if scope["path"].startswith(_CONTROL):
+            name, value = self._owner
+            said = dict(scope["headers"]).get(name.encode(), b"")
+            return 0 if hmac.compare_digest(said, value.encode()) else 403
+        return 0
 
     def _lift(self, event: _Event, named: str) -> bytes:
         """Has a request hold something short in place of a large content, and returns that.
@@ -178,7 +198,7 @@ def main() -> None:
     factory.InMemoryObjectStore = lambda: store  # type: ignore[attr-defined]
     states = importlib.import_module("flwr.server.superlink.linkstate.linkstate_factory")
     states.InMemoryLinkState = WholeMessages  # type: ignore[attr-defined]
-    layer = Middleware(WholeBodies, store=store, bodies=folder / BODIES)
+    layer = Middleware(WholeBodies, store=store, folder=folder)
     extensions = importlib.import_module("flwr.superlink.extensions")
     extensions.get_middleware = lambda: (layer,)  # type: ignore[attr-defined]
     application = importlib.import_module("flwr.superlink.main")

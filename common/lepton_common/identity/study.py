@@ -22,7 +22,7 @@ from lepton_common.strict import (
     record,
 )
 
-_EARLIER = "earlier"  # folder of the versions that another took the place of
+EARLIER = "earlier"  # folder of the versions that another took the place of
 Sentence = Annotated[str, Field(min_length=1, max_length=2000)]
 
 
@@ -131,7 +131,7 @@ def newest_studies(folder: Path, roster: Roster) -> dict[str, Study]:
 def sites_before(folder: Path, roster: Roster) -> dict[str, set[str]]:
     """Returns which sites earlier versions of studies named, by the studies' names."""
     sites: dict[str, set[str]] = {}
-    for _, study in _signed(folder / _EARLIER, roster):
+    for _, study in _signed(folder / EARLIER, roster):
         sites.setdefault(study.name, set()).update(study.sites)
     return sites
 
@@ -172,7 +172,7 @@ def take_study(folder: Path, text: str, roster: Roster, today: date) -> Study:
                 "older or another; ask the partners which is theirs."
             )
         if study.version > version:
-            (folder / _EARLIER).mkdir(exist_ok=True)
-            write_atomic(folder / _EARLIER / f"{study.name}-{version}.json", before.encode())
+            (folder / EARLIER).mkdir(exist_ok=True)
+            write_atomic(folder / EARLIER / f"{study.name}-{version}.json", before.encode())
     write_atomic(path, text.encode())
     return study

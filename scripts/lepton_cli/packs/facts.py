@@ -13,7 +13,7 @@ from lepton_cli.packs.coordinator_facts import (
     coordinator_facts,
     read_coordinator_records,
 )
-from lepton_cli.packs.proposed import check_configuration, check_taken_in, proposal_in
+from lepton_cli.packs.proposed import check_configuration, check_noted, proposal_in
 from lepton_cli.packs.site_facts import POLICY, SiteRecords, read_site_records, site_facts
 from lepton_client.site import SiteFile
 from lepton_common.chain import ChainRecord
@@ -89,6 +89,12 @@ class Origin:
         """The newest version."""
         return self.versions[-1]
 
+    @property
+    def simulated(self) -> bool:
+        """Whether nobody but one machine is behind the roster."""
+        coordinator = self.roster.coordinator
+        return coordinator is None or not coordinator.authority
+
 
 @dataclass(frozen=True)
 class Computed:
@@ -116,6 +122,7 @@ def compute(where: Path, origin: Origin, members: Mapping[str, bytes]) -> Comput
         if origin.kind == "site":
             return _compute_site(where, origin, members)
         log = read_coordinator_records(where, origin.run, origin.roster, members)
+        check_noted(where, log, members, simulated=origin.simulated)
         proposal = proposal_in(where, members, origin.versions)
         check_configuration(where, proposal, members[CONFIG])
         facts = coordinator_facts(log, members[CONFIG])
@@ -132,7 +139,7 @@ def _compute_site(where: Path, origin: Origin, members: Mapping[str, bytes]) -> 
     if policy.name != origin.signer:
         raise EvidenceContradicts(f"{where / POLICY} is of the site {policy.name}.")
     records = read_site_records(where, origin.signer, origin.run, origin.public_key, members)
-    check_taken_in(where, records.of_run, members)
+    check_noted(where, records.of_run, members, simulated=origin.simulated)
     facts = site_facts(records, origin.run, json.loads(members[POLICY]))
     proposal = proposal_in(where, members, origin.versions)
     return Computed(_with_origin(facts, origin, proposal), site=records)
@@ -141,13 +148,13 @@ def _compute_site(where: Path, origin: Origin, members: Mapping[str, bytes]) -> 
 def _with_origin(
     facts: dict[str, Any], origin: Origin, proposal: Proposal | None
 ) -> dict[str, Any]:
-    coordinator = origin.roster.coordinator
     first, last = (
         time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(when)) for when in facts.pop("times")
     )
     facts |= {"first": first, "last": last, "root": origin.root}
-    facts["proposal"] = proposal and {"by": proposal.by, "study": proposal.study}
-    facts |= {"simulated": coordinator is None or not coordinator.authority}
+    facts |= {"simulated": origin.simulated}
+    if proposal is not None:
+        facts["proposal"] = {"by": proposal.by, "study": proposal.study}
     return dict(json.loads(as_json(facts)))
 
 

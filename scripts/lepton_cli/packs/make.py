@@ -12,10 +12,11 @@ from lepton_cli.packs.coordinator_facts import AUDIT, CONFIG
 from lepton_cli.packs.extract import Shown, charged_to, of_run, show
 from lepton_cli.packs.facts import FACTS, Origin, as_json, compute, packed
 from lepton_cli.packs.pages import pdf, texts
-from lepton_cli.packs.proposed import PROPOSAL, STUDY, kept_study, proposal_in
+from lepton_cli.packs.proposed import PROPOSAL, STUDY, kept_study
 from lepton_cli.packs.site_facts import LEDGER, POLICY
 from lepton_cli.sbom import installed_sbom
-from lepton_client.proposals import STUDIES, Proposals
+from lepton_client.proposals import FOLDER as PROPOSALS
+from lepton_client.proposals import STUDIES
 from lepton_client.site import (
     AUDIT_FILE,
     KEY_FILE,
@@ -108,8 +109,8 @@ def make_site_pack(
     roster, root = _text(folder / ROSTER_FILE), _text(folder / ROOT_FILE).strip()
     origin = Origin("site", file.name, key.public_hex, run, read_versions(roster, root), root)
     sources[VERSIONS] = as_json(_versions())
-    if (proposal := Proposals(folder, None).text(run)) is not None:
-        sources[PROPOSAL] = proposal.encode()
+    if (proposal := folder / PROPOSALS / f"{run}.json").exists():
+        sources[PROPOSAL] = proposal.read_bytes()
     return _finish(origin, roster, key, sources, study, folder / STUDIES, chains)
 
 
@@ -172,13 +173,13 @@ def _finish(
     members = {**sources, ROSTER: roster.encode(), SBOM: installed_sbom().encode()}
     facts = compute(Path(origin.run), origin, members).facts
     day = date.fromisoformat(facts["last"][:10])
-    text = _text(study) if study is not None else None
+    text = _text(study).encode() if study is not None else None
     if text is None and studies is not None:
-        proposal = proposal_in(Path(origin.run), members, origin.versions)
-        text = kept_study(studies, proposal, origin.roster, day)
-    agreed = read_study(text, origin.roster, day) if text is not None else None
+        sites = facts.get("participants", [origin.signer])
+        text = kept_study(studies, origin.roster, facts, sites)
+    agreed = read_study(text.decode(), origin.roster, day) if text is not None else None
     if text is not None:
-        members[STUDY] = text.encode()
+        members[STUDY] = text
     members[FACTS] = as_json(facts)
     draft = Manifest(
         kind=origin.kind,

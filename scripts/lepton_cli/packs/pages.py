@@ -73,7 +73,7 @@ def make_page(manifest: Manifest, facts: dict[str, Any]) -> Page:
         ("Root of the roster", facts["root"]),
         ("Newest record", f"{manifest.time}; pack made by Lepton {manifest.made_by}"),
     ]
-    if (asked := facts["proposal"]) is not None:
+    if (asked := facts.get("proposal")) is not None:
         within = f"in the study {asked['study']}" if asked["study"] else "in no study"
         who.append(("Proposed by", f"{asked['by']}, {within}"))
     if manifest.kind == "site":

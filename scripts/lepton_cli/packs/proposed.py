@@ -1,5 +1,6 @@
 """The proposal in a pack of a run over a network: who asked for the run, and in which study."""
 
+import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -9,29 +10,36 @@ from lepton_common.arrays import digest_of
 from lepton_common.chain import ChainRecord
 from lepton_common.errors import EvidenceContradicts, ProposalInvalid, StudyInvalid
 from lepton_common.identity.roster import Roster
-from lepton_common.identity.study import Study, read_study
+from lepton_common.identity.study import EARLIER, Study, read_study
 from lepton_common.proposal import Proposal, read_proposal
 from lepton_common.strict import to_json
 
 PROPOSAL, STUDY = "proposal.json", "study.json"
 
 
-def check_taken_in(where: Path, records: list[ChainRecord], members: Mapping[str, bytes]) -> None:
-    """Holds the proposal in a site's pack against what its log says was taken in.
+def check_noted(
+    where: Path, records: list[ChainRecord], members: Mapping[str, bytes], *, simulated: bool
+) -> None:
+    """Holds the proposal in a pack against what its log has of it.
 
     Args:
         where: the pack.
-        records: of the run, in the site's audit log.
+        records: of the run, in the log of the site or the coordinator.
         members: the pack's.
+        simulated: whether the run may have had none.
 
     Raises:
-        EvidenceContradicts: it is another, or only one of the two is there.
+        EvidenceContradicts: it is another, or log or pack have none.
     """
-    noted = {record.body["proposal"] for record in records if record.kind == "proposed"}
+    noted = {r.body["proposal"] for r in records if r.body.get("proposal") is not None}
     held = {digest_of(members[PROPOSAL])} if PROPOSAL in members else set[str]()
     if noted != held:
         raise EvidenceContradicts(
-            f"{where / PROPOSAL} is not the proposal that the site's log took in."
+            f"{where / PROPOSAL} is not the proposal that the signer's log took in."
+        )
+    if not held and not simulated:
+        raise EvidenceContradicts(
+            f"{where} lacks {PROPOSAL}: a run over a network has one, and its log says which."
         )
 
 
@@ -73,16 +81,26 @@ def check_configuration(where: Path, proposal: Proposal | None, config: bytes) -
         raise EvidenceContradicts(f"{where / PROPOSAL} is not of the configuration that was run.")
 
 
-def kept_study(folder: Path, proposal: Proposal | None, roster: Roster, day: date) -> str | None:
-    """Returns the text of the study that a proposal names, where a folder has a good one."""
-    if proposal is None or proposal.study is None:
+def kept_study(
+    folder: Path, roster: Roster, facts: Mapping[str, Any], sites: Iterable[str]
+) -> bytes | None:
+    """Returns the newest version in a folder of the study that a run was proposed in.
+
+    None where it was of none, or no version that is there covers the run today.
+    """
+    name = (facts.get("proposal") or {}).get("study")
+    if name is None:
         return None
-    try:
-        text = (folder / f"{proposal.study}.json").read_text(encoding="utf-8")
-        read_study(text, roster, day)
-    except (OSError, StudyInvalid, UnicodeDecodeError):
-        return None
-    return text
+    earlier = sorted(
+        (folder / EARLIER).glob(f"{name}-*.json"),
+        key=lambda path: int(path.stem.removeprefix(f"{name}-")),
+    )
+    for path in (folder / f"{name}.json", *reversed(earlier)):
+        with contextlib.suppress(OSError, EvidenceContradicts):
+            text = path.read_bytes()
+            study_in(folder, text, roster, facts, sites)
+            return text
+    return None
 
 
 def study_in(
@@ -105,7 +123,7 @@ def study_in(
         study = read_study(text.decode(), roster, date.fromisoformat(facts["last"][:10]))
     except (StudyInvalid, UnicodeDecodeError) as error:
         raise EvidenceContradicts(f"{at}: {error}") from None
-    asked = facts["proposal"]
+    asked = facts.get("proposal")
     if asked is not None and asked["study"] != study.name:
         of = f"the study {asked['study']}" if asked["study"] else "no study"
         raise EvidenceContradicts(f"{at} is {study.name}, and the run was proposed in {of}.")

@@ -21,6 +21,7 @@ from lepton_common.control.control_pb2 import Woken
 from lepton_common.control.control_pb2_grpc import InsideStub
 from lepton_common.durable import is_full
 from lepton_common.errors import LeptonError, RunError, RunNotFound, SettingsError
+from lepton_common.flower.bulk_transport import SECRET
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.identity.roster import read_roster_files
 from lepton_common.identity.study import newest_studies
@@ -167,7 +168,7 @@ def main() -> None:
     keep_freed_pieces()
     private = words.folder / "gateway"
     authority = (private / "own.crt").read_text()
-    secret = (private / "secret").read_bytes()
+    secret = (private / SECRET).read_bytes()
     link = SuperLink(words.superlink, authority, secret, private)
     with grpc.insecure_channel(f"unix:{private / SOCKET}") as channel:
         try:

@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from lepton_common.durable import write_atomic
@@ -163,6 +165,20 @@ def configure(folder: Path, roster: Roster, superlink: str, leaf: Leaf) -> Path:
     )
     write_atomic(path, text.encode(), mode=0o600)
     return path
+
+
+def clear_bodies(folder: Path, older_than_s: float) -> None:
+    """Removes files of requests that ended with whoever carried them.
+
+    Args:
+        folder: of the proxy.
+        older_than_s: seconds since they were written; younger ones may be of requests under way.
+    """
+    before = time.time() - older_than_s
+    for path in (folder / BODIES).glob("*"):
+        with suppress(OSError):
+            if path.stat().st_mtime <= before:
+                path.unlink()
 
 
 def admitted(roster: Roster) -> list[Member | Person]:

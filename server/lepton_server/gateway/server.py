@@ -23,6 +23,7 @@ import httpx
 from lepton_common.audit import AuditLog
 from lepton_common.durable import write_atomic
 from lepton_common.errors import ServerFailed
+from lepton_common.flower.bulk_transport import SECRET
 from lepton_common.flower.superlink import SuperLink
 from lepton_common.identity.certificates import LIFETIME, Leaf, issue_leaf
 from lepton_common.identity.keys import SigningKey
@@ -31,7 +32,13 @@ from lepton_server.gateway.control import Control
 from lepton_server.gateway.health import Health, SignOfLife, free_bytes, serve_health
 from lepton_server.gateway.nodes import KnownNode, write_nodes
 from lepton_server.gateway.parts import Part, start_part, stop_part
-from lepton_server.gateway.proxy import SUPERLINK_NAME, configure, reload_proxy, start_proxy
+from lepton_server.gateway.proxy import (
+    SUPERLINK_NAME,
+    clear_bodies,
+    configure,
+    reload_proxy,
+    start_proxy,
+)
 from lepton_server.gateway.published import Published
 from lepton_server.gateway.runs import Runs
 from lepton_server.gateway.serving import SOCKET, serve
@@ -39,6 +46,7 @@ from lepton_server.gateway.sites import Inside, Sites
 from lepton_server.gateway.witness import Witness
 
 KEY_FILE, AUDIT_FILE = "signing.pem", "audit.jsonl"
+_OLD_S = 600.0  # no request takes so long
 _START_S, _LOOK_S = 120.0, 0.2  # one that has died is seen at once; a busy machine takes its time
 _LOG = logging.getLogger("lepton.server")
 
@@ -85,13 +93,14 @@ class Server:
         Raises:
             ServerFailed: a part does not start at all.
         """
-        write_atomic(self._private / "secret", self._secret, mode=0o600)
+        write_atomic(self._private / SECRET, self._secret, mode=0o600)
         service = serve(
             self._private / SOCKET,
             Control=Control(self.runs, self.sites, self.published, self.audit),
             Sites=self.sites,
             Inside=Inside(self.sites, self._executor),
         )
+        clear_bodies(self._private, 0.0)  # of an earlier coordinator, however it ended
         port = self._metrics_port
         told = serve_health(port, self.health) if port is not None else None
         try:
@@ -131,8 +140,10 @@ class Server:
         if self._link is None:
             return  # it was killed before it was up
         if self._gone("proxy"):
+            clear_bodies(self._private, _OLD_S)
             self._parts["proxy"] = start_proxy(self._private / "nginx.conf")
         if self._gone("executor"):
+            clear_bodies(self._private, _OLD_S)
             self._started.clear()  # what it worked at must be started again
             self._parts["executor"] = self._start_executor()
         self._start_runs()
@@ -194,7 +205,7 @@ class Server:
             "--ssl-certfile", str(private / "superlink.crt"),
             "--ssl-keyfile", str(private / "superlink.key"),
             "--ssl-ca-certfile", str(private / "own.crt"),
-            "--isolation", "process", "--superexec-auth-secret-file", str(private / "secret"),
+            "--isolation", "process", "--superexec-auth-secret-file", str(private / SECRET),
             "--enable-supernode-auth", "--disable-runtime-dependency-installation",
             "--log-file", str(private / "superlink.log"),
         ]  # fmt: skip

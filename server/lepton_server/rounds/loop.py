@@ -161,7 +161,9 @@ def open_audit(folder: RunFolder, settings: Settings, known: KnownSites) -> Audi
     audit = AuditLog(folder.audit, SigningKey.load(folder.server_key), "server", known.read)
     config = digest_of(to_json(settings).encode())
     if known.config is None:
-        audit.append("run", {"run": folder.path.name, "config": config})
+        proposal = proposal_of(folder)
+        asked = {} if proposal is None else {"proposal": digest_of(proposal.encode())}
+        audit.append("run", {"run": folder.path.name, "config": config, **asked})
     elif known.config != config:
         raise RunNotResumable(
             "The configuration is not the one this run began with; restore it, or start anew."

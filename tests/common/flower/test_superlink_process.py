@@ -9,7 +9,7 @@ from flwr.superlink import main as superlink_main
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from lepton_common.flower import superlink_process
-from lepton_common.flower.bulk_transport import BODY_HEADER, FILE_HEADER
+from lepton_common.flower.bulk_transport import BODY_HEADER, FILE_HEADER, owner_header
 from lepton_common.flower.object_files import FileObjectStore
 from lepton_common.flower.superlink_process import WholeBodies, _only
 
@@ -20,8 +20,9 @@ LARGE = bytes(range(256)) * 1024
 def layer(tmp_path):
     """Returns a maker of the layer around an app, whose files are there."""
     (tmp_path / "body").mkdir()
+    (tmp_path / "secret").write_bytes(b"the owner's")
     store = FileObjectStore(tmp_path / "objects")
-    return lambda app: WholeBodies(app, store, tmp_path / "body")
+    return lambda app: WholeBodies(app, store, tmp_path)
 
 
 def request(layer, app, path, body=b"", headers=()):
@@ -216,6 +217,27 @@ def test_no_path_with_a_line_s_end_gets_by(layer):
     for path in ("/v1/fleet/pull-object\n", "/v1/fleet/push-object\n", "/v1/fleet/\x00"):
         start, _ = request(layer, app, path)
         assert start["status"] == 404
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([owner_header(b"the owner's")], 200),
+        ([owner_header(b"another's")], 403),
+        ([("x-lepton-owner", "")], 403),
+        ([], 403),
+    ],
+)
+def test_the_control_interface_is_its_owner_s_alone(layer, headers, status):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    said = [(name.encode(), value.encode()) for name, value in headers]
+    start, _ = request(layer, app, "/v1/control/register-node", headers=said)
+    assert start["status"] == status
+    start, _ = request(layer, app, "/v1/fleet/pull-messages")
+    assert start["status"] == 200
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """The proxy's configuration: whom it lets in, where, and that nginx takes it."""
 
+import os
 import shutil
 import subprocess
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +13,7 @@ from lepton_common.identity.certificates import issue_leaf, make_authority
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator, Member, Person, Roster
 from lepton_common.identity.signed import Partners
-from lepton_server.gateway.proxy import configure
+from lepton_server.gateway.proxy import clear_bodies, configure
 
 KEYS = {name: SigningKey.generate() for name in ("coordinator", "site-1", "site-2", "dora")}
 
@@ -65,6 +67,19 @@ def test_the_proxy_alone_says_in_which_file_a_body_is_and_sends_none_that_is_ask
     assert 'proxy_set_header x-lepton-body "";' in fleet.replace(pushed, "")
     files = text.split("location /objects/ {")[1].split("\n    }")[0]
     assert "internal;" in files
+
+
+def test_files_of_requests_that_nobody_carries_any_more_are_removed(tmp_path):
+    clear_bodies(tmp_path, 0.0)  # before there ever were any
+    (tmp_path / "body").mkdir()
+    old, young = tmp_path / "body" / "1", tmp_path / "body" / "2"
+    for path in (old, young):
+        path.write_bytes(b"x")
+    os.utime(old, (time.time() - 700, time.time() - 700))
+    clear_bodies(tmp_path, 600.0)
+    assert (old.exists(), young.exists()) == (False, True)
+    clear_bodies(tmp_path, 0.0)
+    assert not young.exists()
 
 
 def test_secrets_are_their_owner_s_alone(tmp_path):
