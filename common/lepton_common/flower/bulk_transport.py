@@ -60,9 +60,10 @@ class BulkTransport(httpx.BaseTransport):
 
         Raises:
             httpx.TransportError: there is none.
+            OSError: there is no room for the file of a large body.
         """
         timeout = request.extensions.get("timeout", {})
-        with _as_httpx(request), self._carried(request) as (body, headers):
+        with self._carried(request) as (body, headers), _as_httpx(request):
             answer = self._pool.urlopen(
                 request.method,
                 str(request.url),
@@ -90,7 +91,11 @@ class BulkTransport(httpx.BaseTransport):
 
     @contextmanager
     def _carried(self, request: httpx.Request) -> Iterator[tuple[bytes, dict[str, str]]]:
-        """Gives the body and the headers that go out, and keeps the body's file so long."""
+        """Gives the body and the headers that go out, and keeps the body's file so long.
+
+        Raises:
+            OSError: there is no room for it.
+        """
         body, headers = request.read(), dict(request.headers)
         if self._folder is None or len(body) < _LARGE:
             yield body, headers

@@ -41,7 +41,7 @@ _LAYERS = {
     "ControlSensitiveResponseMiddleware": _CONTROL,
     "ControlAuthenticationMiddleware": _CONTROL,
     "ControlLicenseMiddleware": _CONTROL,
-    "ControlEventLogMiddleware": "/v1/control/",
+    "ControlEventLogMiddleware": _CONTROL,
     "RuntimeTracingMiddleware": "/v1/runtime/",
     "NodeAuthMiddleware": "/v1/fleet/",
     "FleetEventLogMiddleware": "/v1/fleet/",

@@ -125,6 +125,17 @@ def test_with_a_shared_folder_large_bodies_lie_in_files_both_ways(server, shared
         assert (small.content, small.headers["x-body"]) == (b"small", "")
 
 
+def test_a_full_disk_is_no_broken_connection_which_would_be_tried_again(
+    server, shared, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with client(server[1], shared) as made, pytest.raises(OSError, match="No space"):
+        made.post(server[0] + "/", content=BODY)
+
+
 @pytest.mark.parametrize("name", ["gone", "../secret"])
 def test_no_other_file_of_the_folder_is_read(server, shared, name):
     with client(server[1], shared) as made, pytest.raises(httpx.ReadError):
