@@ -1,11 +1,14 @@
 """Tests of texts as tokens, and of the data sets of messages and speeches."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lepton_common.datasets.partition import _names
 from lepton_common.datasets.records import check
 from lepton_common.datasets.shakespeare import (
     MADE_UP_FOLLOWS,
@@ -109,6 +112,9 @@ def test_speeches_have_the_published_counts(shared_data):
     assert len({speech.speaker for speech in speeches}) == 299
     data = shakespeare(str(shared_data), "public_ranges")
     assert len(data.sites) == 99
+    called = _names(data)  # as sites, each by a name of its own
+    assert all(re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name) for name in called)
+    assert "BISHOP-OF-CARLISLE" in called
     assert set(data.train.origins) == set(data.test.origins) == set(range(99))
     assert (data.classes, data.unit, data.label_kind) == (97, "speech", "tokens")
     assert data.train.labels.max() < data.classes
