@@ -190,6 +190,27 @@ def test_the_first_is_measured_before_others_join_it(tmp_path, monkeypatch):
     assert commands.most == 1
 
 
+def test_ctrl_c_reaches_what_was_only_starting_once_it_listens(tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes_module, "_LOOK_S", 0.02)
+    code = (
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\ntime.sleep(0.5)\n"
+        "signal.signal(signal.SIGINT, lambda *_: sys.exit(130))\nprint('up', flush=True)\n"
+        "time.sleep(20)"
+    )
+    commands = Commands(tmp_path, code, cores=2, told=True)
+    command = commands.lanes.command
+
+    def pressed_meanwhile(number, threads):
+        if number == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return command(number, threads)
+
+    commands.lanes.command = pressed_meanwhile
+    commands.lanes.telling = lambda number: (tmp_path / f"{number}.out").read_text() == "up\n"
+    commands.lanes.run([0, 1, 2])
+    assert commands.codes == {0: 130, 1: 130}
+
+
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_ends_what_runs_and_starts_no_more(tmp_path, monkeypatch, presses):
     monkeypatch.setattr(lanes_module, "_LOOK_S", 0.02)

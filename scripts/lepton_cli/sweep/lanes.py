@@ -27,11 +27,13 @@ class Lane:
         number: which of them, from 0.
         process: its process, which leads a session of its own.
         peak: largest memory seen of it and its children, in bytes.
+        asked: whether it was asked to end after its round.
     """
 
     number: int
     process: "subprocess.Popen[bytes]"
     peak: int = 0
+    asked: bool = False
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Lanes:
                     share = max(1, self.cores // min(together, len(numbers)))
                     self._start(waiting.popleft(), share)
                 time.sleep(_LOOK_S)
+                self._obey()
                 self.look([lane.number for lane in self._running])
                 self._reap()
 
@@ -136,14 +139,22 @@ class Lanes:
                 signal.signal(kind, handler)
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
+        # Nothing is signalled here: a command may be starting at this moment, not yet in any list.
         self.stops += 1
+        if self.stops == 1:
+            self.say("Ending what runs after its round; press Ctrl-C again to end it at once.")
+
+    def _obey(self) -> None:
+        """Does what the user has asked for by now."""
         if self.stops > 1:
             self._kill()
-            return
-        self.say("Ending what runs after its round; press Ctrl-C again to end it at once.")
-        for lane in self._running:
-            with suppress(ProcessLookupError):
-                os.kill(lane.process.pid, signal.SIGINT)
+        elif self.stops:
+            # A command that is only starting would lose the signal, or die of it half made.
+            for lane in self._running:
+                if not lane.asked and self.telling(lane.number):
+                    lane.asked = True
+                    with suppress(ProcessLookupError):
+                        os.kill(lane.process.pid, signal.SIGINT)
 
     def _kill(self) -> None:
         for lane in self._running:
