@@ -71,6 +71,14 @@ class Faults:
         """Does one fault, which is over when this returns."""
         getattr(self, kind)(site, seconds)
 
+    def keep_up(self):
+        """Starts again what has ended, as a service manager does, but for faults that are final."""
+        for folder, process in self.federation.processes.items():
+            if process.poll() is not None:
+                said = self.federation.log(folder)[-2000:]
+                assert process.returncode not in (2, 3, 4, 6, 8), said
+                self.federation.start("server" if folder == "srv" else "site", folder)
+
     def kill_agent(self, site, seconds):
         process = self.federation.processes[site]
         process.kill()
@@ -162,7 +170,13 @@ class Faults:
     def _there(self, word):
         """Returns the coordinator's processes of a word, which the fault before may have ended."""
         found = []
-        self.federation.until(lambda: found.extend(self.federation.children(word)) or found)
+
+        def there():
+            self.keep_up()  # a disk that was full may have ended the coordinator just now
+            found.extend(self.federation.children(word))
+            return found
+
+        self.federation.until(there)
         return found
 
     def _kill(self, word):

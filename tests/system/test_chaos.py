@@ -84,7 +84,7 @@ def test_a_run_under_faults_ends_well_or_by_name_and_the_books_are_right(chaos):
         seconds, before = float(chance.uniform(1, 5)), len(federation.rounds(names[-1]))
         print(f"{time.strftime('%H:%M:%S')} {number:3} {kind} {site} {seconds:.1f} s", flush=True)
         faults.do(kind, site, seconds)
-        keep_up(federation)
+        faults.keep_up()
         going_on(federation, names[-1], before, float(chance.uniform(2, 12)))
     for site, process in federation.processes.items():
         assert process.poll() is None, federation.log(site)[-2000:]
@@ -114,15 +114,6 @@ def submit(federation, words=RUN):
             if "ServerUnreachable" not in str(refused) or time.monotonic() > deadline:
                 raise
             time.sleep(1)
-
-
-def keep_up(federation):
-    """Starts again what has ended, as a service manager does, except for faults that are final."""
-    for folder, process in federation.processes.items():
-        if process.poll() is not None:
-            assert process.returncode not in (2, 3, 4, 6, 8), federation.log(folder)[-2000:]
-            print(f"         {folder} ended with {process.returncode} and is started again")
-            federation.start("server" if folder == "srv" else "site", folder)
 
 
 def going_on(federation, run, before, seconds):
