@@ -5,7 +5,7 @@ They read what no federation may read, so they exist only as labelled baselines.
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from lepton_common.arrays import Vector, read_parameters
 from lepton_common.asking import privacy_request, recipe
 from lepton_common.datasets.records import Dataset, Records, Rows
 from lepton_common.device import pick_device
+from lepton_common.errors import Interrupted
 from lepton_common.flower.task_identity import speak_for
 from lepton_common.models.catalog import initial_model
 from lepton_common.models.tree_form import FAMILY, form_of
@@ -30,12 +31,17 @@ from lepton_common.privacy.noise import SecretRandom
 from lepton_common.privacy.plan import public_size_class
 from lepton_common.settings import ROBUST, Settings
 from lepton_common.tasks.catalog import find_task
+from lepton_server.progress import Observer
 from lepton_server.rounds.gathered import Means
 from lepton_server.strategies.catalog import AVERAGE, make_strategy
 
 
 def train_baselines(
-    settings: Settings, dataset: Dataset, sites: dict[str, Rows], pooled: Rows
+    settings: Settings,
+    dataset: Dataset,
+    sites: dict[str, Rows],
+    pooled: Rows,
+    observer: Observer,
 ) -> dict[str, Any]:
     """Returns the headline on the test set of models trained without a federation.
 
@@ -48,25 +54,35 @@ def train_baselines(
         dataset: the data set.
         sites: rows of the training set that each site trains on.
         pooled: those of all of them.
+        observer: is told of each model, and may ask to stop.
+
+    Raises:
+        Interrupted: the observer asked to stop; nothing is kept.
     """
     everyone = dataset.train if len(pooled) == len(dataset.train) else dataset.train.take(pooled)
     settings = _in_one_place(settings)
     speak_for(run_id=0, node_id=1)  # Flower's strategies speak in messages
     jobs: dict[str, Callable[[], float]] = {
-        "pooled": partial(_reached, settings, dataset, everyone, "pooled")
+        "pooled": partial(_reached, settings, dataset, everyone, "pooled", observer)
     }
     if settings.private:
         plain = _without_privacy(settings)
-        jobs["pooled_without_privacy"] = partial(_reached, plain, dataset, everyone, "pooled")
+        job = partial(_reached, plain, dataset, everyone, "pooled", observer)
+        jobs["pooled_without_privacy"] = job
     for name, rows in sites.items():
         alone = dataset.train.take(rows)
-        jobs[f"local/{name}"] = partial(_reached, settings, dataset, alone, name)
+        jobs[f"local/{name}"] = partial(_reached, settings, dataset, alone, name, observer)
     with ThreadPoolExecutor(
         settings.engine.workers or os.cpu_count() or 1,
         initializer=torch.set_num_threads,
         initargs=(settings.engine.threads_per_site,),
     ) as pool:
-        reached = dict(zip(jobs, pool.map(lambda job: job(), jobs.values()), strict=True))
+        observer.on_baseline(0, len(jobs))
+        futures = {name: pool.submit(job) for name, job in jobs.items()}
+        for came, future in enumerate(as_completed(futures.values()), start=1):
+            future.result()
+            observer.on_baseline(came, len(jobs))
+        reached = {name: future.result() for name, future in futures.items()}
     local = {
         name.removeprefix("local/"): value
         for name, value in reached.items()
@@ -105,7 +121,9 @@ def _without_privacy(settings: Settings) -> Settings:
     return compose_settings(overrides)
 
 
-def _reached(settings: Settings, dataset: Dataset, records: Records, name: str) -> float:
+def _reached(
+    settings: Settings, dataset: Dataset, records: Records, name: str, observer: Observer
+) -> float:
     task = find_task(settings.task)
     outputs = task.outputs(dataset.classes, dataset.input_shape)
     device = pick_device(settings.train.device)
@@ -117,6 +135,8 @@ def _reached(settings: Settings, dataset: Dataset, records: Records, name: str) 
     )
     strategy = make_strategy(settings, model.layout)
     for round_ in range(1, settings.rounds + 1):
+        if observer.stop_requested:
+            raise Interrupted("Stopped among the baselines, of which nothing is kept.")
         how = recipe(settings, round_)
         if form_of(settings.model) is not None:
             update = _level(settings, dataset, model, records, vector)

@@ -40,6 +40,7 @@ class LiveObserver(Observer):
         self._target = settings.privacy.epsilon
         self._headline = find_task(settings.task).headline.name
         self._pace, self._bar, self._last = Pace(settings), bar, ""
+        self._status = self._console.status("")
         self._progress = _Bar(
             self._pace, self._now, console=self._console, disable=quiet or not bar
         )
@@ -53,11 +54,23 @@ class LiveObserver(Observer):
         error: BaseException | None,
         trace: types.TracebackType | None,
     ) -> None:
+        self._status.stop()
         self._progress.stop()
 
     def say(self, text: str) -> None:
         """Shows one line."""
         self._console.print(text, soft_wrap=not self._bar)
+
+    def on_baseline(self, came: int, of: int) -> None:
+        """Shows how far the models are that it will be compared with."""
+        text = f"Baselines: {came} of {of} models trained."
+        if self._bar and came < of:
+            self._status.update(text)
+            self._status.start()
+        else:
+            self._status.stop()
+            if self._bar or came * 10 // of > (came - 1) * 10 // of:  # each tenth
+                self.say(text)
 
     def on_start(self, first_round: int, rounds: int, sites: int) -> None:
         """Announces the run."""

@@ -4,7 +4,7 @@ import json
 import logging
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,8 +144,10 @@ def _finish(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
 
             sites, kept = SimulatedSites(settings, folder), ~kept_for_evaluation(settings)
             rows = {sites.name(index): part[kept[part]] for index, part in enumerate(sites.parts)}
-            result = train_baselines(settings, dataset_of(settings), rows, np.flatnonzero(kept))
-            write_atomic(folder.path / "baselines.json", json.dumps(result, indent=1).encode())
+            everyone, data = np.flatnonzero(kept), dataset_of(settings)
+            with suppress(Interrupted):  # told below, as of any round
+                result = train_baselines(settings, data, rows, everyone, observer)
+                write_atomic(folder.path / "baselines.json", json.dumps(result, indent=1).encode())
         run_apps(settings, folder, observer)
     except DiskFull:
         raise  # nothing can be written of it
@@ -170,8 +172,9 @@ def _finish(settings: Settings, folder: RunFolder, observer: Observer) -> Run:
 
         write_report(run)
     if not finished:
+        last = f"after round {len(run.rounds)} of {settings.rounds}, which is kept"
         raise Interrupted(
-            f"Stopped after round {len(run.rounds)} of {settings.rounds}, which is kept. "
+            f"Stopped {last if run.rounds else 'before the first round'}. "
             f"Go on with: lepton simulate resume={folder.path}"
         )
     return run

@@ -38,6 +38,9 @@ class Observer:
 
     stop_requested: bool = field(default=False)
 
+    def on_baseline(self, came: int, of: int) -> None:
+        """Called as each of the models to compare with is trained, which precede the run."""
+
     def on_start(self, first_round: int, rounds: int, sites: int) -> None:
         """Called once, before the first round, with the number of sites to choose from."""
 
@@ -80,6 +83,11 @@ class Observers(Observer):
     def stop_requested(self) -> bool:  # type: ignore[override]
         """Whether one of them has asked for it."""
         return any(observer.stop_requested for observer in self._observers)
+
+    def on_baseline(self, came: int, of: int) -> None:
+        """Tells all."""
+        for observer in self._observers:
+            observer.on_baseline(came, of)
 
     def on_start(self, first_round: int, rounds: int, sites: int) -> None:
         """Tells all."""

@@ -188,7 +188,7 @@ def test_baselines_train_on_nobody_who_is_held_back(tmp_path, monkeypatch):
     seen = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        baselines, "_reached", lambda settings, dataset, records, name: seen.append(records) or 0.5
+        baselines, "_reached", lambda settings, dataset, records, *_: seen.append(records) or 0.5
     )
     monkeypatch.setattr(simulation, "run_apps", lambda *given: None)
     settings = compose_settings([*HELD, "baselines=true"])

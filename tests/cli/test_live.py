@@ -130,6 +130,14 @@ def test_nothing_where_one_document_is_asked_for(settings, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_baselines_are_told_of_a_tenth_at_a_time(settings, capsys):
+    with LiveObserver(settings, quiet=False, bar=False) as observer:
+        for came in range(31):
+            observer.on_baseline(came, 30)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"Baselines: {came} of 30 models trained." for came in range(0, 31, 3)]
+
+
 def test_a_bar_on_a_terminal_shows_answers_as_they_come(settings):
     screen = Console(file=io.StringIO(), force_terminal=True, width=90)
     observer = LiveObserver(settings, quiet=False, bar=True)
@@ -153,6 +161,9 @@ def test_several_observers_are_all_told_and_each_may_stop():
             super().__init__()
             self.seen = []
 
+        def on_baseline(self, came, of):
+            self.seen.append("baseline")
+
         def on_start(self, first_round, rounds, sites):
             self.seen.append("start")
 
@@ -173,13 +184,14 @@ def test_several_observers_are_all_told_and_each_may_stop():
 
     first, second = Notes(), Notes()
     both = Observers([first, second])
+    both.on_baseline(1, 3)
     both.on_start(1, 2, 0)
     both.on_waiting(1)
     both.on_cohort(1, [])
     both.on_answer("train", 1, 1)
     both.on_round(report(1))
     both.on_end("stopped", [])
-    expected = ["start", "waiting", "cohort", "train", "round", "stopped"]
+    expected = ["baseline", "start", "waiting", "cohort", "train", "round", "stopped"]
     assert first.seen == second.seen == expected
     assert not both.stop_requested
     second.stop_requested = True

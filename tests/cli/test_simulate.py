@@ -156,6 +156,30 @@ def test_a_stopped_run_goes_on_to_the_same_model(strategy):
     assert [report.metrics for report in finished.rounds] == accuracy
 
 
+class StopsAmongBaselines(Observer):
+    """Asks to stop once a first model to compare with is trained, of which it notes the number."""
+
+    came = 0
+
+    def on_baseline(self, came, of):
+        self.came, self.stop_requested = came, came > 0
+
+
+def test_who_stops_among_the_baselines_has_no_round_and_may_go_on():
+    from lepton_cli.compose import compose_settings
+    from lepton_cli.simulation import start
+
+    settings, observer = compose_settings([*PLAIN, "baselines=true"]), StopsAmongBaselines()
+    with pytest.raises(Interrupted, match="Stopped before the first round"):
+        start(settings, observer)
+    stopped = list_runs()[-1]
+    assert (stopped.status, stopped.rounds, stopped.baselines) == ("stopped", [], {})
+    assert observer.came < settings.sites
+    finished = resume(stopped)
+    assert finished.status == "finished"
+    assert set(finished.baselines) == {"pooled", "local"}
+
+
 def test_a_crash_between_the_last_checkpoint_and_its_metrics_loses_nothing():
     run = lepton_cli.simulate(*PLAIN)
     expected, metrics = weights(run), run.folder.metrics_jsonl.read_text()
@@ -174,7 +198,7 @@ def test_a_stop_before_the_first_round_is_resumable(lepton):
 
     eager = Observer()
     eager.stop_requested = True
-    with pytest.raises(Interrupted, match="after round 0 of 3"):
+    with pytest.raises(Interrupted, match="Stopped before the first round"):
         start(compose_settings(list(PLAIN)), eager)
     assert lepton("simulate", "resume=last").code == 0
 
