@@ -83,7 +83,8 @@ def run_agent(folder: Path, stopped: Callable[[], bool], passphrase: str | None 
                     _serve(node, site, outbox, attendance, stopped)
         except _NO_COORDINATOR as error:
             _LOG.warning(
-                "There is no connection to the coordinator (%s); next try in %.1f s.",
+                "There is no connection to the coordinator (%s); next try in %.1f s. "
+                "'lepton site doctor' tells what is in the way.",
                 _what(error),
                 wait_s,
             )

@@ -36,7 +36,7 @@ from lepton_common.messages import TrainRequest
 from lepton_common.models.bases import BASES, based, check_kept, without_base
 from lepton_common.models.packaged import packaged
 from lepton_common.policy import SitePolicy
-from lepton_common.proposal import Proposal, read_proposal
+from lepton_common.proposal import Proposal, beyond_study, read_proposal, uncovered
 from lepton_common.settings import Settings
 from lepton_common.statistics import EvaluationQuery
 from lepton_common.strict import Digest, parse_json, record, to_json
@@ -257,17 +257,13 @@ def _rules(file: "SiteFile") -> LaunchRules:
 def _beyond_study(
     study: Study, proposal: Proposal, settings: Settings, file: "SiteFile"
 ) -> Iterator[ConsentRefused]:
-    rules = {
-        "site": file.name in study.sites,
-        "data": file.data.id in study.data,
-        "lead": proposal.by in study.leads,
-        "task": settings.task in study.tasks,
-        "epsilon": (settings.privacy.epsilon or math.inf) <= study.max_epsilon,
-        "delta": (settings.privacy.delta or 1.0) <= study.max_delta,
-    }
-    for what, holds in rules.items():
-        if not holds:
-            yield ConsentRefused(f"The study {study.name} does not cover the run's {what}.")
+    for what, one, named in (
+        ("site", file.name, study.sites),
+        ("data (data.id in site.yaml)", file.data.id, study.data),
+    ):
+        if one not in named:
+            yield ConsentRefused(uncovered(study, what, one, named))
+    yield from map(ConsentRefused, beyond_study(study, proposal, settings))
 
 
 def _length(request: TrainRequest, size: int) -> int:

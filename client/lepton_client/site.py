@@ -2,8 +2,6 @@
 
 import contextlib
 import threading
-import time
-import traceback
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -25,6 +23,7 @@ from lepton_client.proposals import STUDIES, Proposals
 from lepton_client.residual import Residuals
 from lepton_client.rules import LaunchRules, TrainerRules
 from lepton_client.spent import SpentRounds
+from lepton_client.traces import keep_trace
 from lepton_client.trainer import LocalTrainer, Trainer
 from lepton_client.trainer_process import TrainerProcess
 from lepton_client.training.conformance import Conformance
@@ -42,7 +41,6 @@ from lepton_common.yaml_text import load_yaml, yaml_fault
 
 SITE_FILE, KEY_FILE, AUDIT_FILE = "site.yaml", "signing.pem", "audit.jsonl"
 ROSTER_FILE, ROOT_FILE, LEDGER_FILE = "roster.json", "roster.root", "ledger.db"
-ERROR_FILE = "errors.log"
 
 
 @record
@@ -152,9 +150,7 @@ class Site:
         What was wrong with its data is in ``data-report.json`` beside it, by column and rule.
         """
         keep_report(self.folder, error)
-        with contextlib.suppress(OSError), (self.folder / ERROR_FILE).open("a") as file:
-            file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
-            traceback.print_exception(error, file=file)
+        keep_trace(self.folder, error)
 
     @cached_property
     def roster(self) -> Roster:

@@ -66,7 +66,9 @@ class SpentRounds:
             if earlier == spec.hash.hex():
                 continue
             if earlier not in declared:
-                raise UpdateAlreadySpent("An update on this model has left in a round undeclared.")
+                raise UpdateAlreadySpent(
+                    "An update on this very model has left before: the run needs another seed."
+                )
             if (earlier, Stage.UNMASKED.name) in self._answered:
                 raise UpdateAlreadySpent("This site has helped to unmask a sum on this model.")
             if cohort != spec.roster_hash.hex():

@@ -31,7 +31,13 @@ from lepton_client.training.conformance import DOUBLE, OPACUS, OURS, SINGLE, Con
 from lepton_client.training.likeness import FINE, SMALLEST
 from lepton_common import errors
 from lepton_common.arrays import Vector
-from lepton_common.errors import ConnectorMissing, DataError, LeptonError, TrainerFailed
+from lepton_common.errors import (
+    ConnectorMissing,
+    DataError,
+    DataMissing,
+    LeptonError,
+    TrainerFailed,
+)
 from lepton_common.messages import TrainRequest
 from lepton_common.models.bases import BASES, look_in
 from lepton_common.privacy.plan import PrivacyPlan
@@ -82,6 +88,7 @@ class TrainerProcess:
             memory_gib=rules.memory_gib,
         )
         self._words = _command(rules, folder.resolve(), data)
+        self._reads = _shown(rules, folder.resolve(), data)
         self._gpus = rules.gpus
         self._variables = [*_ENVIRONMENT, *data.variables]
         self._process: subprocess.Popen[bytes] | None = None
@@ -181,6 +188,9 @@ class TrainerProcess:
                 _close(self._process)
                 self._process = None
             if self._process is None:
+                for path in self._reads:
+                    if not path.exists():
+                        raise DataMissing(f"{path}, which data in site.yaml names, is not there.")
                 environment = {"GOMP_SPINCOUNT": _LOOKS} | {
                     n: v for n in self._variables if (v := os.environ.get(n)) is not None
                 }
@@ -218,6 +228,11 @@ def _command(rules: TrainerRules, folder: Path, data: SiteData) -> list[str]:
     if (folder / BASES).is_dir():  # likewise
         keep.append(BASES)
     return cut_off(words, folder, keep)
+
+
+def _shown(rules: TrainerRules, folder: Path, data: SiteData) -> list[Path]:
+    """Returns what must be there to be shown to a process that is cut off from the rest."""
+    return [folder / n for n in data.kept(folder)] if rules.isolation != "process" else []
 
 
 def _update(found: NDArray[np.uint8], size: int) -> Vector:

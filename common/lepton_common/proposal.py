@@ -1,12 +1,15 @@
 """A run as a person proposes it to the sites of a federation: signed, to the byte."""
 
 import json
+import math
 import secrets
+from collections.abc import Iterator
 
 from lepton_common.errors import ProposalInvalid, SettingsError
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Roster
 from lepton_common.identity.signed import Signed, sign, signers
+from lepton_common.identity.study import Study
 from lepton_common.settings import Settings
 from lepton_common.settings_rules import parse_settings
 from lepton_common.strict import Digest, Name, parse_json, record, to_json
@@ -89,6 +92,34 @@ def study_in(text: str) -> str | None:
         ProposalInvalid: it is damaged.
     """
     return _read(text)[1].study
+
+
+def beyond_study(study: Study, proposal: Proposal, settings: Settings) -> Iterator[str]:
+    """Yields, in a sentence each, what of a run its study does not cover.
+
+    Args:
+        study: in which it is proposed.
+        proposal: of the run.
+        settings: what it parses to.
+    """
+    for what, one, named in (
+        ("lead", proposal.by, study.leads),
+        ("task", settings.task, study.tasks),
+    ):
+        if one not in named:
+            yield uncovered(study, what, one, named)
+    privacy = settings.privacy
+    for what, asked, most in (
+        ("epsilon", privacy.epsilon or math.inf, study.max_epsilon),
+        ("delta", privacy.delta or 1.0, study.max_delta),
+    ):
+        if asked > most:
+            yield f"The study {study.name} does not cover the run's {what}, {asked:g}: {most:g}."
+
+
+def uncovered(study: Study, what: str, one: str, named: list[str]) -> str:
+    """Returns that something of a run is not among what its study names."""
+    return f"The study {study.name} does not cover the run's {what}, {one}: {', '.join(named)}."
 
 
 def _read(text: str) -> tuple[Signed, Proposal]:

@@ -31,7 +31,7 @@ from lepton_common.identity.roster import (
     with_version,
 )
 from lepton_common.identity.signed import Kind, Partners, Signed, sign
-from lepton_common.identity.study import Study, check_study, read_study
+from lepton_common.identity.study import Study, check_study, signed_study
 from lepton_common.strict import Digest, parse_json, to_json
 
 ROSTER_FILE, ROOT_FILE = "roster.json", "roster.root"
@@ -133,16 +133,16 @@ class FederationFolder:
             raise RosterInvalid("Nothing would change: all that is proposed is in the roster.")
         return self._draft("roster", after, f"roster-{after.version}")
 
-    def propose_study(self, study: Study) -> Path:
+    def propose_study(self, study: Study, today: date) -> Path:
         """Drafts a study.
 
         Raises:
-            StudyInvalid: it does not fit the published roster, or is not its next version.
+            StudyInvalid: it is over, does not fit the published roster, or is not its next version.
         """
         roster = self.roster
         if roster is None:
             raise StudyInvalid("A study needs a published roster; publish its first version.")
-        check_study(study, roster)
+        check_study(study, roster, today)
         before = self._known_version(study.name)
         if study.version != before + 1:
             raise StudyInvalid(
@@ -190,7 +190,9 @@ class FederationFolder:
             roster = self.roster
             assert roster is not None, "a study is drafted against one"
             text = to_json(signed)
-            path = self._studies / f"{read_study(text, roster, today).name}.json"
+            study = signed_study(text, roster)
+            check_study(study, roster, today)
+            path = self._studies / f"{study.name}.json"
             self._studies.mkdir(exist_ok=True)
             write_atomic(path, text.encode())
         else:

@@ -8,7 +8,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lepton_cli.joining import JOIN_FILE
-from lepton_client.site import ERROR_FILE, SITE_FILE, read_site_file
+from lepton_client.site import SITE_FILE, read_site_file
+from lepton_client.traces import ERROR_FILE
 from lepton_common.errors import JoinInvalid, SettingsError
 from lepton_common.identity.joining import read_join
 from lepton_common.identity.roster import Coordinator

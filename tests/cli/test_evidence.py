@@ -114,6 +114,9 @@ def test_the_command_makes_and_verifies(lepton, run, packs, root):
     told = lepton("evidence", "verify", "c.zip", str(packs["site-1"]), "--root", root)
     assert "unaltered since they were anchored" in told.out
     assert "unmodified software" in told.out
+    alone = lepton("evidence", "verify", "c.zip", "--root", root).out
+    assert "what the signer put on record" in alone
+    assert "anchored" not in alone
     data = Path("c.zip").read_bytes()
     Path("c.zip").write_bytes(data.replace(b"Model card", b"model card", 1))
     ended = lepton("evidence", "verify", "c.zip", "--root", root, "--json")

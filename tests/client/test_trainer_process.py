@@ -15,10 +15,7 @@ from trainer_folder import ASKED, DATA, RULES, SECRET, WEIGHTS, fill
 from lepton_client.rules import TrainerRules
 from lepton_client.trainer_process import TrainerProcess
 from lepton_client.trainer_wire import Answer, receive, send
-from lepton_common.errors import (
-    SettingsError,
-    TrainerFailed,
-)
+from lepton_common.errors import DataMissing, SettingsError, TrainerFailed
 from lepton_common.models.bases import BASES, keep_base
 from lepton_common.models.tree_form import TreeForm
 from lepton_common.strict import parse
@@ -156,3 +153,10 @@ def test_a_trained_model_that_was_put_here_is_seen_at_the_next_message(make_site
     keep_base(save({"0.weight": torch.zeros(2)}), site.folder / BASES)
     site.refresh()
     assert site.trainer is not before
+
+
+def test_rows_that_are_not_there_are_named_before_it_starts(folder):
+    rules = TrainerRules(**{**vars(RULES), "isolation": "namespace"})
+    trainer = TrainerProcess("a", replace(DATA, rows="row.npy"), folder, SECRET, rules)
+    with pytest.raises(DataMissing, match=r"row\.npy, which data in site.yaml names, is not there"):
+        trainer.describe()

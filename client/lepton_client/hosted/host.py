@@ -1,9 +1,6 @@
 """A host of simulated sites as its folder: what they may do, one key, one signed log."""
 
-import contextlib
 import threading
-import time
-import traceback
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,7 +14,8 @@ from lepton_client.door import Door
 from lepton_client.hosted.leaves import LEAVES, Leaves
 from lepton_client.hosted.ledger import HostLedger
 from lepton_client.people import held_back
-from lepton_client.site import AUDIT_FILE, ERROR_FILE, KEY_FILE, SiteFile
+from lepton_client.site import AUDIT_FILE, KEY_FILE, SiteFile
+from lepton_client.traces import keep_trace
 from lepton_common.audit import AuditLog
 from lepton_common.datasets.catalog import load_dataset
 from lepton_common.datasets.partition import Parts, PartSettings
@@ -117,9 +115,7 @@ class Host:
 
     def keep_trace(self, error: BaseException) -> None:
         """Writes an error's full text to the host's own ``errors.log``, which never leaves it."""
-        with contextlib.suppress(OSError), (self.folder / ERROR_FILE).open("a") as file:
-            file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
-            traceback.print_exception(error, file=file)
+        keep_trace(self.folder, error)
 
     def note_engine(self, run: str) -> None:
         """Puts on record, once a run, that sites were trained together: rounding was not tried."""

@@ -172,7 +172,10 @@ def read_versions(text: str, root: Digest) -> tuple[Roster, ...]:
     """
     versions = _versions(text)
     if _digest(versions[0]) != root:
-        raise RosterInvalid("The roster does not start at the root that is pinned here.")
+        raise RosterInvalid(
+            "The roster does not start at the root that is pinned here, or that --root gives: "
+            "compare all 64 digits with a partner."
+        )
     rosters = [_parse(signed) for signed in versions]
     if rosters[0].version != 1:
         raise RosterInvalid("The roster's first version is not number 1.")

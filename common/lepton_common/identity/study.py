@@ -63,16 +63,14 @@ class Study:
     max_delta: OpenFraction
 
 
-def check_study(study: Study, roster: Roster) -> None:
-    """Checks a study against the roster of its federation.
+def check_study(study: Study, roster: Roster, today: date) -> None:
+    """Checks a study that is about to be signed or published.
 
     Raises:
-        StudyInvalid: it is another federation's, or names someone who is not in the roster.
+        StudyInvalid: it is over, is another federation's, or names someone who is not in the
+            roster.
     """
-    if study.federation != roster.federation:
-        raise StudyInvalid(f"The study {study.name} is of another federation than the roster.")
-    if study.sites != sorted(set(study.sites)):
-        raise StudyInvalid(f"The study {study.name} lists a site twice, or out of order.")
+    _check_agreed(study, roster, today)
     known = {
         "site": {member.name for member in roster.members},
         "lead": {person.name for person in roster.people if "lead" in person.roles},
@@ -90,17 +88,25 @@ def check_study(study: Study, roster: Roster) -> None:
 def read_study(text: str, roster: Roster, today: date) -> Study:
     """Returns the study in the text of a file.
 
-    A site that has left the roster since makes a study invalid: the partners sign a new version.
+    Whoever has left the roster since is in it by name only: what makes a site or a person one is
+    the roster, and the study goes on among those who are left.
 
     Raises:
-        StudyInvalid: it is damaged or over, too few partners have signed it, or it does not fit
-            the roster.
+        StudyInvalid: it is damaged, over or another federation's, or too few partners have signed
+            it.
     """
     study = signed_study(text, roster)
-    check_study(study, roster)
+    _check_agreed(study, roster, today)
+    return study
+
+
+def _check_agreed(study: Study, roster: Roster, today: date) -> None:
+    if study.federation != roster.federation:
+        raise StudyInvalid(f"The study {study.name} is of another federation than the roster.")
+    if study.sites != sorted(set(study.sites)):
+        raise StudyInvalid(f"The study {study.name} lists a site twice, or out of order.")
     if today.isoformat() > study.until:
         raise StudyInvalid(f"The study {study.name} ended on {study.until}.")
-    return study
 
 
 def signed_study(text: str, roster: Roster) -> Study:

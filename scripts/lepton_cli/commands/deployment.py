@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 PASSPHRASE = Annotated[
@@ -125,9 +126,10 @@ def list_command(
         print(json.dumps([_fields(run) for run in runs]))
         return
     whole = (Column(heading, no_wrap=True) for heading in ("run", "status", "rounds", "by"))
-    table = Table(*whole, Column("metrics", overflow="fold"))
+    table = Table(*whole, Column("metrics, or what ended it", overflow="fold"))
     for run in runs:
-        table.add_row(run.name, run.status, f"{run.rounds}/{run.of_rounds}", run.by, _short(run))
+        told = run.error if run.status == "failed" else _short(run)
+        table.add_row(run.name, run.status, f"{run.rounds}/{run.of_rounds}", run.by, escape(told))
     Console(highlight=False).print(table)
 
 
@@ -154,8 +156,9 @@ def stop_command(name: _RUN, folder: _AS, passphrase_file: PASSPHRASE = None) ->
     from lepton_common.control.control_pb2 import RunName
 
     with control(folder, read_passphrase(passphrase_file)) as service:
-        service.Stop(RunName(name=name))
-    print(f"{name} ends after its current round.")
+        run = service.Stop(RunName(name=name))
+    going = run.status in ("running", "waiting")
+    print(f"{name} ends after its current round." if going else f"{name} is {run.status} already.")
 
 
 @run_app.command("fetch")

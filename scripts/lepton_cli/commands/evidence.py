@@ -134,6 +134,12 @@ def _print_made(made: "Made", path: Path | None) -> None:
         console.print(told, soft_wrap=True)
     if made.simulated:
         console.print("A simulated federation: its roster was made by this machine alone.")
+    if made.lacks:
+        console.print(
+            f"[yellow]Without the study {made.lacks}, of which no version that is here covers the "
+            "run: give its file by --study.[/]",
+            soft_wrap=True,
+        )
     console.print(f"Root to verify it with: {made.root}", soft_wrap=True)
     if path is None:
         console.print("Nothing was written.")
@@ -150,27 +156,28 @@ def verify(
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Verify packs offline: every byte, signature, record, charge, and what packs say together."""
-    from lepton_cli.packs.pages import PROVES, PROVES_NOT
+    from lepton_cli.packs.pages import PROVES, PROVES_ALONE, PROVES_NOT
     from lepton_cli.packs.verify import verify_pack, verify_together
 
     checked = [verify_pack(path, root.strip()) for path in packs]
     witnessed = verify_together(checked)
     anchored = any(c.manifest.kind == "coordinator" for c in checked)
+    sites = any(c.manifest.kind == "site" for c in checked)
+    proves = PROVES if anchored and sites else PROVES_ALONE
     if as_json:
         rows = [{"pack": str(c.pack.path), **_row(c)} for c in checked]
-        print(json.dumps({"packs": rows, "witnessed": witnessed, "proves": PROVES,
+        print(json.dumps({"packs": rows, "witnessed": witnessed, "proves": proves,
                           "proves_not": PROVES_NOT}))  # fmt: skip
         return
     _print_verified(checked)
     console = Console(highlight=False)
-    sites = any(c.manifest.kind == "site" for c in checked)
     if anchored and sites:
         console.print(f"Anchors: {witnessed} heads that the coordinator witnessed are there.")
     else:
         console.print(
             "Anchors: not checked; verify the coordinator's pack and the sites' packs together."
         )
-    for told in (PROVES, PROVES_NOT):
+    for told in (proves, PROVES_NOT):
         console.print(told, soft_wrap=True)
 
 

@@ -18,18 +18,19 @@ _HELP = """Who belongs to a federation, signed by k of its n partners.
 
 Neither the coordinator nor one partner alone can add a site. In order:
 
-  lepton federation key alice.pem                                [dim]each partner, at home[/]
-  lepton site init my-site --name hospital-a --dataset ...       [dim]each site, at home[/]
-  lepton server init my-server --host fl.example.org             [dim]the coordinator[/]
-  lepton federation init hospitals --name hospitals --threshold 2 \\\\
-      --partner alice.pem.pub --partner bob.pem.pub --partner carol.pem.pub \\\\
-      --add my-server/join.json --add my-site/join.json ...
-  lepton federation sign hospitals --key alice.pem               [dim]and another partner[/]
+  lepton federation key alice.pem                           [dim]each partner[/]
+  lepton site init my-site --name hospital-a --dataset ...  [dim]each site[/]
+  lepton server init my-server --host fl.example.org        [dim]the server[/]
+  lepton federation init hospitals --name hospitals --threshold 2 \\
+    --partner alice.pem.pub --partner bob.pem.pub --partner carol.pem.pub \\
+    --add my-server/join.json --add my-site/join.json ...
+  lepton federation sign hospitals --key alice.pem          [dim]and another[/]
   lepton federation publish hospitals
-  lepton site join my-site hospitals --root DIGEST               [dim]each site, and the server[/]
+  lepton site join my-site hospitals --root DIGEST          [dim]each, once[/]
 
-The folder holds no secret; send it around as you like. What a partner sends back is one .sig
-file for drafts/. Ask for the root's digest by another way than the folder came.
+The folder holds no secret; send it around as you like. What a partner sends
+back is one .sig file for drafts/. Ask for the root's digest by another way
+than the folder came.
 """
 app = typer.Typer(help=_HELP, no_args_is_help=True, rich_markup_mode="rich")
 
@@ -148,6 +149,7 @@ def study_command(
     file: Annotated[Path, typer.Argument(help="The study, as YAML: purpose, sites, budget, ...")],
 ) -> None:
     """Draft a study: some sites, for one purpose, until a day, within a budget."""
+    from lepton_cli.drafting import today
     from lepton_cli.federation import FederationFolder
     from lepton_common.errors import StudyInvalid
     from lepton_common.identity.study import Study
@@ -163,7 +165,7 @@ def study_command(
     study, faults = parse(Study, values)
     if study is None:
         raise StudyInvalid(" ".join(faults))
-    _drafted(folder, FederationFolder(folder).propose_study(study))
+    _drafted(folder, FederationFolder(folder).propose_study(study, today()))
 
 
 @app.command("sign")

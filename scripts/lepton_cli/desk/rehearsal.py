@@ -27,13 +27,13 @@ from lepton_client.people import people_secret
 from lepton_client.proposals import FOLDER, STUDIES
 from lepton_client.site import (
     AUDIT_FILE,
-    ERROR_FILE,
     KEY_FILE,
     LEDGER_FILE,
     SITE_FILE,
     Site,
     open_site,
 )
+from lepton_client.traces import ERROR_FILE
 from lepton_client.trainer import Trainer, Wanted
 from lepton_common import errors
 from lepton_common.asking import privacy_request, shared_noise

@@ -55,6 +55,7 @@ class Made:
         chains: the site's chains, by member; empty for the coordinator, whose log is in full.
         root: of the federation's roster.
         simulated: whether nobody but this machine is behind that root.
+        lacks: the study that the run was proposed in, where the pack is without it.
     """
 
     manifest: Manifest
@@ -62,6 +63,7 @@ class Made:
     chains: dict[str, Shown]
     root: Digest
     simulated: bool
+    lacks: str | None
 
 
 def make_site_pack(
@@ -195,7 +197,9 @@ def _finish(
     members[PDF] = pdf(draft, facts)
     manifest = Manifest(**{**vars(draft), "members": list_members(members)})
     data = write_pack(manifest, members, key)
-    return Made(manifest, data, chains, origin.root, facts["simulated"])
+    named = (facts.get("proposal") or {}).get("study")
+    lacks = named if agreed is None else None
+    return Made(manifest, data, chains, origin.root, facts["simulated"], lacks)
 
 
 def _check_named(origin: Origin) -> None:

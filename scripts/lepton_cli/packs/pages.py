@@ -14,6 +14,10 @@ PROVES = (
     "coordinator's pack holds the heads that it witnessed while the run went on. Each private "
     "release has its charge, and the epsilon above is what the charges come to."
 )
+PROVES_ALONE = (
+    "The records are what the signer put on record: each is signed and chained. That none was "
+    "altered since by the signer too, the other side's pack shows, verified together with this."
+)
 PROVES_NOT = (
     "It does not prove that a site ran unmodified software, that its data is what it says, or "
     "that no record was left out before it was ever written. Policy, versions and bill of "

@@ -16,11 +16,12 @@ from lepton_common.errors import (
     LeptonError,
     NotAllowed,
     RunNotFound,
+    SettingsError,
     StudyInvalid,
 )
 from lepton_common.identity.roster import Person, Role
 from lepton_common.identity.study import read_study
-from lepton_common.proposal import Proposal, read_proposal
+from lepton_common.proposal import Proposal, beyond_study, read_proposal
 from lepton_common.settings import Settings
 from lepton_server.gateway.circles import Circles
 from lepton_server.gateway.published import Published
@@ -50,7 +51,7 @@ class Control(ControlServicer):  # type: ignore[misc]
                 raise NotAllowed(f"{who} submits what {proposal.by} has signed.")
             settings = proposal.parsed()
             check_submitted(settings.tracker)
-            self._check_study(proposal, settings)
+            self._check_scope(proposal, settings)
             published = self._published
             name = self._runs.add(settings, request.proposal, who, published.text, published.root)
         except (LeptonError, ValueError) as error:
@@ -107,14 +108,18 @@ class Control(ControlServicer):  # type: ignore[misc]
             while data := file.read(_PART_BYTES):
                 yield wire.Part(data=data)
 
-    def _check_study(self, proposal: Proposal, settings: Settings) -> None:
-        """Checks that a run's lead leads its study, and knows of the run that it evaluates.
+    def _check_scope(self, proposal: Proposal, settings: Settings) -> None:
+        """Checks that a run's study covers it, and that its lead knows the run it evaluates.
+
+        Early word to the lead: each site checks its study itself.
 
         Raises:
-            StudyInvalid: there is no such study, or it is over.
+            StudyInvalid: there is no such study, it is over, or does not cover the run.
+            SettingsError: the run asks for more sites than there are.
             RunNotFound: nor a run of that study, or of none, to be evaluated.
         """
         who, name, published = proposal.by, proposal.study, self._published
+        there = {member.name for member in published.roster.members}
         if name is not None:
             study, text = published.studies.get(name, (None, ""))
             if study is None or who not in study.leads:
@@ -123,6 +128,13 @@ class Control(ControlServicer):  # type: ignore[misc]
                     "and 'lepton server join' takes it over."
                 )
             read_study(text, published.roster, datetime.now(UTC).date())
+            for fault in beyond_study(study, proposal, settings):
+                raise StudyInvalid(f"{fault} Ask for what it covers.")
+            there = there & set(study.sites)
+        if settings.sites > len(there):
+            raise SettingsError(
+                f"sites={settings.sites} is more than the {len(there)} that there are: lower it."
+            )
         evaluated = settings.statistics.evaluates
         if evaluated is not None and not (
             self._circles.knows(self._person(who), evaluated)

@@ -52,6 +52,10 @@ class Coordinator:
         return getattr(self.stub, name)(request, metadata=metadata, timeout=10)
 
 
+TASK = {"task": "breast_cancer", "model": "logistic", "sites": 2}
+COVERS = {"tasks": ["breast_cancer"], "max_epsilon": 10.0}
+
+
 @pytest.fixture
 def coordinator(federation):
     made = Coordinator(federation)
@@ -62,7 +66,7 @@ def coordinator(federation):
 
 @pytest.fixture
 def text(setting_values):
-    return proposed(setting_values({"task": "breast_cancer", "model": "logistic"}))
+    return proposed(setting_values(TASK))
 
 
 def proposed(values, by="bob", study=None):
@@ -87,7 +91,7 @@ def refused(call, code, said):
 )
 def test_a_tracker_that_names_a_place_is_refused(coordinator, setting_values, tracker):
     changes = {f"tracker.{name}": value for name, value in tracker.items()}
-    text = proposed(setting_values({"task": "breast_cancer", "model": "logistic", **changes}))
+    text = proposed(setting_values({**TASK, **changes}))
     refused(
         lambda: coordinator.call("Submit", wire.SubmitRequest(proposal=text)),
         grpc.StatusCode.INVALID_ARGUMENT,
@@ -99,7 +103,7 @@ def test_a_tracker_that_names_a_place_is_refused(coordinator, setting_values, tr
 def test_the_executor_tracks_into_the_runs_folder_only(coordinator, setting_values, caplog):
     def trackers(**tracker):
         changes = {f"tracker.{name}": value for name, value in tracker.items()}
-        values = setting_values({"task": "breast_cancer", "model": "logistic", **changes})
+        values = setting_values({**TASK, **changes})
         submitted = Submitted(by="bob", settings=to_json(parse_settings(values)))
         return executor._trackers(submitted, RunFolder(coordinator.runs.path / "run"))
 
@@ -170,10 +174,10 @@ STATISTICS = {
 @pytest.fixture
 def submit(coordinator, federation, setting_values):
     """Submits runs, of the study heart, which bob leads, at the sites 1 and 2."""
-    publish(federation, leads=["bob"], auditors=["carol"])
+    publish(federation, leads=["bob"], auditors=["carol"], **COVERS)
 
     def run(by="bob", study="heart", **changes):
-        values = setting_values({"task": "breast_cancer", "model": "logistic", **changes})
+        values = setting_values({**TASK, **changes}, private=True)
         request = wire.SubmitRequest(proposal=proposed(values, by, study))
         return coordinator.call("Submit", request, by).name
 
@@ -214,6 +218,20 @@ def test_nobody_submits_to_a_study_that_ends_while_the_coordinator_runs(submit, 
     refused(submit, grpc.StatusCode.INVALID_ARGUMENT, "StudyInvalid: The study heart ended on")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"task": "digits"}, "the run's task, digits: breast_cancer. Ask for what it covers."),
+        ({"privacy.epsilon": 11.0}, "the run's epsilon, 11: 10."),
+        ({"privacy.delta": 1e-3}, "the run's delta, 0.001: 1e-05."),
+        ({"sites": 3}, "SettingsError: sites=3 is more than the 2 that there are: lower it."),
+    ],
+)
+def test_a_lead_hears_at_once_what_sites_would_refuse(coordinator, submit, changes, said):
+    refused(lambda: submit(**changes), grpc.StatusCode.INVALID_ARGUMENT, said)
+    assert coordinator.runs.names() == []
+
+
 def test_only_a_study_s_people_and_administrators_know_of_its_runs(coordinator, federation, submit):
     run = submit()
     coordinator.runs.end(run, "finished")
@@ -244,7 +262,7 @@ def test_whoever_left_the_roster_knows_of_no_run(coordinator, submit):
 def test_a_study_s_auditor_neither_stops_nor_fetches_whatever_they_lead(
     coordinator, federation, submit
 ):
-    publish(federation, version=2, leads=["bob"], auditors=["eve"])
+    publish(federation, version=2, leads=["bob"], auditors=["eve"], **COVERS)
     run = submit()
     for call in ("Stop", "Fetch"):
         refused(lambda call=call: ask(coordinator, call, run, "eve"),
@@ -313,7 +331,7 @@ def test_what_is_no_proposal_is_refused(coordinator, text):
 
 
 def test_nobody_submits_what_another_has_signed_or_no_lead(coordinator, setting_values):
-    values = setting_values({"task": "breast_cancer", "model": "logistic"})
+    values = setting_values(TASK)
     for by in ("alice", "carol"):
         refused(
             lambda by=by: coordinator.call(
@@ -354,7 +372,7 @@ def test_a_model_is_fetched_in_parts(coordinator, text):
 def test_of_a_run_that_asks_for_statistics_the_answer_is_what_is_fetched(
     coordinator, setting_values
 ):
-    values = setting_values({"task": "breast_cancer", "model": "logistic", **STATISTICS})
+    values = setting_values({**TASK, **STATISTICS})
     run = coordinator.call("Submit", wire.SubmitRequest(proposal=proposed(values)))
     assert run.name.endswith("-breast_cancer-statistics")
     fetched = lambda: list(coordinator.call("Fetch", wire.RunName(name=run.name)))  # noqa: E731
