@@ -32,6 +32,7 @@ from lepton_common.identity.certificates import issue_leaf
 from lepton_common.identity.heads import read_witnessed
 from lepton_common.identity.keys import SigningKey, read_public
 from lepton_common.privacy.ledger_file import read_ledger
+from lepton_common.proposal import study_in
 from lepton_server.trackers.tensorboard import rounds_in
 
 pytestmark = pytest.mark.system
@@ -409,3 +410,12 @@ def test_a_site_that_the_partners_removed_is_out_and_says_so(federation):
             return True
 
     federation.until(is_out)
+    # The study that names it goes on among the others, and evidence of its run keeps it.
+    proposals = Proposals(federation.path / "site-1", None)
+    run = next(name for name in proposals.names() if study_in(proposals.text(name)) == "heart")
+    federation.do(f"evidence {run} --site site-1 --out after.zip")
+    with zipfile.ZipFile(federation.path / "after.zip") as pack:
+        assert "study.json" in pack.namelist()
+    words = "--as dora --study heart task=breast_cancer privacy=record privacy.epsilon=0.3 sites=3"
+    said = federation.do(f"submit {words}", code=2).stderr
+    assert "SettingsError: sites=3 is more than the 2 that there are" in said
