@@ -6,6 +6,7 @@ import traceback
 from pathlib import Path
 
 from lepton_common.errors import LeptonError
+from lepton_common.printable import printable
 
 ERROR_FILE = "errors.log"
 
@@ -13,11 +14,20 @@ ERROR_FILE = "errors.log"
 def keep_trace(folder: Path, error: BaseException) -> None:
     """Adds an error to a folder's ``errors.log``.
 
-    A refusal by name says all in its sentence; everything else has its trace beside it.
+    A refusal by name is its sentence and its place; everything else has its trace.
     """
     explained = error.__suppress_context__ or error.__context__ is None
-    named = isinstance(error, LeptonError) and error.__cause__ is None and explained
-    lines = traceback.format_exception_only if named else traceback.format_exception
-    with contextlib.suppress(OSError), (folder / ERROR_FILE).open("a") as file:
+    if isinstance(error, LeptonError) and error.__cause__ is None and explained:
+        # Its sentence may quote a stranger, who must not write further lines.
+        lines = [printable(line) + "\n" for line in traceback.format_exception_only(error)]
+        place = traceback.extract_tb(error.__traceback__)[-1:]
+        lines += [f"  at {Path(frame.filename).name}:{frame.lineno}\n" for frame in place]
+    else:
+        lines = traceback.format_exception(error)
+    path = folder / ERROR_FILE
+    with (
+        contextlib.suppress(OSError),
+        path.open("a", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.write(time.strftime("%Y-%m-%dT%H:%M:%S%z\n"))
-        file.writelines(lines(error))
+        file.writelines(lines)

@@ -189,7 +189,7 @@ class TrainerProcess:
                 self._process = None
             if self._process is None:
                 for path in self._reads:
-                    if not path.exists():
+                    if not _is_there(path):
                         raise DataMissing(f"{path}, which data in site.yaml names, is not there.")
                 environment = {"GOMP_SPINCOUNT": _LOOKS} | {
                     n: v for n in self._variables if (v := os.environ.get(n)) is not None
@@ -233,6 +233,13 @@ def _command(rules: TrainerRules, folder: Path, data: SiteData) -> list[str]:
 def _shown(rules: TrainerRules, folder: Path, data: SiteData) -> list[Path]:
     """Returns what must be there to be shown to a process that is cut off from the rest."""
     return [folder / n for n in data.kept(folder)] if rules.isolation != "process" else []
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # behind a folder that may not be read
+        return False
 
 
 def _update(found: NDArray[np.uint8], size: int) -> Vector:

@@ -1,7 +1,6 @@
 """A run as a person proposes it to the sites of a federation: signed, to the byte."""
 
 import json
-import math
 import secrets
 from collections.abc import Iterator
 
@@ -108,18 +107,20 @@ def beyond_study(study: Study, proposal: Proposal, settings: Settings) -> Iterat
     ):
         if one not in named:
             yield uncovered(study, what, one, named)
-    privacy = settings.privacy
-    for what, asked, most in (
-        ("epsilon", privacy.epsilon or math.inf, study.max_epsilon),
-        ("delta", privacy.delta or 1.0, study.max_delta),
-    ):
-        if asked > most:
-            yield f"The study {study.name} does not cover the run's {what}, {asked:g}: {most:g}."
+    privacy, says = settings.privacy, f"The study {study.name} does not cover"
+    if privacy.epsilon is None:
+        yield f"{says} a run without privacy."
+    elif privacy.epsilon > study.max_epsilon:
+        yield f"{says} the run's epsilon, {privacy.epsilon}: it allows {study.max_epsilon}."
+    delta = privacy.delta or 1.0
+    if privacy.epsilon is not None and delta > study.max_delta:
+        yield f"{says} the run's delta, {delta}: it allows {study.max_delta}."
 
 
 def uncovered(study: Study, what: str, one: str, named: list[str]) -> str:
     """Returns that something of a run is not among what its study names."""
-    return f"The study {study.name} does not cover the run's {what}, {one}: {', '.join(named)}."
+    names = ", ".join(named)
+    return f"The study {study.name} does not cover the run's {what}, {one}: it names {names}."
 
 
 def _read(text: str) -> tuple[Signed, Proposal]:

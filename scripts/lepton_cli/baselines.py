@@ -79,9 +79,13 @@ def train_baselines(
     ) as pool:
         observer.on_baseline(0, len(jobs))
         futures = {name: pool.submit(job) for name, job in jobs.items()}
-        for came, future in enumerate(as_completed(futures.values()), start=1):
-            future.result()
-            observer.on_baseline(came, len(jobs))
+        try:
+            for came, future in enumerate(as_completed(futures.values()), start=1):
+                future.result()
+                observer.on_baseline(came, len(jobs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
         reached = {name: future.result() for name, future in futures.items()}
     local = {
         name.removeprefix("local/"): value

@@ -31,7 +31,7 @@ from lepton_common.identity.roster import (
     with_version,
 )
 from lepton_common.identity.signed import Kind, Partners, Signed, sign
-from lepton_common.identity.study import Study, check_study, signed_study
+from lepton_common.identity.study import Study, check_study, newest_studies, signed_study
 from lepton_common.strict import Digest, parse_json, to_json
 
 ROSTER_FILE, ROOT_FILE = "roster.json", "roster.root"
@@ -160,12 +160,23 @@ class FederationFolder:
         # A crash while publishing may leave a draft of what is published.
         return [draft for draft in found if self._is_next(draft)]
 
-    def sign(self, draft: Draft, key: SigningKey) -> Path:
+    def studies_naming(self, name: str) -> list[str]:
+        """Returns the published studies that a site or a person of a name is in, by name."""
+        roster = self.roster
+        studies = newest_studies(self._studies, roster).values() if roster else []
+        return [s.name for s in studies if name in (*s.sites, *s.leads, *s.auditors)]
+
+    def sign(self, draft: Draft, key: SigningKey, today: date) -> Path:
         """Writes a partner's signature on a draft.
 
         Raises:
             RosterInvalid: nobody has asked for this key's signature.
+            StudyInvalid: it is a study that is over, or does not fit the published roster.
         """
+        if draft.kind == "study":
+            roster = self.roster
+            assert roster is not None, "a study is drafted against one"
+            check_study(self.study_of(draft), roster, today)
         if not any(key.public_hex in partners.keys for partners in self._asked(draft)):
             raise RosterInvalid(
                 f"The key {key.public_hex[:16]}… is not a partner's, so its signature is worth "

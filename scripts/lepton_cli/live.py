@@ -74,6 +74,7 @@ class LiveObserver(Observer):
 
     def on_start(self, first_round: int, rounds: int, sites: int) -> None:
         """Announces the run."""
+        self._status.stop()
         more = f" from round {first_round}" if first_round > 1 else ""
         self.say(f"Training {rounds} rounds over {sites:,} sites{more}.")
         self._pace.start(first_round, rounds)

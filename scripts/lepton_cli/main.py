@@ -35,6 +35,7 @@ from lepton_common.errors import (
     SettingsError,
     SystemRefused,
 )
+from lepton_common.printable import printable
 
 _EXIT_CODES = """
 Exit codes: 0 done · 1 a fault of ours or the system's · 2 settings, words or paths · 3 data ·
@@ -150,6 +151,7 @@ def _complain(error: LeptonError) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for fault in faults:
         console.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        console.print(fault, markup=False)
+        for line in fault.splitlines():  # which may quote a stranger
+            console.print(printable(line), markup=False)
     for note in getattr(error, "__notes__", []):
         console.print(note, markup=False)

@@ -135,6 +135,24 @@ def test_a_study_without_the_lead_who_asked_is_refused(packed, tmp_path):
         verify_pack(path, root)
 
 
+def test_a_study_of_somebody_whom_no_version_of_the_roster_has_is_refused(packed, tmp_path):
+    file = tmp_path / "heart.json"
+    file.write_text(signed(**COVERED, auditors=["zeta"]))
+    path, root = packed(study=file)
+    with pytest.raises(EvidenceContradicts, match="names zeta, whom no version of the roster has"):
+        verify_pack(path, root)
+
+
+def test_a_study_is_kept_when_a_site_of_it_has_left(site, packed):
+    packed()
+    roster = roster_with(site, "dora", "eve", version=2)
+    left = replace(roster, members=roster.members[:1])
+    before = (site.folder / "roster.json").read_text()
+    (site.folder / "roster.json").write_text(sign_roster(left, [PARTNER], before))
+    path, root = packed()
+    assert STUDY in verify_pack(path, root).pack.members
+
+
 def test_a_study_that_is_not_good_is_left_out_unless_it_was_asked_for(site, packed):
     packed()  # while it was
     kept = site.folder / STUDIES / "heart.json"
@@ -188,6 +206,9 @@ def test_of_a_renewed_study_the_version_that_covers_the_run_is_found(site, packe
         (folder / "earlier" / f"heart-{version}.json").write_text(
             signed(**COVERED, version=version, purpose=f"Version {version}.")
         )
+    (folder / "earlier" / "heart-failure-1.json").write_text(
+        signed(**COVERED, name="heart-failure")
+    )
     (folder / "heart.json").write_text(signed(**COVERED, version=11, leads=["eve"]))
     path, root = packed()
     assert b"Version 10." in verify_pack(path, root).pack.members["dpia.md"]

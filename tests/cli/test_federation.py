@@ -248,6 +248,31 @@ def test_a_study_is_signed_and_published(do, lepton, hospitals, tmp_path):
     assert "names x, who is no site" in said
 
 
+def test_whoever_signs_hears_of_the_studies_that_a_name_is_in(do, hospitals, tmp_path):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    do("federation study hosp study.yaml")
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    do("federation publish hosp")
+    do("federation propose hosp --remove hospital-a")
+    for key in ("alice", "bob"):
+        do(f"federation sign hosp --key {key}.pem --yes")
+    do("federation publish hosp")
+    do("site init again --name hospital-a --dataset breast_cancer")
+    told = do("federation propose hosp --add again/join.json")
+    assert "hospital-a is in the study heart by name" in told
+
+
+def test_nobody_signs_a_study_that_has_ended_since_it_was_drafted(
+    do, lepton, hospitals, tmp_path, monkeypatch
+):
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
+    do("federation study hosp study.yaml")
+    monkeypatch.setattr("lepton_cli.drafting.today", lambda: date(2199, 1, 1))
+    said = complaint(lepton, "federation sign hosp --key alice.pem --yes", "StudyInvalid")
+    assert "ended on" in said
+
+
 def test_a_server_takes_the_published_studies_along(do, hospitals, tmp_path):
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(STUDY))
     do("federation study hosp study.yaml")

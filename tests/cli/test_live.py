@@ -138,6 +138,17 @@ def test_baselines_are_told_of_a_tenth_at_a_time(settings, capsys):
     assert lines == [f"Baselines: {came} of 30 models trained." for came in range(0, 31, 3)]
 
 
+def test_a_stop_among_baselines_leaves_the_screen_to_the_bar(settings):
+    screen = Console(file=io.StringIO(), force_terminal=True, width=90)
+    observer = LiveObserver(settings, quiet=False, bar=True)
+    observer._status._live.console = observer._progress.live.console = screen
+    with observer:
+        observer.on_baseline(1, 3)
+        assert observer._status._live.is_started
+        observer.on_start(1, 4, 2)
+        assert not observer._status._live.is_started
+
+
 def test_a_bar_on_a_terminal_shows_answers_as_they_come(settings):
     screen = Console(file=io.StringIO(), force_terminal=True, width=90)
     observer = LiveObserver(settings, quiet=False, bar=True)

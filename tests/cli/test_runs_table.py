@@ -8,7 +8,7 @@ import pytest
 from lepton_common.control.control_pb2 import Run
 
 FAILED = Run(name="run-1", status="failed", rounds=1, of_rounds=5, by="dora", metrics="{}",
-             error="SitesRefused: All [3] sites refuse the run.")  # fmt: skip
+             error="SitesRefused: All [3] sites \x1b[2Krefuse the run.")  # fmt: skip
 RUNNING = Run(name="run-2", status="running", rounds=2, of_rounds=5, by="dora",
               metrics='{"accuracy": 0.75}')  # fmt: skip
 
@@ -28,7 +28,8 @@ def service(monkeypatch):
 
 def test_a_failed_run_says_why_in_the_list(lepton, service):
     told = " ".join(lepton("run", "list", "--as", "dora").out.split())
-    assert "run-1 │ failed │ 1/5 │ dora │ SitesRefused: All [3] sites refuse" in told
+    assert "run-1 │ failed │ 1/5 │ dora │ SitesRefused: All [3] sites [2Krefuse" in told
+    assert "\x1b" not in told
     assert "run-2 │ running │ 2/5 │ dora │ accuracy 0.7500" in told
 
 

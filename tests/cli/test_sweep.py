@@ -211,6 +211,16 @@ def test_ctrl_c_reaches_what_was_only_starting_once_it_listens(tmp_path, monkeyp
     assert commands.codes == {0: 130, 1: 130}
 
 
+def test_ctrl_c_reaches_what_has_no_round_yet_once_it_must_be_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(lanes_module, "_LOOK_S", 0.02)
+    monkeypatch.setattr(lanes_module, "_UP_S", 1.0)
+    code = "signal.signal(signal.SIGINT, lambda *_: sys.exit(130))\ntime.sleep(20)"
+    commands = Commands(tmp_path, code, told=False)
+    threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    commands.lanes.run([0, 1])
+    assert commands.codes == {0: 130}
+
+
 @pytest.mark.parametrize("presses", [1, 2])
 def test_ctrl_c_ends_what_runs_and_starts_no_more(tmp_path, monkeypatch, presses):
     monkeypatch.setattr(lanes_module, "_LOOK_S", 0.02)

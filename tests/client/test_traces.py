@@ -16,7 +16,17 @@ def test_a_refusal_is_one_line_with_its_sentence(tmp_path):
     def refuse():
         raise ConsentRefused("Not here.")
 
-    assert kept(tmp_path, refuse) == ["lepton_common.errors.ConsentRefused: Not here."]
+    sentence, place = kept(tmp_path, refuse)
+    assert sentence == "lepton_common.errors.ConsentRefused: Not here."
+    assert place.startswith("  at test_traces.py:")
+
+
+def test_a_stranger_whom_a_refusal_quotes_writes_no_line_and_steers_no_terminal(tmp_path):
+    def refuse():
+        raise ConsentRefused("No \x1b[31m\n2026-01-01T00:00:00+0000\nForged \ud800")
+
+    sentence, _ = kept(tmp_path, refuse)
+    assert sentence.endswith("ConsentRefused: No [31m2026-01-01T00:00:00+0000Forged ")
 
 
 def test_what_nobody_foresaw_has_its_trace(tmp_path):

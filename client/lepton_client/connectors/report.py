@@ -9,6 +9,7 @@ from pydantic import Field
 
 from lepton_common.durable import write_atomic
 from lepton_common.errors import ConnectorMissing, DataError, TableInvalid
+from lepton_common.printable import printable
 from lepton_common.strict import Natural, record, to_json
 
 REPORT_FILE = "data-report.json"
@@ -65,7 +66,7 @@ class Report:
 
     def error_of(self, kind: type[Exception]) -> Exception:
         """Returns the error again, in another process; of its text, what can be printed."""
-        said = ["".join(filter(str.isprintable, text)) for text in self.said]
+        said = [printable(text) for text in self.said]
         if issubclass(kind, TableInvalid):
             return kind(said, {(one.column, one.rule): one.rows for one in self.broken})
         return kind(" ".join(said))

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
+
+from lepton_common.printable import printable
 
 PASSPHRASE = Annotated[
     Path | None,
@@ -129,7 +131,8 @@ def list_command(
     table = Table(*whole, Column("metrics, or what ended it", overflow="fold"))
     for run in runs:
         told = run.error if run.status == "failed" else _short(run)
-        table.add_row(run.name, run.status, f"{run.rounds}/{run.of_rounds}", run.by, escape(told))
+        cells = (run.name, run.status, f"{run.rounds}/{run.of_rounds}", run.by, told)
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     Console(highlight=False).print(table)
 
 
@@ -222,7 +225,7 @@ def tell(run: Any) -> None:  # noqa: ANN401
     if run.missing:
         without = (f"{site} ({error})" for site, error in sorted(run.missing.items()))
         said.append(f"without {', '.join(without)}")
-    print("  ".join(filter(None, said)), flush=True)
+    print(printable("  ".join(filter(None, said))), flush=True)
 
 
 def _fields(run: Any) -> dict[str, Any]:  # noqa: ANN401

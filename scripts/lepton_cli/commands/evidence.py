@@ -163,7 +163,7 @@ def verify(
     witnessed = verify_together(checked)
     anchored = any(c.manifest.kind == "coordinator" for c in checked)
     sites = any(c.manifest.kind == "site" for c in checked)
-    proves = PROVES if anchored and sites else PROVES_ALONE
+    proves = PROVES if witnessed else PROVES_ALONE
     if as_json:
         rows = [{"pack": str(c.pack.path), **_row(c)} for c in checked]
         print(json.dumps({"packs": rows, "witnessed": witnessed, "proves": proves,

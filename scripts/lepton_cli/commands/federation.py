@@ -176,6 +176,7 @@ def sign_command(
     passphrase_file: _OPENS = None,
 ) -> None:
     """Show what each draft would change, and sign it once you have said yes."""
+    from lepton_cli.drafting import today
     from lepton_cli.federation import FederationFolder
     from lepton_cli.keys import read_passphrase
     from lepton_common.errors import Interrupted, RosterInvalid
@@ -190,7 +191,7 @@ def sign_command(
         _show_draft(here, draft)
         if not yes and not typer.confirm("Sign this?"):
             raise Interrupted("Not signed.")
-        print(f"Signed: {here.sign(draft, secret)}")
+        print(f"Signed: {here.sign(draft, secret, today())}")
 
 
 @app.command("publish")
@@ -254,6 +255,10 @@ def _show_draft(here: "FederationFolder", draft: "Draft") -> None:
         return
     for line in _changes(before, after):
         console.print(f"  {line}", markup=False)
+    fresh = [m.name for m in after.members if m not in before.members]
+    for name in (*fresh, *(p.name for p in after.people if p not in before.people)):
+        for study in here.studies_naming(name):
+            console.print(f"  {name} is in the study {study} by name", markup=False)
 
 
 def _changes(before: "Roster", after: "Roster") -> list[str]:

@@ -15,6 +15,7 @@ from lepton_common.errors import ConnectorMissing, DataError, LeptonError, Roste
 from lepton_common.identity.certificates import Leaf, issue_leaf
 from lepton_common.identity.keys import SigningKey
 from lepton_common.identity.roster import Coordinator
+from lepton_common.printable import printable
 
 Level = Literal["ok", "warning", "fault", "skipped"]
 
@@ -85,7 +86,7 @@ class Examined:
                 raise
             # Only an agent writes the trace to errors.log; this one ends with what was wrong.
             said = str(error.__cause__).strip().rpartition("\n")[2]
-            said = "".join(filter(str.isprintable, said)).removeprefix("lepton_common.errors.")
+            said = printable(said).removeprefix("lepton_common.errors.")
             if isinstance(error, LeptonError):
                 raise type(error)(said) from error
             raise Fault(said, "See trainer and data in site.yaml.") from error

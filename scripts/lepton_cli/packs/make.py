@@ -178,7 +178,7 @@ def _finish(
     text = _text(study).encode() if study is not None else None
     if text is None and studies is not None:
         sites = facts.get("participants", [origin.signer])
-        text = kept_study(studies, origin.roster, facts, sites)
+        text = kept_study(studies, origin.versions, facts, sites)
     agreed = read_study(text.decode(), origin.roster, day) if text is not None else None
     if text is not None:
         members[STUDY] = text

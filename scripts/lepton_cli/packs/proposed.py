@@ -82,7 +82,7 @@ def check_configuration(where: Path, proposal: Proposal | None, config: bytes) -
 
 
 def kept_study(
-    folder: Path, roster: Roster, facts: Mapping[str, Any], sites: Iterable[str]
+    folder: Path, versions: Sequence[Roster], facts: Mapping[str, Any], sites: Iterable[str]
 ) -> bytes | None:
     """Returns the newest version in a folder of the study that a run was proposed in.
 
@@ -91,27 +91,33 @@ def kept_study(
     name = (facts.get("proposal") or {}).get("study")
     if name is None:
         return None
-    earlier = sorted(
-        (folder / EARLIER).glob(f"{name}-*.json"),
-        key=lambda path: int(path.stem.removeprefix(f"{name}-")),
-    )
-    for path in (folder / f"{name}.json", *reversed(earlier)):
+    kept = {
+        int(version): path
+        for path in (folder / EARLIER).glob(f"{name}-*.json")
+        # Not those of another study, whose name begins alike.
+        if (version := path.stem.removeprefix(f"{name}-")).isdecimal()
+    }
+    for path in (folder / f"{name}.json", *(kept[v] for v in sorted(kept, reverse=True))):
         with contextlib.suppress(OSError, EvidenceContradicts):
             text = path.read_bytes()
-            study_in(folder, text, roster, facts, sites)
+            study_in(folder, text, versions, facts, sites)
             return text
     return None
 
 
 def study_in(
-    where: Path, text: bytes, roster: Roster, facts: Mapping[str, Any], sites: Iterable[str]
+    where: Path,
+    text: bytes,
+    versions: Sequence[Roster],
+    facts: Mapping[str, Any],
+    sites: Iterable[str],
 ) -> Study:
     """Returns the study in a pack, having held it against what the pack says of the run.
 
     Args:
         where: the pack.
         text: of the study's file.
-        roster: the federation's.
+        versions: of the federation's roster.
         facts: what the pack's records come to.
         sites: that took part, as far as the pack tells.
 
@@ -120,9 +126,13 @@ def study_in(
     """
     at = where / STUDY
     try:
-        study = read_study(text.decode(), roster, date.fromisoformat(facts["last"][:10]))
+        study = read_study(text.decode(), versions[-1], date.fromisoformat(facts["last"][:10]))
     except (StudyInvalid, UnicodeDecodeError) as error:
         raise EvidenceContradicts(f"{at}: {error}") from None
+    ever = {m.name for version in versions for m in version.members}
+    ever |= {p.name for version in versions for p in version.people}
+    if invented := sorted({*study.sites, *study.leads, *study.auditors} - ever):
+        raise EvidenceContradicts(f"{at} names {invented[0]}, whom no version of the roster has.")
     asked = facts.get("proposal")
     if asked is not None and asked["study"] != study.name:
         of = f"the study {asked['study']}" if asked["study"] else "no study"

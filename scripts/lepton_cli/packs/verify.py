@@ -59,7 +59,7 @@ def verify_pack(path: Path, root: Digest) -> Checked:
         AuditError: what does not verify, naming the member.
     """
     pack = read_pack(path)
-    roster = check_signer(pack, root)
+    check_signer(pack, root)
     manifest, held = pack.manifest, set(pack.members)
     if missing := sorted(_HELD[manifest.kind] - held):
         raise EvidenceContradicts(f"{path}: a {manifest.kind}'s pack lacks {', '.join(missing)}.")
@@ -71,7 +71,7 @@ def verify_pack(path: Path, root: Digest) -> Checked:
     )
     computed = compute(path, origin, pack.members)
     facts = _same_facts(pack, computed.facts)
-    study = _check_study(pack, roster, facts)
+    study = _check_study(pack, versions, facts)
     _check_versions(pack)
     return Checked(pack, computed, _check_pages(pack, facts, study))
 
@@ -120,11 +120,11 @@ def _close(shown: object, true: object) -> bool:
     return shown == true
 
 
-def _check_study(pack: Pack, roster: Roster, facts: dict[str, Any]) -> Study | None:
+def _check_study(pack: Pack, versions: Sequence[Roster], facts: dict[str, Any]) -> Study | None:
     if STUDY not in pack.members:
         return None
     sites = facts.get("participants", [pack.manifest.signer])
-    return study_in(pack.path, pack.members[STUDY], roster, facts, sites)
+    return study_in(pack.path, pack.members[STUDY], versions, facts, sites)
 
 
 def _check_versions(pack: Pack) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 
 _LOOK_S = 0.2
+_UP_S = 60.0  # by when a command listens to signals, however slow the machine
 _SHARE = 0.8  # of the free memory; the rest is for what grows later, and for others
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -28,12 +29,14 @@ class Lane:
         process: its process, which leads a session of its own.
         peak: largest memory seen of it and its children, in bytes.
         asked: whether it was asked to end after its round.
+        began: when it was started, by the monotonic clock in seconds.
     """
 
     number: int
     process: "subprocess.Popen[bytes]"
     peak: int = 0
     asked: bool = False
+    began: float = field(default_factory=time.monotonic)
 
 
 @dataclass
@@ -151,7 +154,8 @@ class Lanes:
         elif self.stops:
             # A command that is only starting would lose the signal, or die of it half made.
             for lane in self._running:
-                if not lane.asked and self.telling(lane.number):
+                up = self.telling(lane.number) or time.monotonic() - lane.began > _UP_S
+                if up and not lane.asked:
                     lane.asked = True
                     with suppress(ProcessLookupError):
                         os.kill(lane.process.pid, signal.SIGINT)

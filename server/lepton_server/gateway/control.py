@@ -1,5 +1,6 @@
 """The control service: people of the roster submit, watch, stop and fetch runs, as roles allow."""
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -115,7 +116,7 @@ class Control(ControlServicer):  # type: ignore[misc]
 
         Raises:
             StudyInvalid: there is no such study, it is over, or does not cover the run.
-            SettingsError: the run asks for more sites than there are.
+            SettingsError: there are too few sites for it.
             RunNotFound: nor a run of that study, or of none, to be evaluated.
         """
         who, name, published = proposal.by, proposal.study, self._published
@@ -131,9 +132,13 @@ class Control(ControlServicer):  # type: ignore[misc]
             for fault in beyond_study(study, proposal, settings):
                 raise StudyInvalid(f"{fault} Ask for what it covers.")
             there = there & set(study.sites)
-        if settings.sites > len(there):
+        least = max(
+            math.ceil(settings.federation.quorum * settings.cohort),
+            settings.colluders + 2 if settings.secure else 1,
+        )
+        if len(there) < least:
             raise SettingsError(
-                f"sites={settings.sites} is more than the {len(there)} that there are: lower it."
+                f"The run needs {least} sites at least, and there are {len(there)}: lower sites."
             )
         evaluated = settings.statistics.evaluates
         if evaluated is not None and not (

@@ -221,12 +221,14 @@ def test_nobody_submits_to_a_study_that_ends_while_the_coordinator_runs(submit, 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"task": "digits"}, "the run's task, digits: breast_cancer. Ask for what it covers."),
-        ({"privacy.epsilon": 11.0}, "the run's epsilon, 11: 10."),
-        ({"privacy.delta": 1e-3}, "the run's delta, 0.001: 1e-05."),
-        ({"sites": 3}, "SettingsError: sites=3 is more than the 2 that there are: lower it."),
+        ({"task": "digits"}, "the run's task, digits: it names breast_cancer. Ask for"),
+        ({"privacy.epsilon": 11.0}, "the run's epsilon, 11.0: it allows 10.0."),
+        ({"privacy.delta": 1e-3}, "the run's delta, 0.001: it allows 1e-05."),
+        ({"sites": 10}, "SettingsError: The run needs 5 sites at least, and there are 2: lower"),
+        ({"privacy.mode": "none", "privacy.epsilon": None, "privacy.delta": None},
+         "does not cover a run without privacy."),
     ],
-)
+)  # fmt: skip
 def test_a_lead_hears_at_once_what_sites_would_refuse(coordinator, submit, changes, said):
     refused(lambda: submit(**changes), grpc.StatusCode.INVALID_ARGUMENT, said)
     assert coordinator.runs.names() == []
