@@ -151,7 +151,7 @@ def _complain(error: LeptonError) -> None:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     for fault in faults:
         console.print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        for line in fault.splitlines():  # which may quote a stranger
+        for line in fault.splitlines() or [""]:  # it may quote a stranger
             console.print(printable(line), markup=False)
     for note in getattr(error, "__notes__", []):
         console.print(note, markup=False)
