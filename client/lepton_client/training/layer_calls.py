@@ -85,6 +85,7 @@ class Call:
     def release(self) -> None:
         """Lets go of the graph, which holds this call by its hooks and would never be freed."""
         self.edges, self.inputs = (), ()
+        del self.make
         self._signals.clear()
 
     def _arrive(self, place: int, signal: torch.Tensor) -> None:

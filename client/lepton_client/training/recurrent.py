@@ -144,11 +144,11 @@ class _Direction:
     ) -> None:
         weight_ih, weight_hh, *biases = self._weights
         bias_ih, bias_hh = biases or (None, None)
-        read = steps.detach()
+        read, separate = steps.detach(), bool(from_hidden)
 
         def forms(signals: Signals) -> list[Form]:
             at_inputs = signals[0].transpose(0, 1)
-            at_hidden = torch.stack(signals[1:], 1) if from_hidden else at_inputs
+            at_hidden = torch.stack(signals[1:], 1) if separate else at_inputs
             return [
                 *affine_form(read.transpose(0, 1), at_inputs, weight_ih, bias_ih),
                 *affine_form(before.transpose(0, 1), at_hidden, weight_hh, bias_hh),

@@ -1,15 +1,18 @@
 """Every family of models trains, privately too, and beats what a constant answer reaches."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from catalog_models import FAMILIES, AnyTask, made_up, outputs_of, shape_of, task_for
+from catalog_models import FAMILIES, SEQUENCES, AnyTask, made_up, outputs_of, shape_of, task_for
 from torch.nn import functional
 from toy_site import RECIPE
 
 from lepton_client.training.conformance import OPACUS, OURS, Conformance
+from lepton_client.training.layer_calls import Call
 from lepton_client.training.many_room import why_not_together
 from lepton_client.training.plain import train_plain
 from lepton_client.training.private import Engine, clipped_sum, train_private
@@ -65,6 +68,22 @@ def test_the_clipped_sum_is_that_of_one_record_at_a_time(name, clipping_norm):
             with Conformance(engine, 0.0).open(model) as hooks:
                 ours = clipped_sum(Engine(model, hooks), task, records, units, 4, plan)
             torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted({*FAMILIES, *SEQUENCES}))
+def test_a_step_leaves_nothing_of_its_graph_in_memory(name, monkeypatch):
+    # Hooks on tensors hold calls where no collector looks: what a call holds must not hold it.
+    kept, begun = [], Call.__post_init__
+    monkeypatch.setattr(
+        Call, "__post_init__", lambda call: kept.append(weakref.ref(call)) or begun(call)
+    )
+    model, records = resident(moved(name)), Records(made_up(name, 3), torch.tensor([0, 1, 2]))
+    with Conformance(OURS, 0.0).open(model) as hooks:
+        units = [np.array([row]) for row in range(3)]
+        clipped_sum(Engine(model, hooks), task_for(name), records, units, 4, PLAN)
+    gc.collect()
+    assert kept
+    assert not any(call() for call in kept)
 
 
 @pytest.mark.parametrize("private", [False, True])
