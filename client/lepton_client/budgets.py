@@ -23,7 +23,8 @@ def check_budget(what: str, most: float, events: tuple[Event, ...], plan: Privac
     """
 
     def after(next_plan: PrivacyPlan) -> float:
-        return epsilon((*events, for_people(plan.unit, next_plan.event())), plan.delta)
+        together = (*events, for_people(plan.unit, next_plan.event()))
+        return epsilon(together, plan.delta, enough=most)
 
     if after(plan) <= most:  # NaN must not pass
         return

@@ -5,7 +5,7 @@ is promised is a tolerance and not the same bits: products of stacked matrices r
 than products of single ones. Without privacy an update differs from that of `train_plain` by less
 than 2e-5 of its length, with Adam by less than 1e-3, because it divides small gradients by
 themselves. With privacy the sampled records' clipped gradients agree to 1e-5 of the clipping norm,
-and the noise is drawn from the same law.
+and the noise is of the same law, drawn and added in float32.
 
 Sites that share a process are simulated. What docs/privacy.md says about rounding, that no record
 decides the last bits of another's gradient, is tried for `private` and not for this file: here a
@@ -132,16 +132,37 @@ def train_private_many(
     for group in sites.groups(rows, steps, recipe, private=True):
         parameters, taken = sites.parameters(len(group)), steps[group]
         optimizer = Steps(recipe, sites.start, parameters)
+        planned = _Plans.of([plans[site] for site in group], model.device)
         for number in range(int(taken.max())):
             now = group[taken > number]
             weights = [values[: len(now)] for values in parameters] if number else sites.start
             if number:
                 sites.check_weights(now, weights)
-            gradient = sites.noised([rows[site] for site in now], weights, secret,
-                                    [plans[site] for site in now])  # fmt: skip
+            own = [rows[site] for site in now]
+            gradient = sites.noised(own, weights, secret, planned.first(len(now)))
             optimizer.take(Dense(gradient), len(now))
         sites.finish(group, parameters)
     return ManyTrained(sites.updates, sites.diverged, None)
+
+
+class _Plans(NamedTuple):
+    """What the steps of several sites' plans need, float64 where the device has it, [sites]."""
+
+    deviations: torch.Tensor
+    clipping_norms: torch.Tensor
+    denominators: torch.Tensor
+    rates: torch.Tensor
+
+    @classmethod
+    def of(cls, plans: Sequence[PrivacyPlan], device: torch.device) -> "_Plans":
+        """Takes them from the plans."""
+        names = ("own_noise", "clipping_norm", "denominator", "sample_rate")
+        values = [[float(getattr(plan, name)) for plan in plans] for name in names]
+        return cls(*torch.tensor(values, dtype=precision_on(device), device=device))
+
+    def first(self, sites: int) -> "_Plans":
+        """Returns those of the first so many sites."""
+        return _Plans(*(values[:sites] for values in self))
 
 
 class _Sites:
@@ -200,32 +221,25 @@ class _Sites:
         rows: Sequence[Rows],
         weights: Sequence[torch.Tensor],
         secret: SecretRandom,
-        plans: Sequence[PrivacyPlan],
+        plans: _Plans,
     ) -> list[torch.Tensor]:
         """Returns each site's noised sum of clipped gradients over its plan's denominator."""
-        device, exact = self._model.device, precision_on(self._model.device)
-
-        def of_plans(name: str) -> torch.Tensor:
-            values = [getattr(plan, name) for plan in plans]
-            return torch.tensor(values, dtype=exact, device=device)
-
-        deviations = of_plans("own_noise")
+        device, dtype, count = self._model.device, self._model.dtype, len(rows)
         # Sums are in units of the noise, which then needs no pass of its own.
+        noise = torch.from_numpy(secret.gaussian(count * sum(self._sizes))).to(device, dtype)
+        parts = torch.split(noise, [count * size for size in self._sizes])
         totals = [
-            torch.from_numpy(secret.gaussian(len(plans) * size, 1.0))
-            .view(len(plans), *piece.shape)
-            .to(device)
-            for piece, size in zip(self.start, self._sizes, strict=True)
+            part.view(count, *piece.shape) for part, piece in zip(parts, self.start, strict=True)
         ]
-        step = sampled(rows, np.array([plan.sample_rate for plan in plans]), secret)
+        step = sampled(rows, plans.rates.cpu().numpy(), secret)
         if step.rows.size:
-            norms = of_plans("clipping_norm")
-            self.stacked.add_clipped(totals, weights, self.batch(step), norms, 1.0 / deviations)
-        scales = deviations / of_plans("denominator")
-        return [
-            total.mul_(scales.view(-1, *[1] * (total.dim() - 1))).to(self._model.dtype)
-            for total in totals
-        ]
+            self.stacked.add_clipped(
+                totals, weights, self.batch(step), plans.clipping_norms, 1.0 / plans.deviations
+            )
+        scales = (plans.deviations / plans.denominators).to(dtype)
+        for total in totals:
+            total.mul_(scales.view(-1, *[1] * (total.dim() - 1)))
+        return totals
 
     def check_weights(self, sites: Rows, weights: Sequence[torch.Tensor]) -> None:
         """Notes where `private.check_weights` would refuse to go on."""

@@ -127,21 +127,22 @@ class Chain(Stacked):
     ) -> None:
         """Adds clipped sums; see `Stacked`."""
         _, products = self._products(parameters, batch, None)
-        exact, shape = clipping_norms.dtype, batch.labels.shape
-        squared = torch.zeros(shape, dtype=exact, device=batch.labels.device)
-        pairs = [(one, one.signal.to(exact), one.inputs.to(exact)) for one in products]
-        for product, signal, inputs in pairs:
+        squared = torch.zeros_like(batch.labels, dtype=clipping_norms.dtype)
+        for product in products:
             # The norm of an outer product is the product of the norms (Goodfellow 2015).
-            lengths = torch.linalg.vector_norm(inputs, dim=2).square_()
+            lengths = torch.linalg.vector_norm(product.inputs, dim=2).to(squared.dtype).square_()
             lengths += float(product.bias is not None)
-            squared += lengths.mul_(torch.linalg.vector_norm(signal, dim=2).square_())
+            signals = torch.linalg.vector_norm(product.signal, dim=2).to(squared.dtype)
+            squared += lengths.mul_(signals.square_())
         factors, unusable = factors_of(squared, clipping_norms, scales, batch.counted)
-        for product, signal, inputs in pairs:
+        factors = factors.to(batch.features.dtype).unsqueeze(2)
+        for product in products:
+            signal, inputs = product.signal, product.inputs
             if unusable is not None:
                 # Zero times a value that is not finite would reach the other records.
                 signal = signal.masked_fill(unusable, 0.0)
                 inputs = inputs.masked_fill(unusable, 0.0)
-            signal = signal * factors.unsqueeze(2)
+            signal = signal * factors
             totals[product.weight].baddbmm_(signal.mT, inputs)
             if product.bias is not None:
                 totals[product.bias].add_(signal.sum(1))

@@ -68,11 +68,11 @@ class Stacked(ABC):
     ) -> None:
         """Adds each site's sum of its records' gradients, each scaled to at most a norm.
 
-        A record whose gradient is not finite adds zero. Norms, factors and sums are float64 where
-        the device has it.
+        A record whose gradient is not finite adds zero. Its squared norm and its factor are float64
+        where the device has it.
 
         Args:
-            totals: float64, shape [sites, *shape] each.
+            totals: as the weights, shape [sites, *shape] each.
             parameters: the weights.
             batch: the records.
             clipping_norms: float64, shape [sites].
@@ -143,11 +143,11 @@ class AnyLayers(Stacked):
             ).sum(0)
             counted = None if batch.counted is None else batch.counted[:, piece]
             factors, unusable = factors_of(squared, clipping_norms, scales, counted)
+            factors = factors.to(features.dtype).unsqueeze(1)
             for total, part in zip(totals, flat, strict=True):
-                exact = part.to(factors.dtype)
                 if unusable is not None:
-                    exact = exact.masked_fill(unusable, 0.0)
-                total += torch.bmm(factors.unsqueeze(1), exact).view_as(total)
+                    part = part.masked_fill(unusable, 0.0)
+                total += torch.bmm(factors, part).view_as(total)
 
     def _apart(self, parameters: Sequence[torch.Tensor]) -> bool:
         return parameters[0].dim() > next(self._module.parameters()).dim()

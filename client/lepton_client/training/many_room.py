@@ -155,17 +155,17 @@ class Room(NamedTuple):
     @classmethod
     def of(cls, model: ResidentModel, recipe: Recipe, data: Records, *, private: bool) -> "Room":
         """Works out what a model takes under a recipe."""
-        number, exact = model.dtype.itemsize, torch.float64.itemsize
+        number = model.dtype.itemsize
         # Weights, what the optimiser remembers, and the change.
         copies = 2 + (3 if recipe.optimizer == "adam" else 1)
-        if not is_chain(model.module, data.features.shape[1:]):
+        if private or not is_chain(model.module, data.features.shape[1:]):
             copies += 1  # a gradient that is written out
         inputs = int(data.features[:1].numel())
         outputs = _work(model, data).outputs if len(data) else 0
         return cls(
-            model.layout.size * (copies * number + (3 * exact if private else 0)),
-            # Inputs also in float64, and of outputs the gradients too.
-            inputs * (number + (exact if private else 0)) + 3 * number * outputs,
+            model.layout.size * copies * number,
+            # Of outputs the gradients too.
+            (inputs + 3 * outputs) * number,
             0 if private else np.dtype(np.int64).itemsize,
             float("inf") if private else recipe.batch_size,
         )

@@ -57,7 +57,7 @@ def _noise_times(factor):
     honest = SecretRandom.gaussian
 
     def gaussian(self, count, standard_deviation):
-        return factor * honest(self, count, standard_deviation)
+        return factor * standard_deviation * honest(self, count)
 
     return _noise(gaussian)
 
@@ -93,8 +93,7 @@ def _cut_tails():
     honest = SecretRandom.gaussian
 
     def gaussian(self, count, standard_deviation):
-        drawn = honest(self, count, standard_deviation)
-        return np.clip(drawn, -3.2 * standard_deviation, 3.2 * standard_deviation)
+        return standard_deviation * np.clip(honest(self, count), -3.2, 3.2)
 
     return _noise(gaussian)
 
@@ -105,7 +104,7 @@ def _reused():
 
     def gaussian(self, count, standard_deviation):
         if not hasattr(self, "kept"):
-            self.kept = honest(self, count, standard_deviation)
+            self.kept = standard_deviation * honest(self, count)
         return self.kept.copy()
 
     return _noise(gaussian)

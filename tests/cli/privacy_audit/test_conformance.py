@@ -92,7 +92,7 @@ def test_the_same_noise_in_every_step_fails(make_plan, monkeypatch):
 
 def test_integer_noise_of_a_coarser_law_fails(make_plan, monkeypatch):
     def rounded(random, variance, count):
-        return np.rint(random.gaussian(count, variance**0.5)).astype(np.int64)
+        return np.rint(variance**0.5 * random.gaussian(count)).astype(np.int64)
 
     monkeypatch.setattr("lepton_cli.privacy_audit.randomness.skellam", rounded)
     failed = _failed(audit_randomness(make_plan()))

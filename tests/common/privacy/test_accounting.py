@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lepton_common.errors import PlanError
+from lepton_common.privacy import accounting
 from lepton_common.privacy.accounting import GaussianEvent, calibrate, epsilon
 
 with warnings.catch_warnings():
@@ -225,3 +226,21 @@ def test_an_event_is_logged_as_plain_values():
         "noise_multiplier": 2.0,
         "steps": 3,
     }
+
+
+def test_a_looser_bound_stands_where_it_is_enough_and_nowhere_else(monkeypatch):
+    looked = []
+    honest = accounting._loss_epsilon
+    monkeypatch.setattr(
+        accounting, "_loss_epsilon", lambda *given: looked.append(given) or honest(*given)
+    )
+    event = (GaussianEvent(0.013, 1.0, 1000),)
+    tight = epsilon(event, _DELTA)
+    assert len(looked) == 1
+    loose = epsilon(event, _DELTA, enough=100.0)
+    assert len(looked) == 1
+    assert tight < loose == epsilon(event, _DELTA, enough=loose)
+    # Between the two bounds, and below both, the tight one is asked.
+    for most in ((tight + loose) / 2, tight / 2):
+        assert epsilon(event, _DELTA, enough=most) == tight
+    assert len(looked) == 3

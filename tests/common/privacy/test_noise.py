@@ -20,10 +20,10 @@ def source():
     return SecretRandom()
 
 
-@pytest.mark.parametrize("deviation", [1.0, 0.01, 250.0])
-def test_gaussian_draws_have_the_right_mean_and_deviation(source, deviation):
-    draws = source.gaussian(_MANY, deviation) / deviation
-    assert draws.dtype == np.float64
+def test_gaussian_draws_have_the_right_mean_and_deviation(source):
+    draws = source.gaussian(_MANY)
+    assert draws.dtype == np.float32
+    draws = draws.astype(float)
     assert abs(draws.mean()) < 5 / np.sqrt(_MANY)
     # Under N(0, 1) the sum of squares is chi-square with _MANY degrees of freedom.
     low, high = stats.chi2.interval(1 - _LUCK, _MANY)
@@ -31,17 +31,17 @@ def test_gaussian_draws_have_the_right_mean_and_deviation(source, deviation):
 
 
 def test_gaussian_draws_follow_the_normal_law(source):
-    draws = source.gaussian(_MANY, 2.0)
-    assert stats.kstest(draws, stats.norm(scale=2.0).cdf).pvalue > _LUCK
+    draws = source.gaussian(_MANY).astype(float)
+    assert stats.kstest(draws, stats.norm.cdf).pvalue > _LUCK
     edges = stats.norm.ppf(np.linspace(0, 1, 101))
-    counts, _ = np.histogram(draws / 2.0, edges)
+    counts, _ = np.histogram(draws, edges)
     assert stats.chisquare(counts).pvalue > _LUCK
     assert abs(stats.skew(draws)) < 5 * np.sqrt(6 / _MANY)
     assert abs(stats.kurtosis(draws)) < 5 * np.sqrt(24 / _MANY)
 
 
 def test_the_two_halves_of_box_and_muller_are_unrelated(source):
-    draws = source.gaussian(_MANY, 1.0)
+    draws = source.gaussian(_MANY).astype(float)
     first, second = np.split(draws, 2)
     bound = 5 / np.sqrt(len(first))
     assert abs(np.corrcoef(first, second)[0, 1]) < bound
@@ -51,16 +51,24 @@ def test_the_two_halves_of_box_and_muller_are_unrelated(source):
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 2 * (1 << 16) - 1, 2 * (1 << 16) + 3])
 def test_any_number_of_draws_can_be_had(source, count):
-    draws = source.gaussian(count, 1.0)
+    draws = source.gaussian(count)
     assert draws.shape == (count,)
     assert np.isfinite(draws).all()
-    assert len(np.unique(draws)) == count
+    assert len(np.unique(draws)) > 0.95 * count - 1  # of float32 some are alike
     assert source.uniform(count).shape == (count,)
     assert source.words(count).shape == (count,)
 
 
-def test_a_deviation_of_zero_gives_zeros(source):
-    assert not source.gaussian(5, 0.0).any()
+@pytest.mark.parametrize("radius", [0, 1, 1000, 1 << 39, (1 << 40) - 2, (1 << 40) - 1])
+@pytest.mark.parametrize("angle", [0, 1, 1 << 20, 1 << 22, 1 << 23, (1 << 24) - 1])
+def test_float32_draws_are_those_of_box_and_muller(radius, angle):
+    drawn = Told([(radius << 24) + angle]).gaussian(2)
+    length = (-2 * log((mpf(radius) + 0.5) / 2**40)) ** 0.5
+    turned = 2 * pi * angle / 2**24
+    # The longest are 7.55; next to 1, a float32 has no room for what is left of a radius.
+    assert drawn == pytest.approx(
+        [float(length * cos(turned)), float(length * sin(turned))], rel=1e-6, abs=3e-6
+    ) or (length < 1e-3 and np.abs(drawn).max() < 1e-3)
 
 
 @pytest.mark.parametrize("draw", ["gaussian", "add_gaussian", "uniform", "poisson_sample"])
@@ -73,7 +81,7 @@ def test_no_seed_reaches_the_noise(draw):
             return source.uniform(64)
         if draw == "add_gaussian":
             return source.add_gaussian(np.zeros(64), 0.5)
-        return getattr(source, draw)(64 if draw == "gaussian" else 4096, 0.5)
+        return source.gaussian(64) if draw == "gaussian" else source.poisson_sample(4096, 0.5)
 
     assert not np.array_equal(seeded(), seeded())
 
@@ -81,13 +89,13 @@ def test_no_seed_reaches_the_noise(draw):
 def test_drawing_does_not_move_the_public_generators(source):
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
-    source.gaussian(100, 1.0)
+    source.gaussian(100)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_two_sources_are_unrelated_and_one_does_not_repeat_itself(source):
-    first, later = source.gaussian(_MANY, 1.0), source.gaussian(_MANY, 1.0)
-    other = SecretRandom().gaussian(_MANY, 1.0)
+    first, later = source.gaussian(_MANY), source.gaussian(_MANY)
+    other = SecretRandom().gaussian(_MANY)
     bound = 5 / np.sqrt(_MANY)
     assert abs(np.corrcoef(first, other)[0, 1]) < bound
     assert abs(np.corrcoef(first, later)[0, 1]) < bound
@@ -117,9 +125,9 @@ def test_uniform_stays_inside_even_for_the_outermost_words(source, word):
     draws = Fixed().uniform(2)
     assert 0.0 < draws[0] < 1.0
     assert draws[0] * 2.0**53 % 2 == 1
-    gaussian = Fixed().gaussian(2, 1.0)
+    gaussian = Fixed().gaussian(2)
     assert np.isfinite(gaussian).all()
-    assert np.abs(gaussian).max() < 8.6
+    assert np.abs(gaussian).max() < 7.6
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 0.5, 0.99])
@@ -186,7 +194,7 @@ def test_draws_are_as_near_to_the_exact_ones_as_is_counted_on(monkeypatch):
     monkeypatch.setattr(mp, "dps", 60)
     words = np.random.default_rng(0).integers(0, 1 << 64, 1000, np.uint64)
     words[:4] = 1 << 44, (1 << 64) - (1 << 44) - 1, 1 << 46, (1 << 64) - (1 << 46)  # of radii
-    drawn = Told(words).gaussian(1000, 1.0)
+    drawn = noise._box_muller(words, 1.0)
     for place in (mpf(0), mpf(1)):
         exact = np.array([pair(of, place) for of in words.reshape(2, -1).T]).T
         assert np.abs(exact.flatten() - drawn).max() < noise._ERROR / 8
@@ -233,10 +241,8 @@ def test_a_value_that_no_clipped_sum_has_is_refused(source, value):
 
 @pytest.mark.parametrize("deviation", [1e-170, 1e170])
 def test_the_smallest_and_the_largest_noise_is_noise(source, deviation):
-    for draws in (
-        source.gaussian(20_000, deviation), source.add_gaussian(np.zeros(20_000), deviation)
-    ):  # fmt: skip
-        assert stats.kstest(draws / deviation, "norm").pvalue > _LUCK
+    draws = source.add_gaussian(np.zeros(20_000), deviation)
+    assert stats.kstest(draws / deviation, "norm").pvalue > _LUCK
 
 
 def test_float64_and_interval_arithmetic_decide_alike(monkeypatch):
