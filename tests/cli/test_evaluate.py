@@ -13,11 +13,21 @@ from lepton_cli import baselines, report, simulation
 from lepton_cli.compose import compose_settings
 from lepton_cli.evaluation_run import evaluate, evaluation_settings
 from lepton_cli.fairness import fairness
+from lepton_cli.packs.make import make_coordinator_pack, make_site_pack
+from lepton_cli.packs.verify import verify_pack, verify_together
 from lepton_cli.run import Run, find_run
 from lepton_cli.simulated_sites import dataset_of, kept_for_evaluation, split
 from lepton_cli.simulation import create, start
 from lepton_client.hosted.host import Host
-from lepton_common.errors import Interrupted, RunNotFound, SettingsError, SitesRefused
+from lepton_common.audit import AuditLog
+from lepton_common.errors import (
+    EvidenceContradicts,
+    Interrupted,
+    RunNotFound,
+    SettingsError,
+    SitesRefused,
+)
+from lepton_common.identity.keys import SigningKey
 from lepton_server.run_folder import RunFolder
 
 HELD = ("task=breast_cancer", "sites=4", "rounds=2", "privacy=none", "data.held_back=0.4")
@@ -230,3 +240,26 @@ def test_a_crowd_is_judged_by_some_of_its_sites(copied, monkeypatch):
     monkeypatch.setattr("lepton_cli.fairness._MOST_SITES", 3)
     found = fairness(copied)
     assert (found.judged, found.sites) == (3, 4)
+
+
+def test_packs_of_an_evaluation_tell_which_model_the_sites_were_charged_for(copied, tmp_path):
+    asked = evaluate(copied, ["privacy.epsilon=8"])
+    key, root = SigningKey.load(asked.folder.server_key), asked.folder.roster_root.read_text()
+
+    def packed(name, pack):
+        (tmp_path / name).write_bytes(pack.data)
+        return verify_pack(tmp_path / name, root)
+
+    site = packed("site.zip", make_site_pack(copied.folder.site("site-1"), asked.name))
+    server = packed("server.zip", make_coordinator_pack(asked.folder, asked.settings, key))
+    assert verify_together([site, server]) == 2
+    assert server.facts["statistics"]["model_file"] == of_run(asked)["model_file"]
+    assert of_run(asked)["model_file"].encode() in server.pack.members["page.html"]
+    (row,) = server.facts["rounds"]
+    assert site.facts["models"] == {"1": [row["model_before"]]}
+    log = AuditLog(asked.folder.audit, key, "server")
+    (body,) = [record.body for record in log.records if record.kind == "collected"]
+    log.append("collected", body | {"model": "0" * 64})
+    other = packed("other.zip", make_coordinator_pack(asked.folder, asked.settings, key))
+    with pytest.raises(EvidenceContradicts, match="round 1 began from different models"):
+        verify_together([site, other])

@@ -144,14 +144,16 @@ def _left(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _run(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    model = facts["model"]
+    model, told = facts["model"], facts["statistics"] or {}
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(facts["metrics"].items()))
+    files = {"file": "statistics.json", "model_file": "Evaluated model"}
     return [
         ("Task and model", f"{facts['task']}, {facts['model_kind']}, {facts['strategy']}"),
         ("Rounds", f"{len(facts['rounds'])} of {facts['of_rounds']}"),
         ("Sites", ", ".join(facts["participants"]) or "none"),
         ("Model (SHA-256)", model["sha256"] if model else "none"),
         ("Figures", metrics or "none"),
+        *((f"{what} (SHA-256)", told[name]) for name, what in files.items() if name in told),
         ("Heads of site logs witnessed", str(facts["witnessed"])),
     ]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-from lepton_common.arrays import digest_of
+from lepton_common.arrays import Vector, digest_of, pack
 from lepton_common.asking import privacy_request, statistics_query
 from lepton_common.durable import write_atomic
 from lepton_common.errors import QuorumNotMet
@@ -25,7 +25,7 @@ from lepton_server.rounds.journal import SumJournal
 from lepton_server.rounds.known import KnownSites
 from lepton_server.rounds.loop import check_quorum, members_of, open_audit, proposal_of
 from lepton_server.rounds.plain_round import gather_plain
-from lepton_server.rounds.questions import Layouts, Question, question_of
+from lepton_server.rounds.questions import Layouts, question_of
 from lepton_server.rounds.request import train_request
 from lepton_server.rounds.room import check_room
 from lepton_server.run_folder import RunFolder
@@ -55,9 +55,10 @@ def run_statistics(grid: Grid, settings: Settings, folder: RunFolder) -> None:
         OBSERVER.get(Observer()).on_start(1, 1, present.count)
         drawn = present.cohort(1)
         plan = _plan(privacy, settings, drawn.sites, asked.cells)
-        gathered = _gather(grid, settings, folder, drawn.sites, privacy, asked, known)
+        sent = asked.sent(folder.path.name, private=privacy is not None)
+        gathered = _gather(grid, settings, folder, drawn.sites, privacy, asked.cells, sent, known)
         gathered.failed |= drawn.failed
-        audit.append("collected", {"round": 1, "model": asked.cells.digest,
+        audit.append("collected", {"round": 1, "model": digest_of(pack(sent).data),
                                    "secagg": gathered.specs, "heads": gathered.heads,
                                    "ledgers": gathered.ledgers,
                                    "failed": gathered.failed})  # fmt: skip
@@ -113,23 +114,21 @@ def _gather(
     folder: RunFolder,
     cohort: dict[int, SiteFacts],
     privacy: PrivacyRequest | None,
-    asked: Question,
+    cells: Layouts,
+    sent: Vector,
     known: KnownSites,
 ) -> Gathered:
     run = folder.path.name
     weights = {facts.name: 1 for facts in cohort.values()}  # people count alike, wherever they are
-    state = Checkpoint(round=0, model=asked.sent(run, private=privacy is not None))
-    ledgers = known.ledgers(weights)
+    state, ledgers = Checkpoint(round=0, model=sent), known.ledgers(weights)
     request = replace(
-        train_request(settings, run, asked.cells.digest, state, privacy, weights, ledgers),
-        statistics=statistics_query(settings, asked.cells.size),
+        train_request(settings, run, cells.digest, state, privacy, weights, ledgers),
+        statistics=statistics_query(settings, cells.size),
     )
     if settings.secure:
-        journal = SumJournal(folder.sums)
-        return gather_secure(grid, settings, cohort, request, state.model, journal)
-    mean = ExactMean(asked.cells.size, weights, keep_each=False)
-    timeout_s = settings.federation.round_timeout_s
-    return gather_plain(grid, cohort, request, state.model, mean, timeout_s)
+        return gather_secure(grid, settings, cohort, request, sent, SumJournal(folder.sums))
+    mean = ExactMean(cells.size, weights, keep_each=False)
+    return gather_plain(grid, cohort, request, sent, mean, settings.federation.round_timeout_s)
 
 
 def _cost(plan: PrivacyPlan | None, gathered: Gathered, settings: Settings) -> dict[str, Any]:
