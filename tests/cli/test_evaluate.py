@@ -257,9 +257,12 @@ def test_packs_of_an_evaluation_tell_which_model_the_sites_were_charged_for(copi
     assert of_run(asked)["model_file"].encode() in server.pack.members["page.html"]
     (row,) = server.facts["rounds"]
     assert site.facts["models"] == {"1": [row["model_before"]]}
+    assert "nothing was trained" in server.pack.members["model-card.md"].decode()
     log = AuditLog(asked.folder.audit, key, "server")
     (body,) = [record.body for record in log.records if record.kind == "collected"]
     log.append("collected", body | {"model": "0" * 64})
     other = packed("other.zip", make_coordinator_pack(asked.folder, asked.settings, key))
+    # What a second try has not told yet is not what the first one told.
+    assert other.facts["statistics"] == {}
     with pytest.raises(EvidenceContradicts, match="round 1 began from different models"):
         verify_together([site, other])

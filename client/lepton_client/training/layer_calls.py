@@ -84,8 +84,7 @@ class Call:
 
     def release(self) -> None:
         """Lets go of the graph, which holds this call by its hooks and would never be freed."""
-        self.edges, self.inputs = (), ()
-        del self.make
+        self.edges, self.inputs, self.make, self.forms = (), (), _nothing, []
         self._signals.clear()
 
     def _arrive(self, place: int, signal: torch.Tensor) -> None:
@@ -99,6 +98,10 @@ class Call:
         self.forms = self.make(tuple(signals))
         self._signals.clear()
         self.inputs = ()
+
+
+def _nothing(_: Signals) -> list[Form]:
+    return []
 
 
 Rule = Callable[[Any, str, torch.Tensor, torch.Tensor], Call]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lepton_client.training.layer_norms import square_sums
 from lepton_client.training.many_layers import AnyLayers, Batch, Stacked, factors_of
 from lepton_client.training.many_optimizers import Gradient
 from lepton_common.tasks.catalog import Task
@@ -130,10 +131,9 @@ class Chain(Stacked):
         squared = torch.zeros_like(batch.labels, dtype=clipping_norms.dtype)
         for product in products:
             # The norm of an outer product is the product of the norms (Goodfellow 2015).
-            lengths = torch.linalg.vector_norm(product.inputs, dim=2).to(squared.dtype).square_()
-            lengths += float(product.bias is not None)
-            signals = torch.linalg.vector_norm(product.signal, dim=2).to(squared.dtype)
-            squared += lengths.mul_(signals.square_())
+            lengths = square_sums(product.inputs.flatten(0, 1)).add_(product.bias is not None)
+            lengths *= square_sums(product.signal.flatten(0, 1))
+            squared += lengths.view_as(squared)
         factors, unusable = factors_of(squared, clipping_norms, scales, batch.counted)
         factors = factors.to(batch.features.dtype).unsqueeze(2)
         for product in products:

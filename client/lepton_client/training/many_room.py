@@ -158,8 +158,11 @@ class Room(NamedTuple):
         number = model.dtype.itemsize
         # Weights, what the optimiser remembers, and the change.
         copies = 2 + (3 if recipe.optimizer == "adam" else 1)
-        if private or not is_chain(model.module, data.features.shape[1:]):
+        chain = is_chain(model.module, data.features.shape[1:])
+        if private or not chain:
             copies += 1  # a gradient that is written out
+        if private and not chain:
+            copies += 2  # records' gradients, and their sum
         inputs = int(data.features[:1].numel())
         outputs = _work(model, data).outputs if len(data) else 0
         return cls(

@@ -68,11 +68,7 @@ def epsilon(
     """
     _check_delta(delta)
     # However the same steps were counted, they are composed once.
-    return _epsilon_of(tuple(merge(events)), delta, fine, enough)
-
-
-@lru_cache(maxsize=4096)
-def _epsilon_of(merged: tuple[Event, ...], delta: float, fine: bool, enough: float) -> float:
+    merged = tuple(merge(events))
     if not merged:
         return 0.0
     if any(isinstance(e, SampledGaussian) and e.noise_multiplier == 0 for e in merged):
@@ -80,11 +76,21 @@ def _epsilon_of(merged: tuple[Event, ...], delta: float, fine: bool, enough: flo
     only = merged[0]
     if len(merged) == 1 and isinstance(only, SampledGaussian) and only.sample_rate == 1.0:
         return _gaussian_epsilon(math.sqrt(only.steps) / only.noise_multiplier, delta)
+    loose = _loose(merged, delta, fine)
+    return loose if loose <= enough else _tight(merged, delta, fine)
+
+
+@lru_cache(maxsize=4096)
+def _loose(merged: tuple[Event, ...], delta: float, fine: bool) -> float:
+    most = max(_MOST_FINE if fine else _MOST_COARSE, _MOST_RENYI)
+    return _renyi_epsilon(rounded(list(merged), most), delta)
+
+
+@lru_cache(maxsize=4096)
+def _tight(merged: tuple[Event, ...], delta: float, fine: bool) -> float:
     most, grid = (_MOST_FINE, _FINE) if fine else (_MOST_COARSE, _COARSE)
     groups = rounded(list(merged), max(most, _MOST_RENYI))
-    found = [_renyi_epsilon(groups, delta)]
-    if found[0] <= enough:
-        return found[0]
+    found = [_loose(merged, delta, fine)]
     # Beyond epsilons that mean anything, distributions would only fill the memory.
     if 0.0 < found[0] < _MEANS_NOTHING and all(map(_has_loss, merged)):
         if len(groups) > most:  # which costs more than so coarse a grid does

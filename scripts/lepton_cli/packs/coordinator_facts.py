@@ -55,9 +55,11 @@ def coordinator_facts(records: list[ChainRecord], config: bytes) -> dict[str, An
     collected = {r.body["round"]: r.body for r in records if r.kind == "collected"}
     finished = {r.body["round"]: r.body for r in records if r.kind == "round"}
     last = finished[max(finished)] if finished else None
-    told = next((r.body for r in records if r.kind == "statistics"), None)
-    if told is not None:  # the one round of a query makes no model
+    told: dict[str, Any] = {}
+    if settings.statistics.asked:  # the one round of a query makes no model
         finished = {round_: {"metrics": {}, "model_file": None} for round_ in collected}
+        newest = [r for r in records if r.kind in ("collected", "statistics")][-1:]
+        told = {"statistics": next((r.body for r in newest if r.kind == "statistics"), {})}
     privacy = settings.privacy
     return {
         "times": [records[0].time, records[-1].time],
@@ -88,7 +90,7 @@ def coordinator_facts(records: list[ChainRecord], config: bytes) -> dict[str, An
         ],
         "model": None if last is None else {"round": last["round"], "sha256": last["model_file"]},
         "metrics": {} if last is None else last["metrics"],
-        "statistics": told,
+        **told,
         "witnessed": sum(len(r.body.get("heads", {})) for r in records),
     }
 

@@ -144,7 +144,7 @@ def _left(facts: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _run(facts: dict[str, Any]) -> list[tuple[str, str]]:
-    model, told = facts["model"], facts["statistics"] or {}
+    model, told = facts["model"], facts.get("statistics", {})
     metrics = ", ".join(f"{name} {value:.4f}" for name, value in sorted(facts["metrics"].items()))
     files = {"file": "statistics.json", "model_file": "Evaluated model"}
     return [

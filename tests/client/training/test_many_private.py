@@ -15,6 +15,8 @@ from lepton_client.training.many import train_private_many
 from lepton_client.training.many_chain import stacked
 from lepton_client.training.many_layers import Batch
 from lepton_client.training.private import train_private
+from lepton_client.training.resident import ResidentModel
+from lepton_common.arrays import Layout, read_parameters
 from lepton_common.datasets.records import Records
 from lepton_common.privacy.noise import SecretRandom
 
@@ -191,3 +193,28 @@ def test_a_private_site_that_moved_too_far_is_told():
     received[5] = np.nan
     trained = train_private_many(model, TASK, data, rows, received, RECIPE, [PLAN] * 2)
     assert trained.diverged.all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "classes", "value", "bias", "norm"),
+    [
+        (150_528, 3, 0.37, 0.0, 1.0),  # float32 would lose 1e-4 of a sum of equal squares
+        (64, 1000, 2.2e18, 26.1, 1e-3),  # signals whose squares float32 does not know
+        (64, 3, 1e25, 0.0, 1.0),  # records whose squares it does not
+    ],
+)
+def test_no_record_is_longer_than_the_clipping_norm(
+    monkeypatch, inputs, classes, value, bias, norm
+):
+    monkeypatch.setattr(many, "SecretRandom", Known)
+    module = torch.nn.Sequential(torch.nn.Linear(inputs, classes))
+    with torch.no_grad():
+        module[0].weight.zero_()
+        module[0].bias.fill_(-bias)[0] = bias
+    model = ResidentModel(module, Layout.of(module), torch.device("cpu"))
+    data = Records(torch.full((1, inputs), value), torch.zeros(1, dtype=torch.int64))
+    plan = replace(PLAN, sample_rate=1.0, clipping_norm=norm, denominator=1.0)
+    recipe, received = replace(RECIPE, learning_rate=1.0), read_parameters(module).numpy().copy()
+    trained = train_private_many(model, TASK, data, [np.arange(1)], received, recipe, [plan])
+    (update,) = trained.updates.astype(float)
+    assert np.linalg.norm(update) == pytest.approx(norm, rel=1e-5)
