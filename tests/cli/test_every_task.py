@@ -75,7 +75,7 @@ REAL_ROUNDS = {
     "mnist": 1, "fashion_mnist": 1, "cifar10_subset": 2, "pneumoniamnist": 5, "omniglot": 3,
     "heart_disease": 10, "tcga_brca": 5, "tcga_brca_hazard": 10, "adult": 3, "german_credit": 20,
     "credit_default": 6, "exchange_rate": 10, "ai4i": 8, "wine_quality": 8, "cmapss": 15,
-    "machine_anomaly": 6, "uci_har": 6, "sms_spam": 3,
+    "machine_anomaly": 6, "uci_har": 6, "sms_spam": 3, "shakespeare": 1,
 }  # fmt: skip
 
 
