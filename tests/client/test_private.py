@@ -271,12 +271,12 @@ def test_the_noise_in_an_update_has_the_plans_standard_deviation(shared):
     noise = np.concatenate(
         [
             train_private(toy_model(), TASK, synthetic(), VECTOR, RECIPE, plan, ENGINE) - quiet
-            for _ in range(10)
+            for _ in range(23)
         ]
     )
     expected = RECIPE.learning_rate * 5.0 * plan.clipping_norm / plan.denominator
     assert abs(noise.std() / expected - 1) < 0.05
-    assert abs(noise.mean()) < 6 * expected / len(noise) ** 0.5
+    assert abs(noise.mean()) < 6 * expected / len(noise) ** 0.5  # as much as four were of ten
 
 
 def test_exactly_the_charged_number_of_steps_is_taken(monkeypatch):

@@ -1,6 +1,5 @@
 """What a server may ask of a site for its trees, what it costs, with which noise it leaves."""
 
-import math
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -167,25 +166,31 @@ def _many_cells(site, records):
 
 
 def test_each_cell_leaves_with_the_noise_that_is_charged(make_site, pairs):
-    site = make_site()
-    asked, vector, exact = _many_cells(site, pairs["train"])
-    plan = consent.check(asked, site.file)
-    update = site.trainer.train_privately(asked, vector, plan).astype(float)
-    noise = update - exact(plan)
-    assert len(noise) == 2 * 8 * 4 * 128
-    promised = 4.0 * OWN.clipping_norm
-    assert noise.std() == pytest.approx(promised, rel=6 / math.sqrt(2 * len(noise)))
-    assert stats.kstest(noise / promised, "norm").pvalue > 1e-9
+    def left(name):
+        site = make_site(name=name)
+        asked, vector, exact = _many_cells(site, pairs["train"])
+        plan = consent.check(asked, site.file)
+        return site.trainer.train_privately(asked, vector, plan).astype(float) - exact(plan)
+
+    # Of so many draws 0.02 are six standard errors.
+    noise = np.concatenate([left(f"site-{number}") for number in range(6)])
+    assert len(noise) == 6 * 2 * 8 * 4 * 128
+    assert noise.std() == pytest.approx(4.0 * OWN.clipping_norm, rel=0.02)
+    assert stats.kstest(noise / (4.0 * OWN.clipping_norm), "norm").pvalue > 1e-6
 
 
 def test_each_cell_of_a_shared_sum_has_the_sites_share_of_noise(make_site, pairs):
-    site = make_site()
-    asked, vector, exact = _many_cells(site, pairs["train"])
-    plan = SHARED.plan("row", 16, SharedNoise(3, 3, 0, asked.answered(len(vector))))
-    noise = site.trainer.noised_sum(replace(asked, privacy=SHARED), vector, plan)
-    noise = noise - exact(plan) / plan.grid
-    assert noise.var() == pytest.approx(SHARE_VARIANCE, rel=6 * math.sqrt(2 / len(noise)))
-    assert stats.kstest(noise / SHARE_VARIANCE**0.5, "norm").pvalue > 1e-9
+    def left(name):
+        site = make_site(name=name)
+        asked, vector, exact = _many_cells(site, pairs["train"])
+        plan = SHARED.plan("row", 16, SharedNoise(3, 3, 0, asked.answered(len(vector))))
+        noisy = site.trainer.noised_sum(replace(asked, privacy=SHARED), vector, plan)
+        return noisy - exact(plan) / plan.grid
+
+    # Of so many draws 0.05 are six standard errors.
+    noise = np.concatenate([left(f"site-{number}") for number in range(4)])
+    assert noise.var() == pytest.approx(SHARE_VARIANCE, rel=0.05)
+    assert stats.kstest(noise / SHARE_VARIANCE**0.5, "norm").pvalue > 1e-6
 
 
 def test_no_histogram_of_a_site_leaves_under_secure_aggregation(make_site):

@@ -54,7 +54,7 @@ def test_any_number_of_draws_can_be_had(source, count):
     draws = source.gaussian(count)
     assert draws.shape == (count,)
     assert np.isfinite(draws).all()
-    assert len(np.unique(draws)) > 0.95 * count - 1  # of float32 some are alike
+    assert len(np.unique(draws)) >= 0.99 * count  # of many float32 some are alike
     assert source.uniform(count).shape == (count,)
     assert source.words(count).shape == (count,)
 
@@ -215,8 +215,10 @@ def test_what_is_released_is_on_a_grid_and_follows_the_law(source):
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 2 * (1 << 16) - 1, 2 * (1 << 16) + 3])
 def test_any_number_of_values_can_be_noised(source, count):
     values = np.arange(float(count)) * 1e6
-    noisy = source.add_gaussian(values, 1.0)
-    assert noisy.shape == (count,)
+    # One value in 2,500 is rounded to itself: a few values alone would tell nothing.
+    tries = range(max(1, 1000 // max(count, 1)))
+    noisy = np.stack([source.add_gaussian(values, 1.0) for _ in tries])
+    assert noisy.shape == (len(tries), count)
     assert (np.abs(noisy - values) < 9).all()
     assert (noisy != values).mean() > 0.99 if count else noisy.size == 0
 
